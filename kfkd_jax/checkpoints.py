@@ -1,0 +1,134 @@
+"""Checkpoints on disk; the only module that imports Orbax.
+
+Two kinds share one class: `history/` keeps parameters and batch statistics of
+every epoch, `resume/` the newest full states. Beside each tree lies a JSON item
+with the SHA-256 of every leaf: Orbax itself does not notice a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from kfkd_jax import parallel
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # a line a save otherwise
+
+
+class DamagedCheckpointError(ValueError):
+  """A checkpoint that is there but cannot be trusted; names its folder."""
+
+
+class Checkpoints:
+  """Numbered pytrees in one folder, saved in the background.
+
+  Args:
+    path: the folder.
+    keep: how many of the newest to keep; None keeps all.
+  """
+
+  def __init__(self, path: epath.Path, *, keep: int | None = None):
+    self.path = epath.Path(path)
+    self._manager = ocp.CheckpointManager(
+      self.path,
+      options=ocp.CheckpointManagerOptions(
+        create=True,
+        cleanup_tmp_directories=True,
+        save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),
+        preservation_policy=checkpoint_managers.LatestN(keep),
+      ),
+      item_names=("tree", "digests"),
+    )
+
+  def save(self, step: int, tree: Any) -> None:
+    """Starts saving global arrays `tree` as number `step`."""
+    arguments = ocp.args.Composite(
+      tree=ocp.args.PyTreeSave(tree),
+      digests=ocp.args.JsonSave(_digests(parallel.to_host(tree))),
+    )
+    if not self._manager.save(step, args=arguments, force=True):
+      raise RuntimeError(f"{self.path}: checkpoint {step} was not saved")
+
+  def steps(self) -> list[int]:
+    """Numbers of the checkpoints on disk, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def wait(self) -> None:
+    """Returns once everything is on disk."""
+    self._manager.wait_until_finished()
+
+  def delete_after(self, step: int) -> None:
+    """Removes every checkpoint numbered above `step`."""
+    self.wait()
+    for later in (s for s in self.steps() if s > step):
+      self._manager.delete(later)
+
+  def restore(self, step: int, template: Any) -> Any:
+    """Checkpoint `step` as NumPy arrays in the structure of `template`.
+
+    Raises:
+      DamagedCheckpointError: it cannot be read, does not fit the template, or
+        its bytes are not those that were saved.
+    """
+    try:
+      restored = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          tree=_restore_args(template), digests=ocp.args.JsonRestore()
+        ),
+      )
+    except Exception as error:
+      raise DamagedCheckpointError(
+        f"{self.path / str(step)} cannot be read: {_first_line(error)}"
+      ) from error
+    if _digests(restored["tree"]) != restored["digests"]:
+      raise DamagedCheckpointError(
+        f"{self.path / str(step)} is damaged: its checksums do not match"
+      )
+    return restored["tree"]
+
+  def restore_stacked(self, steps: Sequence[int], template: Any) -> Any:
+    """Checkpoints `steps` with a leading axis C, read into one allocation."""
+    stacked = jax.tree.map(
+      lambda x: np.empty((len(steps), *x.shape), x.dtype), template
+    )
+    for c, step in enumerate(steps):
+      tree = self.restore(step, template)
+      jax.tree.map(lambda into, x, c=c: into.__setitem__(c, x), stacked, tree)
+    return stacked
+
+  def close(self) -> None:
+    """Waits and releases the background threads."""
+    self._manager.close()
+
+
+def _restore_args(template: Any) -> ocp.args.PyTreeRestore:
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template
+  )
+  as_numpy = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
+  )
+  return ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy)
+
+
+def _digests(tree: Any) -> dict[str, str]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path): hashlib.sha256(
+      np.ascontiguousarray(leaf).tobytes()
+    ).hexdigest()
+    for path, leaf in leaves
+  }
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).split("\n")[0]

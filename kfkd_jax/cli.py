@@ -1,0 +1,197 @@
+"""The `kfkd` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+_STAGES = {
+  "run": "all stages below, each only if its inputs changed",
+  "train": "train the network and keep its whole history",
+  "diagnose": "measure what it forgot (also of --predictions=FILE.npz)",
+  "fuse": "choose weights over its checkpoints (also of --predictions)",
+  "distill": "teach one network what the fused checkpoints know",
+  "compare": "score every method on the test points",
+  "report": "write the report page",
+  "sweep": "the whole run for several seeds, and one table over them",
+  "bench": "measure speed and memory on this machine",
+}
+_DEFAULT_WORKDIR = "kfkd-workdir"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command line; returns the exit code: 0, or 2 for a user error."""
+  argv = sys.argv[1:] if argv is None else list(argv)
+  parser = _parser()
+  options, rest = parser.parse_known_args(argv)
+  try:
+    overrides = _overrides(rest)
+    return _dispatch(options, overrides)
+  except _user_errors() as error:
+    print(f"kfkd: {_one_line(error)}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+  stages = "\n".join(f"  {name:<10}{what}" for name, what in _STAGES.items())
+  parser = argparse.ArgumentParser(
+    prog="kfkd",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=(
+      "Train a classifier once, measure what it forgot on the way, fuse the\n"
+      "checkpoints that still remember, and distil the fusion into one network."
+    ),
+    epilog=(
+      f"stages:\n{stages}\n\n"
+      "examples:\n"
+      "  kfkd run\n"
+      "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
+      "  kfkd run --config=configs/cifar100.py:noise=asymmetric,rate=0.4\n"
+      "  kfkd fuse --predictions=probs.npz\n\n"
+      "Every key and its default: kfkd_jax/config.py"
+    ),
+  )
+  parser.add_argument(
+    "stage", choices=_STAGES, metavar="STAGE", help="what to do, see below"
+  )
+  parser.add_argument(
+    "--config",
+    metavar="FILE.py[:ARGS]",
+    help="a config file; without it, digits with 40 %% pair label noise",
+  )
+  parser.add_argument(
+    "--config.KEY",
+    dest="unused",
+    metavar="VALUE",
+    help="set one key, such as --config.train.epochs=30",
+  )
+  parser.add_argument(
+    "--workdir",
+    default=_DEFAULT_WORKDIR,
+    metavar="DIR",
+    help="where everything is kept (default: ./%(default)s)",
+  )
+  parser.add_argument(
+    "--predictions",
+    metavar="FILE.npz",
+    help="saved probabilities of your own: probs[C,N,K], labels[N] and "
+    "optionally epochs[C]; for diagnose and fuse",
+  )
+  parser.add_argument(
+    "--seeds",
+    type=int,
+    default=5,
+    metavar="S",
+    help="for sweep: how many seeds (default: %(default)s)",
+  )
+  return parser
+
+
+def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+  """The `--config.key=value` arguments, in order."""
+  from kfkd_jax.config import ConfigError
+
+  found = []
+  for argument in rest:
+    key, equals, value = argument.partition("=")
+    if not key.startswith("--config.") or not equals:
+      raise ConfigError(
+        f"argument {argument!r} is unknown; keys are set by "
+        "--config.key=value, and `kfkd --help` lists the rest"
+      )
+    found.append((key.removeprefix("--config."), value))
+  return found
+
+
+def _dispatch(options, overrides) -> int:
+  from etils import epath
+
+  from kfkd_jax import config as config_lib
+
+  config = config_lib.load_config(options.config)
+  for key, value in overrides:
+    config_lib.override(config, key, value)
+  config_lib.validate(config)
+  if options.predictions is not None:
+    return _foreign(options, config)
+  _set_up_jax(config)
+  from kfkd_jax import stages
+
+  workdir = epath.Path(options.workdir)
+  if options.stage == "bench":
+    from kfkd_jax.stages import bench
+
+    return bench.run(config, workdir)
+  if options.stage == "sweep":
+    from kfkd_jax.stages import sweep
+
+    print(sweep.run(config, workdir, range(options.seeds)))
+    return 0
+  if options.stage != "run":
+    stages.run_stage(config, workdir, options.stage)
+    return 0
+  ran = stages.run(config, workdir)
+  page = workdir / "report" / "index.html"
+  print(
+    f"The report is at {page}" if ran else f"Nothing to do; see {page}",
+  )
+  return 0
+
+
+def _foreign(options, config) -> int:
+  """`diagnose` and `fuse` on somebody's saved probabilities."""
+  from etils import epath
+
+  from kfkd_jax import files
+  from kfkd_jax.config import ConfigError
+  from kfkd_jax.predictions import read_foreign
+  from kfkd_jax.stages import diagnose, fuse
+
+  if options.stage not in ("diagnose", "fuse"):
+    raise ConfigError(
+      f"--predictions goes with diagnose and fuse, not with {options.stage!r}"
+    )
+  probs, labels, epochs = read_foreign(epath.Path(options.predictions))
+  workdir = epath.Path(options.workdir)
+  if options.stage == "diagnose":
+    split = diagnose.diagnose(probs, labels, probs.shape[2])
+    content = {"epochs": epochs, "splits": {"test": split}}
+    name, line = "diagnosis.json", diagnose.summary(split, epochs)
+  else:
+    methods = fuse.fuse(config, probs, labels)
+    fold = {
+      "selected_on": str(options.predictions),
+      "num_select": len(labels),
+      "methods": methods,
+    }
+    content = {"epochs": epochs, "folds": [fold]}
+    name, line = "fusion.json", fuse.summary(methods, epochs)
+  files.write_json(workdir / name, content)
+  print(f"{line}\nwritten to {workdir / name}")
+  return 0
+
+
+def _set_up_jax(config) -> None:
+  import jax
+
+  if config.runtime.compilation_cache:
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
+      os.path.expanduser("~"), ".cache", "kfkd_jax", "xla"
+    )
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+  """What a user can cause; anything else is ours and keeps its traceback."""
+  return (ValueError, OSError)
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,336 @@
+"""Prediction with the checkpoints of one training run, stacked leaf by leaf.
+
+`apply_fn(variables, inputs) -> logits[N, K]` is any pure function. Pass the
+same function object every time: what is compiled is kept per function. Letters:
+C checkpoints, N examples, K classes.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.typing import ArrayLike
+
+ApplyFn = Callable[[Any, Any], jax.Array]
+
+_IMPLS = ("auto", "vmap", "map", "loop")
+# Checkpoints per vmap off the CPU where the caller names no chunk.
+_DEFAULT_CHUNK = 4
+
+
+def stack_checkpoints(checkpoints: Sequence[chex.ArrayTree]) -> chex.ArrayTree:
+  """Stacks checkpoints of one structure along a new leading axis C.
+
+  Args:
+    checkpoints: C pytrees, in time order.
+
+  Returns:
+    The pytree with leaves [C, ...]; NumPy leaves stay on the host, in NumPy.
+
+  >>> stack_checkpoints([{"w": np.zeros(2)}, {"w": np.ones(2)}])["w"].tolist()
+  [[0.0, 0.0], [1.0, 1.0]]
+  """
+  if not checkpoints:
+    raise ValueError("checkpoints must hold at least one; got none.")
+  first = _shapes(checkpoints[0])
+  for index, checkpoint in enumerate(checkpoints):
+    _check_same_leaves(first, _shapes(checkpoint), index)
+
+  def stack(*leaves):
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    return np.stack(leaves) if on_host else jnp.stack(leaves)
+
+  return jax.tree.map(stack, *checkpoints)
+
+
+def take_checkpoints(
+  stacked: chex.ArrayTree, indices: int | Sequence[int] | np.ndarray
+) -> chex.ArrayTree:
+  """Returns some checkpoints of a stack, or one of them.
+
+  Args:
+    stacked: pytree with leaves [C, ...].
+    indices: int[M]; or one int for a pytree without the leading axis. Negative
+      ones count from the end.
+
+  Returns:
+    The pytree with leaves [M, ...], or [...] for one int.
+  """
+  size = num_checkpoints(stacked)
+  indices = np.asarray(indices, int)
+  if ((indices < -size) | (indices >= size)).any():
+    raise ValueError(
+      f"indices must lie in {-size}..{size - 1}; got {indices.tolist()}."
+    )
+  return jax.tree.map(lambda leaf: leaf[indices], stacked)
+
+
+def unstack_checkpoints(stacked: chex.ArrayTree) -> list[chex.ArrayTree]:
+  """Returns the C checkpoints of a stack as a list.
+
+  Args:
+    stacked: pytree with leaves [C, ...].
+  """
+  return [take_checkpoints(stacked, c) for c in range(num_checkpoints(stacked))]
+
+
+def num_checkpoints(stacked: chex.ArrayTree) -> int:
+  """Returns C, after checking that every leaf has it as its leading axis.
+
+  Args:
+    stacked: pytree with leaves [C, ...].
+  """
+  return _leading_size("stacked", stacked)
+
+
+def predict(
+  apply_fn: ApplyFn,
+  variables: chex.ArrayTree,
+  inputs: chex.ArrayTree,
+  *,
+  batch_size: int | None = None,
+) -> jax.Array | np.ndarray:
+  """Returns the class probabilities of one checkpoint, f32[N, K].
+
+  Args:
+    apply_fn: (variables, inputs) -> logits [N, K].
+    variables: the checkpoint.
+    inputs: array or pytree with leaves [N, ...].
+    batch_size: examples at a time, see `predict_checkpoints`.
+  """
+  return _in_batches(
+    lambda batch: _predict(apply_fn, variables, batch), inputs, batch_size
+  )
+
+
+def predict_checkpoints(
+  apply_fn: ApplyFn,
+  stacked: chex.ArrayTree,
+  inputs: chex.ArrayTree,
+  *,
+  batch_size: int | None = None,
+  chunk: int | None = None,
+  impl: str = "auto",
+) -> jax.Array | np.ndarray:
+  """Returns the class probabilities of every checkpoint, f32[C, N, K].
+
+  Args:
+    apply_fn: (variables, inputs) -> logits [N, K].
+    stacked: pytree with leaves [C, ...].
+    inputs: array or pytree with leaves [N, ...].
+    batch_size: examples at a time. The last batch is padded, so one shape is
+      compiled, and the result is a NumPy array, collected on the host as it
+      comes. None takes all at once, gives a JAX array and works inside `jit`.
+    chunk: checkpoints per vmap, where vmap is used.
+    impl: "map" runs one checkpoint after the other on the device, "vmap" all of
+      them (or `chunk`) together, "loop" one by one from the host, which needs
+      room for one only if `stacked` is in NumPy. "auto" is map on CPU, where
+      vmapped convolutions are slow, and vmap in chunks elsewhere.
+  """
+  size = num_checkpoints(stacked)
+  chunk = _chunk_size(impl, chunk, size)
+
+  def predict_batch(batch):
+    if impl != "loop":
+      return _predict_stacked(apply_fn, stacked, batch, chunk)
+    members = (take_checkpoints(stacked, c) for c in range(size))
+    return jnp.stack([_predict(apply_fn, member, batch) for member in members])
+
+  return _in_batches(predict_batch, inputs, batch_size)
+
+
+def fused_predict(
+  apply_fn: ApplyFn,
+  stacked: chex.ArrayTree,
+  weights: ArrayLike,
+  inputs: chex.ArrayTree,
+  *,
+  batch_size: int | None = None,
+  chunk: int | None = None,
+  impl: str = "auto",
+) -> jax.Array | np.ndarray:
+  """Returns the weighted sum of the checkpoints' probabilities, f32[N, K].
+
+  The sum is a running one: [C, N, K] is never held. Checkpoints of weight 0
+  are not run, unless `weights` is traced.
+
+  Args:
+    apply_fn: (variables, inputs) -> logits [N, K].
+    stacked: pytree with leaves [C, ...].
+    weights: [C], usually convex.
+    inputs: array or pytree with leaves [N, ...].
+    batch_size: examples at a time, see `predict_checkpoints`.
+    chunk: checkpoints per vmap, where vmap is used.
+    impl: see `predict_checkpoints`.
+  """
+  stacked, weights = _members(stacked, weights)
+  chunk = _chunk_size(impl, chunk, len(weights))
+
+  def predict_batch(batch):
+    if impl != "loop":
+      return _fused_predict(apply_fn, stacked, weights, batch, chunk)
+    return sum(
+      weights[c] * _predict(apply_fn, take_checkpoints(stacked, c), batch)
+      for c in range(len(weights))
+    )
+
+  return _in_batches(predict_batch, inputs, batch_size)
+
+
+def _members(
+  stacked: chex.ArrayTree, weights: ArrayLike
+) -> tuple[chex.ArrayTree, jax.Array]:
+  """Returns the checkpoints to run and their weights f32[M]."""
+  size = num_checkpoints(stacked)
+  if np.shape(weights) != (size,):
+    raise ValueError(
+      f"weights must have shape ({size},), one for each stacked checkpoint; "
+      f"got {np.shape(weights)}."
+    )
+  if not isinstance(weights, jax.core.Tracer):
+    used = np.flatnonzero(np.asarray(weights))
+    if used.size == 0:
+      raise ValueError("weights are all 0.")
+    if used.size < size:
+      stacked = take_checkpoints(stacked, used)
+      weights = np.asarray(weights)[used]
+  return stacked, jnp.asarray(weights, jnp.float32)
+
+
+def _probs(apply_fn: ApplyFn, variables: Any, inputs: Any) -> jax.Array:
+  """Returns softmax(logits), f32[N, K]."""
+  logits = apply_fn(variables, inputs)
+  size = _leading_size("inputs", inputs)
+  if np.ndim(logits) != 2 or len(logits) != size:
+    found = jax.tree.map(np.shape, logits)
+    raise ValueError(
+      f"apply_fn must return logits of shape ({size}, K) for {size} inputs; "
+      f"got {found}."
+    )
+  return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+_predict = jax.jit(_probs, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _predict_stacked(
+  apply_fn: ApplyFn, stacked: Any, inputs: Any, chunk: int
+) -> jax.Array:
+  """Returns f32[C, N, K], `chunk` checkpoints at a time."""
+  size = num_checkpoints(stacked)
+  one = functools.partial(_probs, apply_fn, inputs=inputs)
+  if chunk == 1:
+    return jax.lax.map(one, stacked)
+  if chunk >= size:
+    return jax.vmap(one)(stacked)
+  return jax.lax.map(one, stacked, batch_size=chunk)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _fused_predict(
+  apply_fn: ApplyFn, stacked: Any, weights: jax.Array, inputs: Any, chunk: int
+) -> jax.Array:
+  """Returns f32[N, K], adding up `chunk` checkpoints at a time."""
+
+  def part(members, weights):
+    probs = _predict_stacked(apply_fn, members, inputs, len(weights))
+    return jnp.einsum(
+      "c,cnk->nk", weights, probs, precision=jax.lax.Precision.HIGHEST
+    )
+
+  def add(total, members_and_weights):
+    return total + part(*members_and_weights), None
+
+  full, rest = divmod(len(weights), chunk)
+  blocks = jax.tree.map(
+    lambda x: x[: full * chunk].reshape(full, chunk, *x.shape[1:]),
+    (stacked, weights),
+  )
+  start = jax.eval_shape(part, stacked, weights)
+  total, _ = jax.lax.scan(add, jnp.zeros(start.shape, start.dtype), blocks)
+  if rest:
+    total += part(*jax.tree.map(lambda x: x[-rest:], (stacked, weights)))
+  return total
+
+
+def _chunk_size(impl: str, chunk: int | None, size: int) -> int:
+  """Returns how many checkpoints run together."""
+  if impl not in _IMPLS:
+    raise ValueError(f"impl must be one of {_IMPLS}; got {impl!r}.")
+  if chunk is not None and chunk < 1:
+    raise ValueError(f"chunk must be at least 1; got {chunk}.")
+  if impl == "vmap":
+    return min(chunk or size, size)
+  if impl == "auto" and jax.default_backend() != "cpu":
+    return min(chunk or _DEFAULT_CHUNK, size)
+  return 1
+
+
+def _in_batches(
+  predict_batch: Callable[[Any], jax.Array],
+  inputs: Any,
+  batch_size: int | None,
+) -> jax.Array | np.ndarray:
+  """Predicts [..., N, K], batch by batch into host memory if asked to."""
+  size = _leading_size("inputs", inputs)
+  if batch_size is None:
+    return predict_batch(inputs)
+  if batch_size < 1 or size == 0:
+    raise ValueError(
+      f"batch_size and the number of inputs must be at least 1; got "
+      f"{batch_size} and {size}."
+    )
+  result = np.empty(0)
+  for start in range(0, size, batch_size):
+    # The last example fills the last batch up: every batch has one shape.
+    rows = np.minimum(np.arange(start, start + batch_size), size - 1)
+    batch = jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs)
+    probs = np.asarray(predict_batch(batch))
+    if start == 0:
+      result = np.empty((*probs.shape[:-2], size, probs.shape[-1]), probs.dtype)
+    kept = min(batch_size, size - start)
+    result[..., start : start + kept, :] = probs[..., :kept, :]
+  return result
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns {leaf path: shape}."""
+  leaves, _ = jax.tree.flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+    for path, leaf in leaves
+  }
+
+
+def _check_same_leaves(
+  first: dict[str, tuple[int, ...]],
+  other: dict[str, tuple[int, ...]],
+  index: int,
+) -> None:
+  for path in first.keys() | other.keys():
+    if first.get(path) != other.get(path):
+      raise ValueError(
+        f"checkpoints must agree in every leaf; {path!r} has shape "
+        f"{first.get(path, 'none (missing)')} in checkpoint 0 and "
+        f"{other.get(path, 'none (missing)')} in checkpoint {index}."
+      )
+
+
+def _leading_size(name: str, tree: Any) -> int:
+  """Returns the leading size that all leaves share."""
+  shapes = _shapes(tree)
+  if not shapes:
+    raise ValueError(f"{name} has no leaves.")
+  first_path, first = next(iter(shapes.items()))
+  for path, shape in shapes.items():
+    if not shape or shape[0] != first[0]:
+      raise ValueError(
+        f"{name} must have one leading size in all leaves; {first_path!r} has "
+        f"shape {first} and {path!r} has {shape}."
+      )
+  return first[0]

@@ -1,0 +1,124 @@
+"""Losses per example; the caller takes the mean. Always in float32.
+
+Letters: B batch, K classes.
+"""
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.typing import ArrayLike
+
+
+def cross_entropy(
+  logits: ArrayLike, labels: ArrayLike, *, label_smoothing: float = 0.0
+) -> jax.Array:
+  """Returns the cross entropy of softmax(logits) with each label.
+
+  Args:
+    logits: [B, K].
+    labels: int[B] classes, or [B, K] probabilities.
+    label_smoothing: share of each label that is spread over all K classes.
+
+  Returns:
+    f32[B].
+
+  >>> [round(float(x), 4) for x in cross_entropy([[0.0, 0.0]], [1])]
+  [0.6931]
+  """
+  log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)
+  labels = jnp.asarray(labels)
+  if labels.shape == log_probs.shape and labels.ndim == 2:
+    loss = -jnp.sum(labels.astype(jnp.float32) * log_probs, axis=-1)
+  elif labels.shape == log_probs.shape[:-1] and _is_integer(labels):
+    loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+  else:
+    raise ValueError(
+      f"labels must be int[B] or probabilities [B, K] where logits is [B, K]; "
+      f"got {labels.dtype}{list(labels.shape)} for {list(log_probs.shape)}."
+    )
+  return loss + label_smoothing * (-log_probs.mean(axis=-1) - loss)
+
+
+def distillation(
+  logits: ArrayLike,
+  teacher_probs: ArrayLike,
+  labels: ArrayLike | None = None,
+  *,
+  alpha: float | jax.Array = 1.0,
+  temperature: float | jax.Array = 1.0,
+) -> jax.Array:
+  """Returns (1 - alpha) CE(labels) + alpha T^2 KL(teacher_T || student_T).
+
+  The teacher is a constant: no gradient flows into it. An alpha above 1 turns
+  the label term negative on purpose (Das and Sanghavi 2023).
+
+  Args:
+    logits: [B, K] of the student.
+    teacher_probs: [B, K].
+    labels: int[B] or probabilities [B, K]; optional where alpha is 1. Without
+      labels a traced alpha scales the teacher's term alone.
+    alpha: weight of the teacher, a scalar or [B].
+    temperature: T > 0, softens teacher and student.
+
+  Returns:
+    f32[B].
+  """
+  logits = jnp.asarray(logits, jnp.float32)
+  if logits.ndim != 2 or np.shape(teacher_probs) != logits.shape:
+    raise ValueError(
+      f"logits and teacher_probs must be [B, K] both; got shapes "
+      f"{logits.shape} and {np.shape(teacher_probs)}."
+    )
+  teacher = jax.lax.stop_gradient(temper(teacher_probs, temperature))
+  log_student = jax.nn.log_softmax(logits / temperature, axis=-1)
+  positive = teacher > 0  # 0 log 0 = 0
+  log_teacher = jnp.log(jnp.where(positive, teacher, 1))
+  terms = jnp.where(positive, teacher * (log_teacher - log_student), 0)
+  soft_loss = jnp.square(temperature) * terms.sum(axis=-1)
+  if labels is not None:
+    return (1 - alpha) * cross_entropy(logits, labels) + alpha * soft_loss
+  if not isinstance(alpha, jax.core.Tracer) and np.any(np.asarray(alpha) != 1):
+    raise ValueError(f"labels are needed where alpha is not 1; got {alpha}.")
+  return alpha * soft_loss
+
+
+def temper(probs: ArrayLike, temperature: float | jax.Array) -> jax.Array:
+  """Returns p^(1/T), renormalised: softmax(logits / T) without the logits.
+
+  Zeros stay zero, with a gradient of 0; a row of zeros stays as it is.
+
+  Args:
+    probs: [..., K].
+    temperature: T > 0.
+
+  Returns:
+    f32[..., K].
+
+  >>> [round(float(p), 4) for p in temper([0.8, 0.2, 0.0], 2.0)]
+  [0.6667, 0.3333, 0.0]
+  """
+  if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
+    raise ValueError(f"temperature must be above 0; got {temperature}.")
+  probs = jnp.asarray(probs, jnp.float32)
+  positive = probs > 0
+  # The largest becomes 1, or low temperatures would underflow every class.
+  logs = jnp.log(jnp.where(positive, probs, 1))
+  peak = jnp.max(logs, axis=-1, keepdims=True, where=positive, initial=-jnp.inf)
+  peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0))
+  powers = jnp.where(positive, jnp.exp((logs - peak) / temperature), 0)
+  total = powers.sum(axis=-1, keepdims=True)
+  return powers / jnp.where(total > 0, total, 1)
+
+
+def hard_targets(probs: ArrayLike) -> jax.Array:
+  """Returns the most probable class as a one-hot row, f32[..., K].
+
+  Args:
+    probs: [..., K].
+  """
+  probs = jnp.asarray(probs)
+  return jax.nn.one_hot(jnp.argmax(probs, axis=-1), probs.shape[-1])
+
+
+def _is_integer(x: jax.Array) -> bool:
+  return jnp.issubdtype(x.dtype, jnp.integer)

@@ -1,0 +1,326 @@
+"""How good predicted probabilities are, with masks, means and intervals.
+
+Per-example scores come first (`hits`, `log_losses`, `brier_losses`); the
+metrics are their means. Everything is computed in float32. A mean over no
+examples is 0/0 = nan. Letters: N examples, K classes, M methods.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.typing import ArrayLike
+
+# Bootstrap draws held in memory at once.
+_CHUNK = 1 << 22
+
+
+class Mean(NamedTuple):
+  """A mean in two parts, so that unequal batches and devices add up.
+
+  Attributes:
+    total: f32[] sum of the values that count.
+    count: f32[] how many count (exact up to 2**24).
+
+  >>> mean = Mean.of([1.0, 2.0]).add(Mean.of([6.0, 99.0], [True, False]))
+  >>> float(mean.value)
+  3.0
+  """
+
+  total: ArrayLike
+  count: ArrayLike  # type: ignore[assignment]  # hides tuple.count
+
+  @classmethod
+  def zero(cls) -> "Mean":
+    """Returns the mean of nothing, to start a sum with."""
+    return cls(jnp.zeros(()), jnp.zeros(()))
+
+  @classmethod
+  def of(cls, values: ArrayLike, where: ArrayLike | None = None) -> "Mean":
+    """Returns the mean of `values`, those with `where` false left out.
+
+    Args:
+      values: [...] numbers; where masked they may be nan.
+      where: optional bool[...] of the same shape.
+    """
+    values = jnp.asarray(values, jnp.float32)
+    if where is None:
+      return cls(values.sum(), jnp.asarray(values.size, jnp.float32))
+    where = jnp.asarray(where, bool)
+    if where.shape != values.shape:
+      raise ValueError(
+        f"where must have the shape of the values, {values.shape}; "
+        f"got {where.shape}."
+      )
+    total = jnp.where(where, values, 0).sum()
+    return cls(total, where.sum(dtype=jnp.float32))
+
+  def add(self, other: "Mean") -> "Mean":
+    """Returns the mean over both sets of values."""
+    return Mean(
+      jnp.add(self.total, other.total), jnp.add(self.count, other.count)
+    )
+
+  @property
+  def value(self) -> jax.Array:
+    """The mean, f32[]; nan where nothing was counted."""
+    return jnp.asarray(self.total) / jnp.asarray(self.count)
+
+
+def hits(probs: ArrayLike, labels: ArrayLike, *, k: int = 1) -> jax.Array:
+  """Says whether each label is among the k most probable classes.
+
+  Among equal probabilities the lower class comes first, as in argmax. A row
+  with a nan is never a hit.
+
+  Args:
+    probs: [N, K].
+    labels: int[N].
+    k: number of classes that may contain the label.
+
+  Returns:
+    f32[N], 1 or 0.
+  """
+  probs, labels = _checked(probs, labels)
+  if not 1 <= k <= probs.shape[1]:
+    raise ValueError(f"k must lie in 1..{probs.shape[1]} (K); got {k}.")
+  own = jnp.take_along_axis(probs, labels[:, None], axis=1)
+  earlier = jnp.arange(probs.shape[1])[None] < labels[:, None]
+  # "not <=" instead of ">" counts every nan as ahead of the label.
+  ahead = ~(probs <= own) | ((probs == own) & earlier)
+  is_number = ~jnp.isnan(probs).any(axis=1)
+  return ((ahead.sum(axis=1) < k) & is_number).astype(jnp.float32)
+
+
+def log_losses(probs: ArrayLike, labels: ArrayLike) -> jax.Array:
+  """Returns -log p(label), f32[N].
+
+  A probability of 0 is read as the smallest one that the dtype of `probs` can
+  hold, so that one rounded-off prediction does not make the mean infinite.
+
+  Args:
+    probs: [N, K].
+    labels: int[N].
+  """
+  dtype = jnp.asarray(probs).dtype
+  probs, labels = _checked(probs, labels)
+  floor = float(jnp.finfo(jnp.float32).tiny)
+  if jnp.issubdtype(dtype, jnp.floating):
+    floor = max(floor, float(jnp.finfo(dtype).smallest_subnormal))
+  own = jnp.take_along_axis(probs, labels[:, None], axis=1)[:, 0]
+  return -jnp.log(jnp.maximum(own, floor))
+
+
+def brier_losses(probs: ArrayLike, labels: ArrayLike) -> jax.Array:
+  """Returns the squared distance to the one-hot label, f32[N], in [0, 2].
+
+  Args:
+    probs: [N, K].
+    labels: int[N].
+  """
+  probs, labels = _checked(probs, labels)
+  return jnp.sum((probs - jax.nn.one_hot(labels, probs.shape[1])) ** 2, axis=1)
+
+
+def accuracy(
+  probs: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+  """Returns the share of examples whose most probable class is right, f32[].
+
+  Args:
+    probs: [N, K].
+    labels: int[N].
+    where: optional bool[N], the examples that count.
+
+  >>> float(accuracy([[0.9, 0.1], [0.2, 0.8]], [0, 0]))
+  0.5
+  """
+  return Mean.of(hits(probs, labels), where).value
+
+
+def top_k_accuracy(
+  probs: ArrayLike,
+  labels: ArrayLike,
+  *,
+  k: int = 5,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Returns the share of labels among the k most probable classes, f32[].
+
+  Args:
+    probs: [N, K].
+    labels: int[N].
+    k: number of classes that may contain the label.
+    where: optional bool[N], the examples that count.
+  """
+  return Mean.of(hits(probs, labels, k=k), where).value
+
+
+def negative_log_likelihood(
+  probs: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+  """Returns the mean of -log p(label), f32[]; zeros as in `log_losses`.
+
+  Args:
+    probs: [N, K].
+    labels: int[N].
+    where: optional bool[N], the examples that count.
+  """
+  return Mean.of(log_losses(probs, labels), where).value
+
+
+def brier_score(
+  probs: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+  """Returns the mean squared distance to the one-hot label, f32[].
+
+  Args:
+    probs: [N, K].
+    labels: int[N].
+    where: optional bool[N], the examples that count.
+  """
+  return Mean.of(brier_losses(probs, labels), where).value
+
+
+def calibration_error(
+  probs: ArrayLike,
+  labels: ArrayLike,
+  *,
+  num_bins: int = 15,
+  where: ArrayLike | None = None,
+) -> jax.Array:
+  """Returns the expected calibration error of the top label, f32[].
+
+  The confidences are put in bins (b/num_bins, (b+1)/num_bins]; the result is
+  the mean over examples of their bin's |accuracy - mean confidence|.
+
+  Args:
+    probs: [N, K].
+    labels: int[N].
+    num_bins: number of bins of equal width.
+    where: optional bool[N], the examples that count.
+  """
+  if num_bins < 1:
+    raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
+  right = hits(probs, labels)
+  confidence = jnp.asarray(probs, jnp.float32).max(axis=1)
+  index = jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1
+  index = jnp.clip(index, 0, num_bins - 1)
+  count = Mean.of(right, where).count
+  gaps = right - confidence
+  if where is not None:
+    gaps = jnp.where(jnp.asarray(where, bool), gaps, 0)
+  bin_gaps = jnp.zeros(num_bins).at[index].add(gaps)
+  return jnp.abs(bin_gaps).sum() / count
+
+
+def disagreement(
+  probs_a: ArrayLike, probs_b: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+  """Returns the share of examples given different classes by two predictors.
+
+  Args:
+    probs_a: [N, K].
+    probs_b: [N, K].
+    where: optional bool[N], the examples that count.
+  """
+  if np.ndim(probs_a) != 2 or np.shape(probs_a) != np.shape(probs_b):
+    raise ValueError(
+      f"probs_a and probs_b must be [N, K] both; got shapes "
+      f"{np.shape(probs_a)} and {np.shape(probs_b)}."
+    )
+  classes_a = jnp.argmax(jnp.asarray(probs_a), axis=1)
+  classes_b = jnp.argmax(jnp.asarray(probs_b), axis=1)
+  return Mean.of(classes_a != classes_b, where).value
+
+
+class BootstrapIntervals(NamedTuple):
+  """Percentile intervals of mean scores and of their gains.
+
+  Attributes:
+    low: f64[M] lower end for each method's mean score.
+    high: f64[M] upper end.
+    gain_low: f64[M] lower end for mean score minus the reference's.
+    gain_high: f64[M] upper end.
+  """
+
+  low: np.ndarray
+  high: np.ndarray
+  gain_low: np.ndarray
+  gain_high: np.ndarray
+
+
+def paired_bootstrap(
+  seed: int,
+  scores: ArrayLike,
+  reference: ArrayLike,
+  *,
+  num_samples: int = 2000,
+  level: float = 0.95,
+) -> BootstrapIntervals:
+  """Bootstraps the examples, with the same resamples for every method.
+
+  Any score per example will do: whether it was right, its log loss, ... A gain
+  is a method's score minus the reference's, whichever sign is the better one.
+  Runs on the host, in NumPy.
+
+  Args:
+    seed: seed of the resamples.
+    scores: [M, N] score of each method on each example.
+    reference: [N] scores of the method compared with.
+    num_samples: number of resamples of the N examples.
+    level: probability mass inside an interval.
+
+  Returns:
+    BootstrapIntervals of arrays [M].
+  """
+  scores = np.asarray(scores, np.float64)
+  reference = np.asarray(reference, np.float64)
+  if scores.ndim != 2 or reference.shape != scores.shape[1:]:
+    raise ValueError(
+      f"scores must be [M, N] and reference [N]; got shapes {scores.shape} "
+      f"and {reference.shape}."
+    )
+  if not 0 < level < 1:
+    raise ValueError(f"level must lie between 0 and 1; got {level}.")
+  if num_samples < 1 or reference.size == 0:
+    raise ValueError(
+      f"num_samples and the number of examples must be at least 1; got "
+      f"{num_samples} and {reference.size}."
+    )
+  gains = scores - reference[None]
+  means = _resampled_means(seed, np.concatenate([scores, gains]), num_samples)
+  tails = [(1 - level) / 2, (1 + level) / 2]
+  low, high = np.quantile(means, tails, axis=0)
+  half = len(scores)
+  return BootstrapIntervals(low[:half], high[:half], low[half:], high[half:])
+
+
+def _resampled_means(
+  seed: int, values: np.ndarray, num_samples: int
+) -> np.ndarray:
+  """Returns the means of values[R, N] over resamples, [num_samples, R]."""
+  generator = np.random.default_rng(seed)
+  size = values.shape[1]
+  chunk = max(1, _CHUNK // size)
+  means = []
+  for start in range(0, num_samples, chunk):
+    rows = min(chunk, num_samples - start)
+    draws = generator.integers(size, size=(rows, size))
+    draws += size * np.arange(rows)[:, None]
+    counts = np.bincount(draws.ravel(), minlength=rows * size)
+    means.append(counts.reshape(rows, size) @ values.T / size)
+  return np.concatenate(means)
+
+
+def _checked(
+  probs: ArrayLike, labels: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+  probs, labels = jnp.asarray(probs, jnp.float32), jnp.asarray(labels)
+  if probs.ndim != 2 or labels.shape != probs.shape[:1]:
+    raise ValueError(
+      f"probs must be [N, K] and labels [N]; got shapes {probs.shape} and "
+      f"{labels.shape}."
+    )
+  return probs, labels

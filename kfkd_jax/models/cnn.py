@@ -1,0 +1,41 @@
+"""A small convolutional network, the default for the 8x8 digits."""
+
+from __future__ import annotations
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class CNN(nn.Module):
+  """Two stages of two 3x3 convolutions with BatchNorm, then global pooling.
+
+  `width` channels in the first stage, twice as many in the second, which runs
+  at half the resolution.
+  """
+
+  num_classes: int
+  width: int = 16
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+  norm_momentum: float = 0.9
+
+  @nn.compact
+  def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
+    conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+    norm = functools.partial(
+      nn.BatchNorm,
+      use_running_average=not train,
+      momentum=self.norm_momentum,
+      dtype=self.dtype,
+      axis_name=self.axis_name if train else None,
+    )
+    x = x.astype(self.dtype)
+    for stage, features in enumerate((self.width, 2 * self.width)):
+      for layer in range(2):
+        strides = (2, 2) if stage and not layer else (1, 1)
+        x = nn.relu(norm()(conv(features, (3, 3), strides)(x)))
+    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    return nn.Dense(self.num_classes, dtype=jnp.float32)(x)

@@ -1,0 +1,32 @@
+"""A multi-layer perceptron on flattened inputs."""
+
+from __future__ import annotations
+
+import chex
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class MLP(nn.Module):
+  """`depth` hidden layers of `width` units with BatchNorm, then the classes."""
+
+  num_classes: int
+  width: int = 256
+  depth: int = 2
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+  norm_momentum: float = 0.9
+
+  @nn.compact
+  def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
+    x = x.reshape(x.shape[0], -1).astype(self.dtype)
+    for _ in range(self.depth):
+      x = nn.Dense(self.width, dtype=self.dtype)(x)
+      x = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=self.norm_momentum,
+        dtype=self.dtype,
+        axis_name=self.axis_name if train else None,
+      )(x)
+      x = nn.relu(x)
+    return nn.Dense(self.num_classes, dtype=jnp.float32)(x)

@@ -1,0 +1,191 @@
+"""The prediction store: what every checkpoint said about every example.
+
+A folder with `examples.npz` (labels, ids) and one `<epoch>.npz` a checkpoint.
+A store looks like an array `[C, N, K]` that is read a checkpoint at a time,
+which is all that `forgetting` and `fusion` ask for, so histories larger than
+memory need nothing special. Files carry checksums, verified on read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from kfkd_jax import files
+
+
+class PredictionStore:
+  """Probabilities `[C, N, K]` on disk, in order of epochs.
+
+  Attributes:
+    labels: `[N]` the labels given for these examples.
+    ids: `[N]` positions of the examples in their data set's split.
+  """
+
+  def __init__(self, path: epath.Path):
+    """Opens an existing store; see `create`."""
+    self.path = epath.Path(path)
+    examples = files.read_npz(self.path / "examples.npz")
+    self.labels = examples["labels"]
+    self.ids = examples["ids"]
+    self._num_classes = int(examples["num_classes"])
+    self._dtype = np.dtype(str(examples["dtype"]))
+
+  @classmethod
+  def create(
+    cls,
+    path: epath.Path,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    *,
+    num_classes: int,
+    dtype: str = "float32",
+  ) -> PredictionStore:
+    """Makes an empty store, or opens one made for the same examples."""
+    path = epath.Path(path)
+    if not (path / "examples.npz").exists():
+      files.write_npz(
+        path / "examples.npz",
+        labels=np.asarray(labels, np.int32),
+        ids=np.asarray(ids, np.int64),
+        num_classes=np.int64(num_classes),
+        dtype=np.array(dtype),
+      )
+    store = cls(path)
+    if not np.array_equal(store.ids, ids):
+      raise ValueError(f"{path} was made for other examples; remove it")
+    return store
+
+  @property
+  def epochs(self) -> list[int]:
+    """Finished epochs of the stored checkpoints, ascending."""
+    stems = [p.stem for p in self.path.iterdir() if p.suffix == ".npz"]
+    return sorted(int(s) for s in stems if s.isdigit())
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    return len(self.epochs), len(self.labels), self._num_classes
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self._dtype
+
+  @property
+  def ndim(self) -> int:
+    return 3
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, c: int) -> np.ndarray:
+    """Probabilities `[N, K]` of checkpoint `c` (its place, not its epoch)."""
+    return self.read(self.epochs[c])
+
+  def read(self, epoch: int) -> np.ndarray:
+    """Probabilities `[N, K]` after `epoch` finished epochs."""
+    return files.read_npz(self._file(epoch))["probs"]
+
+  def write(self, epoch: int, probs: np.ndarray) -> None:
+    """Stores probabilities `[N, K]` after `epoch` finished epochs."""
+    expected = self.shape[1:]
+    if probs.shape != expected:
+      raise ValueError(
+        f"probs for {self.path} have shape {probs.shape}, not {expected}"
+      )
+    files.write_npz(self._file(epoch), probs=probs.astype(self._dtype))
+
+  def truncate(self, epoch: int) -> None:
+    """Forgets every checkpoint after `epoch`."""
+    for later in (e for e in self.epochs if e > epoch):
+      self._file(later).unlink()
+
+  def _file(self, epoch: int) -> epath.Path:
+    return self.path / f"{epoch:05d}.npz"
+
+
+class Subset:
+  """Some examples of a `[C, N, K]` stack, read a checkpoint at a time."""
+
+  def __init__(self, probs: PredictionStore, rows: Sequence[int]):
+    self._probs = probs
+    self._rows = np.asarray(rows)
+    num_checkpoints, _, num_classes = probs.shape
+    self.shape = (num_checkpoints, len(self._rows), num_classes)
+    self.dtype = probs.dtype
+    self.ndim = 3
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, c: int) -> np.ndarray:
+    return self._probs[c][self._rows]
+
+
+class Predictions(NamedTuple):
+  """Somebody's saved predictions.
+
+  Attributes:
+    probs: `[C, N, K]`.
+    labels: `[N]`.
+    epochs: `[C]` finished epochs, 1..C when the file does not say.
+  """
+
+  probs: np.ndarray
+  labels: np.ndarray
+  epochs: np.ndarray
+
+
+def read_foreign(path: epath.Path) -> Predictions:
+  """Reads and checks `probs[C,N,K]`, `labels[N]`, optional `epochs[C]`."""
+  arrays = files.read_npz(path)
+  for name in ("probs", "labels"):
+    if name not in arrays:
+      raise ValueError(
+        f"{path} has no array {name!r}, only {sorted(arrays)}; expected "
+        "probs[C,N,K], labels[N] and optionally epochs[C]"
+      )
+  probs, labels = arrays["probs"], arrays["labels"]
+  if probs.ndim != 3:
+    raise ValueError(
+      f"{path}: probs must be [checkpoints, examples, classes], got shape "
+      f"{probs.shape}"
+    )
+  if labels.shape != probs.shape[1:2]:
+    raise ValueError(
+      f"{path}: labels must be integers of shape {probs.shape[1:2]} to go "
+      f"with probs {probs.shape}, got shape {labels.shape}"
+    )
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f"{path}: labels must be integers, got {labels.dtype}")
+  if labels.min() < 0 or labels.max() >= probs.shape[2]:
+    raise ValueError(
+      f"{path}: labels must lie in 0..{probs.shape[2] - 1}, got "
+      f"{labels.min()}..{labels.max()}"
+    )
+  _check_probabilities(path, probs)
+  epochs = arrays.get("epochs", np.arange(1, len(probs) + 1))
+  if epochs.shape != probs.shape[:1] or np.any(np.diff(epochs) <= 0):
+    raise ValueError(
+      f"{path}: epochs must be {len(probs)} ascending numbers, got {epochs}"
+    )
+  return Predictions(probs, labels.astype(np.int32), epochs)
+
+
+def _check_probabilities(path: epath.Path, probs: np.ndarray) -> None:
+  if not np.issubdtype(probs.dtype, np.floating):
+    raise ValueError(f"{path}: probs must be floating, got {probs.dtype}")
+  tolerance = 2e-2 if probs.dtype.itemsize <= 2 else 1e-3
+  for c in range(len(probs)):
+    rows = probs[c].astype(np.float32)
+    if not np.isfinite(rows).all():
+      raise ValueError(f"{path}: probs[{c}] holds NaN or infinity")
+    sums = rows.sum(-1)
+    if rows.min() < 0 or np.abs(sums - 1).max() > tolerance:
+      raise ValueError(
+        f"{path}: rows of probs[{c}] must be non-negative and sum to 1, got "
+        f"a minimum of {rows.min():.3g} and sums {sums.min():.3g}.."
+        f"{sums.max():.3g}; are these logits? Pass their softmax"
+      )

@@ -1,0 +1,151 @@
+"""The pipeline: train, diagnose, fuse, distil, compare, report.
+
+A stage is `run(config, workdir) -> str`: it reads files, writes files and
+returns what to print. `manifest.json` notes for each what it was made from;
+a stage runs again only if that changed or its artefacts are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import ml_collections
+from etils import epath
+
+import kfkd_jax
+from kfkd_jax import config as config_lib
+from kfkd_jax import files
+from kfkd_jax.stages import (
+  compare,
+  diagnose,
+  distill,
+  fuse,
+  networks,
+  report,
+  train,
+)
+
+
+class Stage(NamedTuple):
+  """A step of the pipeline and what it depends on.
+
+  Attributes:
+    run: does the work.
+    keys: configuration that decides its outcome.
+    needs: stages whose artefacts it reads.
+    artefacts: what it leaves in the working directory.
+  """
+
+  run: Callable[[ml_collections.ConfigDict, epath.Path], str]
+  keys: tuple[str, ...]
+  needs: tuple[str, ...]
+  artefacts: tuple[str, ...]
+
+
+STAGES: dict[str, Stage] = {
+  "train": Stage(
+    train.run,
+    (*networks.TRAINING_KEYS,),
+    (),
+    ("noise.npz", "runs/teacher/finished.json"),
+  ),
+  "diagnose": Stage(diagnose.run, (), ("train",), ("diagnosis.json",)),
+  "fuse": Stage(
+    fuse.run,
+    ("fuse", "selection"),
+    ("train",),
+    ("fusion.json",),
+  ),
+  "distill": Stage(distill.run, ("distill",), ("train", "fuse"), ()),
+  "compare": Stage(
+    compare.run,
+    ("compare",),
+    ("train", "fuse", "distill"),
+    ("results.jsonl",),
+  ),
+  "report": Stage(
+    report.run,
+    ("report",),
+    ("train", "diagnose", "fuse", "distill", "compare"),
+    ("report/index.html",),
+  ),
+}
+
+
+class MissingStageError(ValueError):
+  """A stage was asked for whose predecessors have not run."""
+
+
+def inputs_of(
+  config: ml_collections.ConfigDict, name: str
+) -> dict[str, str]:
+  """Digests of all that decides a stage's outcome, by where it comes from."""
+  stage = STAGES[name]
+  return {
+    "version": kfkd_jax.__version__,
+    "config": files.digest(config_lib.subset(config, stage.keys)),
+    **{need: files.digest(inputs_of(config, need)) for need in stage.needs},
+  }
+
+
+def is_up_to_date(
+  config: ml_collections.ConfigDict, workdir: epath.Path, name: str
+) -> bool:
+  """Whether a stage finished from these inputs and its artefacts are there."""
+  note = _manifest(workdir).get(name)
+  if note is None or note["inputs"] != inputs_of(config, name):
+    return False
+  return all((workdir / a).exists() for a in STAGES[name].artefacts)
+
+
+def run_stage(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  name: str,
+  say: Callable[[str], None] = print,
+) -> bool:
+  """Runs one stage unless it is up to date; returns whether it ran."""
+  workdir = epath.Path(workdir)
+  if is_up_to_date(config, workdir, name):
+    say(f"{name}: up to date")
+    return False
+  for need in STAGES[name].needs:
+    if not is_up_to_date(config, workdir, need):
+      raise MissingStageError(
+        f"{name} needs {need}, which has not run with this configuration in "
+        f"{workdir}; run `kfkd {need}` first, or `kfkd run` for everything"
+      )
+  _note(workdir, name, None)
+  workdir.mkdir(parents=True, exist_ok=True)
+  files.write_text(workdir / "config.json", config_lib.to_json(config))
+  say(f"{name} ...")
+  result = STAGES[name].run(config, workdir)
+  _note(workdir, name, inputs_of(config, name))
+  say(f"{name}: {result}")
+  return True
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  say: Callable[[str], None] = print,
+) -> bool:
+  """Runs every stage that is not up to date; returns whether any ran."""
+  return any([run_stage(config, workdir, name, say) for name in STAGES])
+
+
+def _manifest(workdir: epath.Path) -> dict:
+  path = workdir / "manifest.json"
+  return files.read_json(path) if path.exists() else {}
+
+
+def _note(
+  workdir: epath.Path, name: str, inputs: dict[str, str] | None
+) -> None:
+  """Records that a stage finished from `inputs`, or that it is under way."""
+  manifest = _manifest(workdir)
+  manifest.pop(name, None)
+  if inputs is not None:
+    manifest[name] = {"inputs": inputs}
+  files.write_json(workdir / "manifest.json", manifest)

@@ -1,0 +1,280 @@
+"""What a config means: its data, its recipe, its networks.
+
+Shared by the stages. Everything here is a function of the config alone, so any
+stage can rebuild it and none has to trust another's memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from kfkd_jax import models, optim, parallel
+from kfkd_jax import config as config_lib
+from kfkd_jax import data as data_lib
+from kfkd_jax.data import augment, splits
+from kfkd_jax.training import loop
+from kfkd_jax.training.step import Views
+
+TEACHER = "teacher"
+
+
+class Fold(NamedTuple):
+  """Which stored predictions select and which test.
+
+  Attributes:
+    select_split: the store whose rows select.
+    select_rows: `[S]` rows of it.
+    test_rows: `[N]` rows of the `test` store, none of them selected on.
+  """
+
+  select_split: str
+  select_rows: np.ndarray
+  test_rows: np.ndarray
+
+
+class Task(NamedTuple):
+  """The data of an experiment, noise included.
+
+  Attributes:
+    name: of the data set.
+    class_names: K names.
+    images: `u8[N, H, W, Ch]` training images.
+    given: `i32[N]` their labels as the network sees them.
+    ledger: every noisy split's clean and given labels.
+    transition: `f32[K, K]` of the noise, None where it has no matrix.
+    splits: examples to predict by split name, with clean labels.
+    folds: who selects and who tests.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  images: np.ndarray
+  given: np.ndarray
+  ledger: splits.NoiseLedger
+  transition: np.ndarray | None
+  splits: dict[str, loop.Split]
+  folds: tuple[Fold, ...]
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+
+def seeds_for(config: ml_collections.ConfigDict, member: int = 0) -> loop.Seeds:
+  """Random streams of the network number `member`; 0 is the teacher.
+
+  Students share the teacher's streams; members of an ensemble differ in all.
+  """
+  streams = ("model", "order", "augment")
+  return loop.Seeds(*(stream(config, s, member) for s in streams))
+
+
+def stream(
+  config: ml_collections.ConfigDict, name: str, member: int = 0
+) -> int:
+  """A 32-bit seed for one purpose, independent of those for the others."""
+  names = tuple(config.seeds)
+  root = config.seed if config.seeds[name] is None else config.seeds[name]
+  sequence = np.random.SeedSequence((root, names.index(name), member))
+  return int(sequence.generate_state(1)[0])
+
+
+def load_task(config: ml_collections.ConfigDict) -> Task:
+  """Reads the data set, splits it and corrupts its labels as configured."""
+  keys = ("seed", "seeds", "data", "noise", "selection")
+  return _load_task(config_lib.to_json(_section(config, keys)))
+
+
+def _section(config, keys) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({k: config[k] for k in keys})
+
+
+@functools.lru_cache(maxsize=2)
+def _load_task(config_json: str) -> Task:
+  config = ml_collections.ConfigDict(json.loads(config_json))
+  dataset = data_lib.load(
+    config.data.name,
+    data_dir=config.data.dir,
+    label_field=config.noise.field,
+  )
+  parts = _parts(config, dataset)
+  ledger, transition = _corrupted(config, dataset, parts)
+  return Task(
+    name=config.data.name,
+    class_names=tuple(dataset.class_names),
+    images=parts["train"].images,
+    given=ledger.given[ledger.split == "train"],
+    ledger=ledger,
+    transition=transition,
+    splits={
+      name: loop.Split(part.images, part.labels, part.ids)
+      for name, part in parts.items()
+    },
+    folds=_folds(config, parts),
+  )
+
+
+def _parts(config, dataset) -> dict[str, Any]:
+  """The data set's examples by the part they play."""
+  from_train = config.selection.source == "train"
+  try:
+    train, select = splits.split_train(
+      dataset.train.labels,
+      dataset.train.ids,
+      num_select=config.selection.num if from_train else 0,
+      num_train=config.data.num_train,
+      seed=stream(config, "selection"),
+    )
+  except ValueError as error:
+    raise config_lib.ConfigError(
+      f"data.num_train={config.data.num_train} and selection.num="
+      f"{config.selection.num} do not fit {config.data.name}: {error}"
+    ) from error
+  parts = {"train": dataset.train.take(train), "test": dataset.test}
+  if from_train:
+    parts["select"] = dataset.train.take(select)
+  return parts
+
+
+def _corrupted(config, dataset, parts):
+  """Noise on every part that a label may be read from, as one ledger.
+
+  Test labels are corrupted only for the half of them that selects, where the
+  configuration asks for noisy selection; they are scored clean.
+  """
+  key = jax.random.key(stream(config, "noise"))
+  names = ["train", "select" if "select" in parts else "test"]
+  rows, transition = [], None
+  for number, name in enumerate(names):
+    part = parts[name]
+    given, transition = splits.apply_noise(
+      jax.random.fold_in(key, number),
+      part.images,
+      part.labels,
+      kind=config.noise.kind,
+      rate=config.noise.rate,
+      num_classes=len(dataset.class_names),
+      name=config.data.name,
+      field_labels=part.extra,
+    )
+    rows.append((part.ids, part.labels, given, np.full(len(given), name)))
+  columns = [np.concatenate(c) for c in zip(*rows, strict=True)]
+  return splits.NoiseLedger(*columns), transition
+
+
+def _folds(config, parts) -> tuple[Fold, ...]:
+  if "select" in parts:
+    select_rows = np.arange(len(parts["select"].labels))
+    return (Fold("select", select_rows, np.arange(len(parts["test"].labels))),)
+  test = parts["test"]
+  halves = [
+    splits.halve_test(test.labels, test.ids, fold=fold)
+    for fold in range(config.selection.halvings)
+  ]
+  return tuple(Fold("test", *half) for half in halves)
+
+
+def selection_labels(
+  config: ml_collections.ConfigDict, task: Task, fold: Fold
+) -> np.ndarray:
+  """`i32[S]` labels of the selecting points, clean or noisy as configured."""
+  ledger = task.ledger
+  noisy = config.selection.labels == "noisy"
+  labels = (ledger.given if noisy else ledger.clean)[
+    ledger.split == fold.select_split
+  ]
+  return labels[fold.select_rows]
+
+
+def selected_on(config: ml_collections.ConfigDict, fold: Fold) -> str:
+  """Says which points chose, for tables: `select (clean labels)`."""
+  half = " half" if fold.select_split == "test" else ""
+  return f"{fold.select_split}{half} ({config.selection.labels} labels)"
+
+
+def make_module(config: ml_collections.ConfigDict, task: Task) -> nn.Module:
+  """The configured network, ready for the sharded step."""
+  return models.create(
+    config.model.name,
+    task.num_classes,
+    width=config.model.width,
+    dtype=jnp.dtype(config.model.dtype),
+    axis_name=parallel.DATA_AXIS,
+  )
+
+
+def make_recipe(
+  config: ml_collections.ConfigDict,
+  task: Task,
+  *,
+  epochs: int | None = None,
+  keep_history: bool = False,
+) -> loop.Recipe:
+  """How the config trains a network on the task's data.
+
+  Args:
+    config: the configuration.
+    task: its data.
+    epochs: None for `train.epochs`.
+    keep_history: keep checkpoints as `history.every` says, not only the last.
+  """
+  epochs = config.train.epochs if epochs is None else epochs
+  steps = -(-len(task.given) // config.train.batch_size)
+  schedule = optim.make_schedule(
+    config.optim.schedule,
+    config.optim.learning_rate,
+    epochs * steps,
+    warmup_steps=config.optim.warmup_epochs * steps,
+    boundaries=tuple(config.optim.boundaries),
+    decay=config.optim.decay,
+  )
+  optimizer = optim.make_optimizer(
+    config.optim.name,
+    schedule,
+    momentum=config.optim.momentum,
+    nesterov=config.optim.nesterov,
+    weight_decay=config.optim.weight_decay,
+    clip_norm=config.optim.clip_norm,
+    decay_everything=config.optim.decay_everything,
+  )
+  return loop.Recipe(
+    module=make_module(config, task),
+    optimizer=optimizer,
+    views=make_views(config, task),
+    epochs=epochs,
+    batch_size=config.train.batch_size,
+    average_decay=config.train.average_decay,
+    history_every=config.history.every if keep_history else epochs,
+    resume_every=config.history.resume_every,
+    evaluation_batch=config.predictions.batch_size,
+    prediction_dtype=config.predictions.dtype,
+  )
+
+
+def make_views(config: ml_collections.ConfigDict, task: Task) -> Views:
+  """Normalisation by the training images, augmentation by the config."""
+  mean, std = augment.channel_statistics(task.images)
+  return Views(
+    mean=tuple(float(m) for m in mean),
+    std=tuple(float(s) for s in std),
+    pad=config.augment.pad,
+    flip=config.augment.flip,
+    cutout=config.augment.cutout,
+    mixup=config.augment.mixup,
+  )
+
+
+def predicted_splits(
+  config: ml_collections.ConfigDict, task: Task
+) -> dict[str, loop.Split]:
+  """What a run predicts at each epoch's end."""
+  skip = () if config.predictions.train else ("train",)
+  return {k: v for k, v in task.splits.items() if k not in skip}

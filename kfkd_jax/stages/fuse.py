@@ -1,0 +1,107 @@
+"""Chooses weights over the history, on the selecting points alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from kfkd_jax import files, fusion
+from kfkd_jax.predictions import Subset
+from kfkd_jax.stages import experiment, networks
+
+
+def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+  """Writes `fusion.json`: for every fold, each fusion's weights and gain."""
+  task = experiment.load_task(config)
+  folds = []
+  for fold in task.folds:
+    store = networks.predictions(
+      workdir, experiment.TEACHER, fold.select_split
+    )
+    labels = experiment.selection_labels(config, task, fold)
+    known = config.fuse.transition == "known"
+    folds.append({
+      "selected_on": experiment.selected_on(config, fold),
+      "num_select": len(labels),
+      "methods": fuse(
+        config,
+        Subset(store, fold.select_rows),
+        labels,
+        transition=task.transition if known else None,
+      ),
+    })  # fmt: skip
+  epochs = store.epochs
+  files.write_json(workdir / "fusion.json", {"epochs": epochs, "folds": folds})
+  return summary(folds[0]["methods"], epochs)
+
+
+def fuse(
+  config: ml_collections.ConfigDict,
+  probs: Any,
+  labels: np.ndarray,
+  *,
+  transition: np.ndarray | None = None,
+) -> dict[str, Any]:
+  """Every fusion of `probs[C, N, K]` chosen on `labels[N]`, as JSON.
+
+  Each has `weights`, `accuracy` and `gain` on these points; Knowledge Fusion
+  also `members`, `epsilons` and `window`, the mixture its optimality `gap`.
+  """
+  options = {
+    "window": config.fuse.window,
+    "num_epsilons": config.fuse.num_epsilons,
+  }
+  methods = {
+    "kf_one_step": _knowledge_fusion(probs, labels, max_members=1, **options),
+    "kf": _knowledge_fusion(
+      probs, labels, max_members=config.fuse.max_members, **options
+    ),
+    "mixture": _mixture(config, probs, labels, transition),
+  }
+  final = np.mean(np.asarray(probs[probs.shape[0] - 1]).argmax(-1) == labels)
+  for method in methods.values():
+    fused = fusion.fuse(probs, np.asarray(method["weights"], np.float32))
+    accuracy = np.mean(np.asarray(fused).argmax(-1) == labels)
+    method["accuracy"] = float(accuracy)
+    method["gain"] = float(accuracy - final)
+  return methods
+
+
+def weights_of(
+  workdir: epath.Path, method: str, fold: int = 0
+) -> np.ndarray:
+  """`f32[C]` weights that the fuse stage chose."""
+  content = files.read_json(workdir / "fusion.json")
+  weights = content["folds"][fold]["methods"][method]["weights"]
+  return np.asarray(weights, np.float32)
+
+
+def summary(methods: dict[str, Any], epochs: list[int]) -> str:
+  """One line about the fusions of a fold."""
+  kf, mixture = methods["kf"], methods["mixture"]
+  members = [epochs[m] for m in kf["members"]]
+  used = int(np.count_nonzero(mixture["weights"]))
+  return (
+    f"KF takes epochs {members}, select accuracy {kf['accuracy']:.3f} "
+    f"({kf['gain']:+.3f}); mixture of {used} checkpoints "
+    f"{mixture['accuracy']:.3f} ({mixture['gain']:+.3f})"
+  )
+
+
+def _knowledge_fusion(probs, labels, **options) -> dict[str, Any]:
+  chosen = fusion.knowledge_fusion(probs, labels, **options)
+  return chosen._asdict()
+
+
+def _mixture(config, probs, labels, transition) -> dict[str, Any]:
+  likelihoods = fusion.label_likelihoods(probs, labels, transition=transition)
+  weights = fusion.mixture_weights(
+    likelihoods, tolerance=config.fuse.tolerance
+  )
+  return {
+    "weights": weights,
+    "gap": fusion.mixture_gap(likelihoods, weights),
+  }

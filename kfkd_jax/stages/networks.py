@@ -1,0 +1,202 @@
+"""The networks of a working directory: trained, finished, read again.
+
+`runs/<name>/` holds one network: `history/`, `resume/`, `predictions/<split>/`,
+`metrics.jsonl`, and `inputs.json` that says what it was trained from. A run
+made from other inputs is thrown away and started again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from kfkd_jax import checkpoints, files, models, parallel
+from kfkd_jax import config as config_lib
+from kfkd_jax.predictions import PredictionStore
+from kfkd_jax.stages import experiment
+from kfkd_jax.stages.progress import Progress
+from kfkd_jax.training import loop, objective
+
+TRAINING_KEYS = (
+  "seed",
+  "seeds",
+  "data",
+  "noise",
+  "augment",
+  "model",
+  "optim",
+  "train",
+  "history.every",
+  "predictions",
+  "selection.source",
+  "selection.num",
+)
+
+
+class Lesson(NamedTuple):
+  """What a network is taught with.
+
+  Attributes:
+    objective: what it learns.
+    extra: more arrays `[N, ...]` of the training set that the loss reads.
+    frozen: arrays for the objective's targets.
+  """
+
+  objective: objective.Objective
+  extra: dict[str, np.ndarray] | None = None
+  frozen: Any = None
+
+
+class Plan(NamedTuple):
+  """One network to train.
+
+  Attributes:
+    name: of the run.
+    lesson: makes its lesson; called only if there is something to train.
+    inputs: what besides the training configuration decides the outcome, as
+      JSON can hold it.
+    member: number of its random streams, 0 for the teacher's.
+    epochs: None for `train.epochs`.
+    keep_history: keep checkpoints as configured, not only the last.
+  """
+
+  name: str
+  lesson: Callable[[], Lesson]
+  inputs: dict[str, Any]
+  member: int = 0
+  epochs: int | None = None
+  keep_history: bool = False
+
+
+def supervised(config: ml_collections.ConfigDict) -> Lesson:
+  """The given labels, as the configuration trains on them."""
+  smoothing = config.train.label_smoothing
+  return Lesson(objective.supervised(label_smoothing=smoothing))
+
+
+def run_path(workdir: epath.Path, name: str) -> epath.Path:
+  """The folder of the run called `name`."""
+  return epath.Path(workdir) / "runs" / name
+
+
+def train(
+  config: ml_collections.ConfigDict, workdir: epath.Path, plan: Plan
+) -> None:
+  """Trains the planned network unless it is finished already."""
+  run = run_path(workdir, plan.name)
+  inputs = {
+    "training": config_lib.subset(config, TRAINING_KEYS),
+    "member": plan.member,
+    "epochs": plan.epochs,
+    **plan.inputs,
+  }
+  if _is_finished(run, inputs):
+    return
+  task = experiment.load_task(config)
+  recipe = experiment.make_recipe(
+    config, task, epochs=plan.epochs, keep_history=plan.keep_history
+  )
+  lesson = plan.lesson()
+  with Progress(run, plan.name, tensorboard=config.runtime.tensorboard) as show:
+    trained = loop.train(
+      run,
+      recipe,
+      lesson.objective,
+      {"image": task.images, "label": task.given, **(lesson.extra or {})},
+      experiment.predicted_splits(config, task),
+      seeds=experiment.seeds_for(config, plan.member),
+      mesh=parallel.data_mesh(),
+      frozen=lesson.frozen,
+      observe=show,
+    )
+  if trained.average:
+    store(config, workdir, f"{plan.name}_ema", trained.average)
+  files.write_json(run / "finished.json", {"epochs": recipe.epochs})
+
+
+def _is_finished(run: epath.Path, inputs: dict[str, Any]) -> bool:
+  """Clears a run made from other inputs; notes the inputs of a new one."""
+  note = run / "inputs.json"
+  wanted = files.digest(inputs)
+  if note.exists():
+    if files.read_json(note)["digest"] == wanted:
+      return (run / "finished.json").exists()
+    print(f"{run.name}: its inputs changed, starting it again")
+    run.rmtree()
+  files.write_json(note, {"digest": wanted})
+  return False
+
+
+def store(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  name: str,
+  variables: dict[str, Any],
+) -> None:
+  """Makes a finished run of a network that was computed, not trained."""
+  run = run_path(workdir, name)
+  run.rmtree(missing_ok=True)
+  task = experiment.load_task(config)
+  recipe = experiment.make_recipe(config, task)
+  mesh = parallel.data_mesh()
+  variables = parallel.replicate(variables, mesh)
+  predictor = loop.Predictor(recipe, mesh)
+  for split, part in experiment.predicted_splits(config, task).items():
+    PredictionStore.create(
+      run / "predictions" / split,
+      part.labels,
+      part.ids,
+      num_classes=task.num_classes,
+      dtype=config.predictions.dtype,
+    ).write(recipe.epochs, predictor(variables, predictor.put(part.images)))
+  history = checkpoints.Checkpoints(run / "history")
+  history.save(recipe.epochs, variables)
+  history.close()
+
+
+def predictions(
+  workdir: epath.Path, name: str, split: str
+) -> PredictionStore:
+  """The stored predictions of a run on a split."""
+  return PredictionStore(run_path(workdir, name) / "predictions" / split)
+
+
+def read_members(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  weights: np.ndarray,
+) -> tuple[dict[str, Any], np.ndarray]:
+  """The teacher's checkpoints that carry weight.
+
+  Returns:
+    Stacked variables `[M, ...]` and their weights `[M]`.
+  """
+  history = checkpoints.Checkpoints(
+    run_path(workdir, experiment.TEACHER) / "history"
+  )
+  epochs = history.steps()
+  if len(epochs) != len(weights):
+    raise ValueError(
+      f"{history.path} holds {len(epochs)} checkpoints but there are "
+      f"{len(weights)} weights; run the fuse stage again"
+    )
+  members = np.flatnonzero(weights)
+  stacked = history.restore_stacked(
+    [epochs[m] for m in members], template(config)
+  )
+  history.close()
+  return stacked, np.asarray(weights)[members]
+
+
+def template(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The shapes of the configured network's variables."""
+  task = experiment.load_task(config)
+  module = experiment.make_module(config, task)
+  return jax.eval_shape(
+    lambda: models.init(module, jax.random.key(0), task.images[:1])
+  )

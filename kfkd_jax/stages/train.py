@@ -1,0 +1,29 @@
+"""Trains the network whose history everything else is about."""
+
+from __future__ import annotations
+
+import ml_collections
+from etils import epath
+
+from kfkd_jax.data import splits
+from kfkd_jax.stages import experiment, networks
+
+
+def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+  """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
+  task = experiment.load_task(config)
+  splits.write_ledger(workdir / "noise.npz", task.ledger)
+  plan = networks.Plan(
+    experiment.TEACHER,
+    lambda: networks.supervised(config),
+    inputs={},
+    keep_history=True,
+  )
+  networks.train(config, workdir, plan)
+  store = networks.predictions(workdir, experiment.TEACHER, "test")
+  last = store[len(store) - 1].argmax(-1) == store.labels
+  return (
+    f"{len(store)} checkpoints, noise rate "
+    f"{task.ledger.realised_rate('train'):.3f}, final test accuracy "
+    f"{last.mean():.3f}"
+  )

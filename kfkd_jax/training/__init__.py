@@ -1,0 +1,1 @@
+"""Training: the state (arrays), the step (one device), the loop (one run)."""

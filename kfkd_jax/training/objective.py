@@ -1,0 +1,95 @@
+"""Objectives: what a network learns from. The loop is the same for all.
+
+A training batch is a dict of per-example arrays: `image`, `label`, `index` (the
+row in the training set), `weight` (0 for fill rows), `position` (the row in the
+global batch) and whatever else the training set carries, such as cached
+`teacher_probs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+
+from kfkd_jax import history, losses
+
+Batch = dict[str, chex.Array]
+
+
+class Objective(NamedTuple):
+  """A target and a loss, both per example.
+
+  Attributes:
+    loss: `(logits[B,K], batch) -> [B]`.
+    targets: `(frozen, images[B,...], batch) -> batch`, adds to the batch what
+      the loss needs, computed on the augmented images that the network is
+      about to see; `frozen` are arrays that stay as they are during the run.
+  """
+
+  loss: Callable[[chex.Array, Batch], chex.Array]
+  targets: Callable[[Any, chex.Array, Batch], Batch]
+
+
+def _as_given(frozen: Any, images: chex.Array, batch: Batch) -> Batch:
+  del frozen, images
+  return batch
+
+
+def supervised(*, label_smoothing: float = 0.0) -> Objective:
+  """Cross entropy with the given labels."""
+
+  def loss(logits, batch):
+    return losses.cross_entropy(
+      logits, batch["label"], label_smoothing=label_smoothing
+    )
+
+  return Objective(loss, _as_given)
+
+
+def cached_distillation(
+  *, alpha: float = 1.0, temperature: float = 1.0
+) -> Objective:
+  """Distils `teacher_probs` that the training set carries."""
+
+  def loss(logits, batch):
+    return losses.distillation(
+      logits,
+      batch["teacher_probs"],
+      batch["label"],
+      alpha=alpha,
+      temperature=temperature,
+    )
+
+  return Objective(loss, _as_given)
+
+
+def live_distillation(
+  apply_fn: Callable[[Any, chex.Array], chex.Array],
+  *,
+  hard: bool = False,
+  alpha: float = 1.0,
+  temperature: float = 1.0,
+) -> Objective:
+  """Distils checkpoints applied to the very view that the student sees.
+
+  `frozen` is `{"stacked": [M,...] variables, "weights": [M]}`.
+
+  Args:
+    apply_fn: `(variables, images) -> logits` of the teachers, in eval mode.
+    hard: learn the fused teacher's top class instead of its probabilities.
+    alpha: weight of the teacher's term; the rest goes to the labels.
+    temperature: softens teacher and student.
+  """
+  cached = cached_distillation(alpha=alpha, temperature=temperature)
+
+  def targets(frozen, images, batch):
+    probs = history.fused_predict(
+      apply_fn, frozen["stacked"], frozen["weights"], images
+    )
+    if hard:
+      probs = losses.hard_targets(probs)
+    return {**batch, "teacher_probs": probs}
+
+  return Objective(cached.loss, targets)
