@@ -30,6 +30,8 @@ class DamagedCheckpointError(ValueError):
 class Checkpoints:
   """Numbered pytrees in one folder, saved in the background.
 
+  Use as a context manager: leaving it waits for what is being saved.
+
   Args:
     path: the folder.
     keep: how many of the newest to keep; None keeps all.
@@ -105,8 +107,11 @@ class Checkpoints:
       jax.tree.map(lambda into, x, c=c: into.__setitem__(c, x), stacked, tree)
     return stacked
 
-  def close(self) -> None:
-    """Waits and releases the background threads."""
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    """Waits for what is being saved and releases the background threads."""
     self._manager.close()
 
 

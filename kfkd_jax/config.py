@@ -268,7 +268,8 @@ def _rules() -> list[Rule]:
       "optim.boundaries",
       "ascending shares of the run between 0 and 1",
       lambda v: (
-        list(v) == sorted(set(v)) and all(0 < float(b) < 1 for b in v)
+        all(isinstance(b, (int, float)) and 0 < b < 1 for b in v)
+        and list(v) == sorted(set(v))
       ),
     ),
     _between("optim.decay", 0, 1),

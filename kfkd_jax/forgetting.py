@@ -29,23 +29,23 @@ def predicted_classes(probs: Any) -> jax.Array | np.ndarray:
   Returns:
     i32[C, N], a JAX array for a JAX array and a NumPy array otherwise.
   """
-  shape = np.shape(probs[0]) if isinstance(probs, Sequence) else probs.shape[1:]
-  if len(shape) != 2 or 0 in shape or len(probs) == 0:
-    raise ValueError(
-      f"probs must be [C, N, K], none of them 0; got {len(probs)} checkpoints "
-      f"of shape {tuple(shape)}."
-    )
+  if isinstance(probs, Sequence):
+    shape = (len(probs), *(np.shape(probs[0]) if probs else ()))
+  else:
+    shape = tuple(probs.shape)
+  if len(shape) != 3 or 0 in shape:
+    raise ValueError(f"probs must be [C, N, K], none of them 0; got {shape}.")
   if isinstance(probs, jax.Array):
     classes = jnp.argmax(probs, axis=2).astype(jnp.int32)
     return jnp.where(jnp.isnan(probs).any(axis=2), -1, classes)
   return np.stack(
-    [_classes_on_host(probs[c], shape) for c in range(len(probs))]
+    [_classes_on_host(probs[c], shape[1:]) for c in range(shape[0])]
   )
 
 
 def _classes_on_host(probs: Any, shape: tuple[int, ...]) -> np.ndarray:
   """Returns i32[N] classes of probs[N, K], some rows at a time."""
-  if np.shape(probs) != tuple(shape):
+  if np.shape(probs) != shape:
     raise ValueError(
       f"every checkpoint of probs must have the first one's shape, {shape}; "
       f"got {np.shape(probs)}."

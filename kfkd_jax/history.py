@@ -205,13 +205,13 @@ def _probs(apply_fn: ApplyFn, variables: Any, inputs: Any) -> jax.Array:
   """Returns softmax(logits), f32[N, K]."""
   logits = apply_fn(variables, inputs)
   size = _leading_size("inputs", inputs)
-  if np.ndim(logits) != 2 or len(logits) != size:
-    found = jax.tree.map(np.shape, logits)
+  shape = getattr(logits, "shape", ())
+  if len(shape) != 2 or shape[0] != size:
     raise ValueError(
       f"apply_fn must return logits of shape ({size}, K) for {size} inputs; "
-      f"got {found}."
+      f"got {jax.tree.map(np.shape, logits)}."
     )
-  return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+  return jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
 
 
 _predict = jax.jit(_probs, static_argnums=0)

@@ -1,6 +1,6 @@
 """Losses per example; the caller takes the mean. Always in float32.
 
-Letters: B batch, K classes.
+Letters: B batch, K classes; any leading axes do in place of B, none too.
 """
 
 import jax
@@ -27,10 +27,10 @@ def cross_entropy(
   """
   log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)
   labels = jnp.asarray(labels)
-  if labels.shape == log_probs.shape and labels.ndim == 2:
+  if labels.shape == log_probs.shape:
     loss = -jnp.sum(labels.astype(jnp.float32) * log_probs, axis=-1)
   elif labels.shape == log_probs.shape[:-1] and _is_integer(labels):
-    loss = -jnp.take_along_axis(log_probs, labels[:, None], axis=-1)[:, 0]
+    loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
   else:
     raise ValueError(
       f"labels must be int[B] or probabilities [B, K] where logits is [B, K]; "
@@ -64,7 +64,7 @@ def distillation(
     f32[B].
   """
   logits = jnp.asarray(logits, jnp.float32)
-  if logits.ndim != 2 or np.shape(teacher_probs) != logits.shape:
+  if np.shape(teacher_probs) != logits.shape:
     raise ValueError(
       f"logits and teacher_probs must be [B, K] both; got shapes "
       f"{logits.shape} and {np.shape(teacher_probs)}."

@@ -75,7 +75,7 @@ def test_against_loops(name, num, num_classes, ties):
 
 
 @pytest.mark.parametrize("name", _METRICS)
-@hypothesis.given(seed=st.integers(0, 1000), num=st.integers(1, 20))
+@hypothesis.given(seed=st.integers(0, 1000), num=st.sampled_from([1, 13]))
 def test_mask_equals_subset(name, seed, num):
   probs, labels = _random(20, 3, seed=seed)
   where = np.arange(20) < num
@@ -162,8 +162,8 @@ def test_calibration_error_one_bin_is_the_overall_gap():
 
 
 def test_disagreement():
-  a = [[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]
-  b = [[0.6, 0.4], [0.4, 0.6], [0.3, 0.7]]
+  a = np.asarray([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+  b = np.asarray([[0.6, 0.4], [0.4, 0.6], [0.3, 0.7]])
   np.testing.assert_allclose(metrics.disagreement(a, b), 1 / 3, rtol=1e-6)
   where = np.asarray([True, True, False])
   assert float(jax.jit(metrics.disagreement)(a, b, where=where)) == 0.5

@@ -112,9 +112,7 @@ def load(
     parts.append(Examples(images, labels, np.arange(len(labels)), None))
     if name in human_labels.BASES and split == train_split:
       folder = manual_dir or source.data_dir_root / "downloads" / "manual"
-      human = human_labels.read_columns(epath.Path(folder), name)
-      place = np.array([_trailing_number(record["id"]) for record in records])
-      columns[-1] |= human_labels.align(human, labels, place)
+      columns[-1] |= _human_columns(epath.Path(folder), name, labels, records)
   train, test = parts
   if label_field is not None:
     _check_field(name, label_field, columns[0])
@@ -307,6 +305,14 @@ def _synthetic_config(options: str) -> SyntheticConfig:
   return SyntheticConfig(**{key: int(value) for key, _, value in pairs})
 
 
-def _trailing_number(example_id: bytes) -> int:
-  """b"train_00042" -> 42: the place in the archive that was unpacked."""
-  return int(example_id.rpartition(b"_")[2])
+def _human_columns(
+  folder: epath.Path,
+  name: str,
+  labels: np.ndarray,
+  records: Sequence[Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+  """int32[N] of every column of human labels, in the order of the records."""
+  columns = human_labels.read_columns(folder, name)
+  # b"train_00042" was example 42 of the archive that was unpacked.
+  place = [int(record["id"].rpartition(b"_")[2]) for record in records]
+  return human_labels.align(columns, labels, np.array(place))

@@ -154,9 +154,8 @@ def store(
       num_classes=task.num_classes,
       dtype=config.predictions.dtype,
     ).write(recipe.epochs, predictor(variables, predictor.put(part.images)))
-  history = checkpoints.Checkpoints(run / "history")
-  history.save(recipe.epochs, variables)
-  history.close()
+  with checkpoints.Checkpoints(run / "history") as history:
+    history.save(recipe.epochs, variables)
 
 
 def predictions(
@@ -176,20 +175,18 @@ def read_members(
   Returns:
     Stacked variables `[M, ...]` and their weights `[M]`.
   """
-  history = checkpoints.Checkpoints(
-    run_path(workdir, experiment.TEACHER) / "history"
-  )
-  epochs = history.steps()
-  if len(epochs) != len(weights):
-    raise ValueError(
-      f"{history.path} holds {len(epochs)} checkpoints but there are "
-      f"{len(weights)} weights; run the fuse stage again"
+  path = run_path(workdir, experiment.TEACHER) / "history"
+  with checkpoints.Checkpoints(path) as history:
+    epochs = history.steps()
+    if len(epochs) != len(weights):
+      raise ValueError(
+        f"{path} holds {len(epochs)} checkpoints but there are {len(weights)} "
+        "weights; run the fuse stage again"
+      )
+    members = np.flatnonzero(weights)
+    stacked = history.restore_stacked(
+      [epochs[m] for m in members], template(config)
     )
-  members = np.flatnonzero(weights)
-  stacked = history.restore_stacked(
-    [epochs[m] for m in members], template(config)
-  )
-  history.close()
   return stacked, np.asarray(weights)[members]
 
 

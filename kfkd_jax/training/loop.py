@@ -138,39 +138,38 @@ def train(
     What the last checkpoint holds.
   """
   _check_batch(recipe, mesh)
-  history = checkpoints.Checkpoints(run / "history")
-  resume = checkpoints.Checkpoints(run / "resume", keep=2)
-  stores = _open_stores(run, splits, recipe)
-  state = _initial_state(recipe, seeds, training_set, init_from)
-  state, epoch = _resumed(run, state, history, resume, stores, recipe)
-  state = parallel.replicate(state, mesh)
-  resident = parallel.replicate(training_set, mesh)
-  frozen = parallel.replicate(frozen, mesh)
-  run_epoch = _make_epoch(recipe, objective, seeds, mesh)
-  predictor = Predictor(recipe, mesh)
-  images = {k: predictor.put(s.images) for k, s in splits.items()}
+  with (
+    checkpoints.Checkpoints(run / "history") as history,
+    checkpoints.Checkpoints(run / "resume", keep=2) as resume,
+  ):
+    stores = _open_stores(run, splits, recipe)
+    state = _initial_state(recipe, seeds, training_set, init_from)
+    state, epoch = _resumed(run, state, history, resume, stores, recipe)
+    state = parallel.replicate(state, mesh)
+    resident = parallel.replicate(training_set, mesh)
+    frozen = parallel.replicate(frozen, mesh)
+    run_epoch = _make_epoch(recipe, objective, seeds, mesh)
+    predictor = Predictor(recipe, mesh)
+    images = {k: predictor.put(s.images) for k, s in splits.items()}
+    right = {name: _right_so_far(store) for name, store in stores.items()}
 
-  right = {name: _right_so_far(store) for name, store in stores.items()}
-
-  for epoch in range(epoch + 1, recipe.epochs + 1):
-    state, metrics, rate = run_epoch(state, frozen, resident, epoch - 1)
-    keep = _is_due(epoch, recipe.history_every, recipe.epochs)
-    for name, split in splits.items():
-      probs = predictor(state.variables, images[name])
-      metrics |= _scores(name, probs, split.labels, right[name])
+    for epoch in range(epoch + 1, recipe.epochs + 1):
+      state, metrics, rate = run_epoch(state, frozen, resident, epoch - 1)
+      keep = _is_due(epoch, recipe.history_every, recipe.epochs)
+      for name, split in splits.items():
+        probs = predictor(state.variables, images[name])
+        metrics |= _scores(name, probs, split.labels, right[name])
+        if keep:
+          stores[name].write(epoch, probs)
+          right[name].append(probs.argmax(-1) == split.labels)
       if keep:
-        stores[name].write(epoch, probs)
-        right[name].append(probs.argmax(-1) == split.labels)
-    if keep:
-      history.save(epoch, state.variables)
-    _append_metrics(run, epoch, metrics)
-    if _is_due(epoch, recipe.resume_every, recipe.epochs):
-      history.wait()  # a resumed run must find all that came before it
-      resume.save(epoch, state)
-    observe(EpochReport(epoch, recipe.epochs, metrics, rate))
+        history.save(epoch, state.variables)
+      _append_metrics(run, epoch, metrics)
+      if _is_due(epoch, recipe.resume_every, recipe.epochs):
+        history.wait()  # a resumed run must find all that came before it
+        resume.save(epoch, state)
+      observe(EpochReport(epoch, recipe.epochs, metrics, rate))
 
-  history.close()
-  resume.close()
   return parallel.to_host(Trained(state.variables, state.average))
 
 
@@ -320,16 +319,18 @@ def _right_so_far(store: PredictionStore) -> list[np.ndarray]:
 
 
 def _scores(name, probs, labels, right) -> dict[str, float]:
-  """Accuracy, NLL and the largest forget fraction over the kept epochs."""
+  """Accuracy, NLL and, given earlier epochs, the largest forget fraction."""
   hits = probs.argmax(-1) == labels
   chosen = np.take_along_axis(probs, labels[:, None], 1)
   nll = -np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
-  forget = [float(np.mean(before & ~hits)) for before in right]
-  return {
+  scores = {
     f"{name}/accuracy": float(hits.mean()),
     f"{name}/nll": float(nll.mean()),
-    f"{name}/max_forget": max(forget, default=0.0),
   }
+  if right:
+    forget = max(float(np.mean(before & ~hits)) for before in right)
+    scores[f"{name}/max_forget"] = forget
+  return scores
 
 
 def _append_metrics(run, epoch, metrics) -> None:

@@ -90,11 +90,12 @@ def _read_idx(path, *, num_axes: int) -> np.ndarray:
   """The uint8 array in a gzipped IDX file."""
   with path.open("rb") as f, gzip.open(f) as content:
     data = content.read()
-  header = np.frombuffer(data[: 4 + 4 * num_axes], ">i4")
-  expected_magic = 0x0800 | num_axes  # 08: unsigned bytes
-  if header[0] != expected_magic:
+  magic = int.from_bytes(data[:4], "big")
+  expected = 0x0800 | num_axes  # 08: unsigned bytes
+  if magic != expected:
     raise ValueError(
-      f"{path} starts with {header[0]:#x}, an IDX file of bytes with"
-      f" {num_axes} axes with {expected_magic:#x}"
+      f"{path} starts with {magic:#x}, an IDX file of bytes with {num_axes}"
+      f" axes with {expected:#x}"
     )
-  return np.frombuffer(data, np.uint8, offset=header.nbytes).reshape(header[1:])
+  shape = np.frombuffer(data, ">i4", count=num_axes, offset=4)
+  return np.frombuffer(data, np.uint8, offset=4 + shape.nbytes).reshape(shape)

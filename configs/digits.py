@@ -1,0 +1,27 @@
+"""The 1,797 scanned digits with label noise: the main job, under two minutes.
+
+    kfkd run --config=configs/digits.py:noise=symmetric,rate=0.4
+
+`runlocal` is a short version that passes through every stage in seconds.
+"""
+
+from kfkd_jax import config as config_lib
+
+
+def get_config(args=""):
+  """Arguments: noise (kind), rate, runlocal."""
+  arguments = config_lib.parse_arguments(
+    args, noise="pair", rate=0.4, runlocal=False
+  )
+  config = config_lib.default_config()
+  config.noise.kind = arguments.noise
+  config.noise.rate = 0.0 if arguments.noise == "none" else arguments.rate
+  if arguments.runlocal:
+    config.data.num_train = 200
+    config.selection.num = 100
+    config.train.epochs = 6
+    config.history.resume_every = 2
+    config.model.width = 4
+    config.compare.independent = 2
+    config.compare.bootstrap_samples = 200
+  return config

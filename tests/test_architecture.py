@@ -1,0 +1,107 @@
+"""A module imports only rooms above its own; no TensorFlow on any path."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "kfkd_jax"
+
+# Top to bottom: a room may import those before it, and its own parts.
+ROOMS = (
+  "label_noise",
+  "metrics",
+  "forgetting",
+  "fusion",
+  "losses",
+  "history",
+  "averaging",
+  "theory",
+  "files",
+  "models",
+  "data",
+  "parallel",
+  "optim",
+  "checkpoints",
+  "predictions",
+  "training",
+  "plots",
+  "config",
+  "stages",
+  "cli",
+)
+CORE = ROOMS[: ROOMS.index("files")]
+
+
+def room_of(path):
+  return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_names(path):
+  names = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      names.add(node.module)
+      names |= {f"{node.module}.{alias.name}" for alias in node.names}
+  return names
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+MODULES += sorted(p for p in PACKAGE.rglob("*/__init__.py"))
+
+
+@pytest.mark.parametrize(
+  "path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_imports_only_rooms_above(path):
+  room = room_of(path)
+  assert room in ROOMS, f"{room} has no place in the picture of the rooms"
+  used = {
+    name.split(".")[1]
+    for name in imported_names(path)
+    if name.startswith("kfkd_jax.")
+  } & set(ROOMS)
+  below = [u for u in used if ROOMS.index(u) > ROOMS.index(room)]
+  assert not below, f"{path.name} imports {below}, below {room}"
+
+
+@pytest.mark.parametrize(
+  "path",
+  [p for p in MODULES if room_of(p) in CORE],
+  ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_core_knows_no_files_devices_or_configs(path):
+  outside = {name.split(".")[0] for name in imported_names(path)}
+  assert not outside & {
+    "flax",
+    "orbax",
+    "etils",
+    "ml_collections",
+    "tensorflow_datasets",
+    "os",
+    "pathlib",
+  }
+
+
+def test_only_checkpoints_imports_orbax():
+  users = [
+    p.name
+    for p in MODULES
+    if any(name.startswith("orbax") for name in imported_names(p))
+  ]
+  assert users == ["checkpoints.py"]
+
+
+def test_importing_the_package_touches_no_device_and_no_tensorflow():
+  code = (
+    "import sys, kfkd_jax, kfkd_jax.cli, kfkd_jax.stages\n"
+    "from jax._src import xla_bridge\n"
+    "assert not xla_bridge._backends, 'a device was touched'\n"
+    "assert 'tensorflow' not in sys.modules\n"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

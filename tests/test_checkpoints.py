@@ -1,0 +1,115 @@
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from kfkd_jax import checkpoints, parallel
+
+# A failed read leaves Orbax's own coroutines unfinished.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def make_tree(value):
+  tree = {
+    "w": np.full((4, 3), value, np.float32),
+    "n": {"step": np.int32(value)},
+  }
+  return parallel.replicate(tree, parallel.data_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture
+def saved(tmp_path):
+  with checkpoints.Checkpoints(epath.Path(tmp_path) / "history") as kept:
+    for step in (1, 2, 5):
+      kept.save(step, make_tree(step))
+    kept.wait()
+    yield kept
+
+
+def data_file(folder):
+  """The file whose loss loses values (others hold shapes and sharding)."""
+  return max(pathlib.Path(folder).glob("d/*"), key=lambda p: p.stat().st_size)
+
+
+def largest_file(folder):
+  files = (p for p in pathlib.Path(folder).rglob("*") if p.is_file())
+  return max(files, key=lambda p: p.stat().st_size)
+
+
+def test_restores_what_was_saved(saved):
+  assert saved.steps() == [1, 2, 5]
+  restored = saved.restore(2, make_tree(0))
+  assert isinstance(restored["w"], np.ndarray)
+  jax.tree.map(np.testing.assert_array_equal, restored, make_tree(2))
+
+
+def test_stacked_has_a_leading_axis_in_order(saved):
+  stacked = saved.restore_stacked([1, 5], make_tree(0))
+  assert stacked["w"].shape == (2, 4, 3)
+  np.testing.assert_array_equal(stacked["w"][:, 0, 0], [1, 5])
+  np.testing.assert_array_equal(stacked["n"]["step"], [1, 5])
+
+
+def test_keep_keeps_the_newest(tmp_path):
+  with checkpoints.Checkpoints(epath.Path(tmp_path) / "r", keep=2) as kept:
+    for step in range(1, 6):
+      kept.save(step, make_tree(step))
+    kept.wait()
+    assert kept.steps() == [4, 5]
+
+
+def test_delete_after_then_save_again(saved):
+  saved.delete_after(1)
+  assert saved.steps() == [1]
+  saved.save(2, make_tree(7))
+  saved.wait()
+  assert saved.restore(2, make_tree(0))["w"][0, 0] == 7
+
+
+@pytest.mark.parametrize("change", ["flip", "truncate", "remove"])
+def test_damage_is_an_error_that_names_the_folder(saved, change):
+  victim = data_file(saved.path / "2" / "tree")
+  content = bytearray(victim.read_bytes())
+  if change == "flip":
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(bytes(content))
+  elif change == "truncate":
+    victim.write_bytes(bytes(content[: len(content) // 2]))
+  else:
+    victim.unlink()
+  with pytest.raises(checkpoints.DamagedCheckpointError, match="history/2"):
+    saved.restore(2, make_tree(0))
+  saved.restore(5, make_tree(0))
+
+
+def test_every_flipped_data_byte_is_noticed(tmp_path):
+  """Orbax alone would return wrong values; the checksums must not."""
+  rng = np.random.default_rng(0)
+  tree = {"w": rng.normal(size=(64, 64)).astype(np.float32)}
+  mesh = parallel.data_mesh(jax.devices()[:1])
+  noticed = 0
+  with checkpoints.Checkpoints(epath.Path(tmp_path) / "history") as kept:
+    kept.save(1, parallel.replicate(tree, mesh))
+    kept.wait()
+    victim = largest_file(kept.path / "1" / "tree")
+    content = victim.read_bytes()
+    for place in rng.integers(len(content) // 4, len(content), 8):
+      damaged = bytearray(content)
+      damaged[place] ^= 1
+      victim.write_bytes(bytes(damaged))
+      try:
+        restored = kept.restore(1, tree)
+      except checkpoints.DamagedCheckpointError:
+        noticed += 1
+        continue
+      np.testing.assert_array_equal(restored["w"], tree["w"])
+  assert noticed >= 4
+
+
+def test_other_structure_is_refused(saved):
+  with pytest.raises(checkpoints.DamagedCheckpointError):
+    saved.restore(1, {"w": np.zeros((2, 2), np.float32)})

@@ -1,0 +1,132 @@
+"""Every mistake in a configuration is one line that names key and value."""
+
+import pathlib
+
+import pytest
+
+from kfkd_jax import config as config_lib
+
+CONFIGS = sorted(pathlib.Path(__file__).parent.parent.glob("configs/**/*.py"))
+
+
+def configured(**changes):
+  config = config_lib.default_config()
+  for key, text in changes.items():
+    config_lib.override(config, key.replace("__", "."), text)
+  return config
+
+
+@pytest.mark.parametrize("arguments", ["", "runlocal", "noise=symmetric,rate=0.2"])
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_shipped_configs_are_valid(path, arguments):
+  config_lib.validate(config_lib.load_config(f"{path}:{arguments}"))
+
+
+def test_arguments_of_config_files():
+  config = config_lib.load_config(f"{CONFIGS[-1]}:noise=pair,rate=0.25")
+  assert (config.noise.kind, config.noise.rate) == ("pair", 0.25)
+
+
+@pytest.mark.parametrize(
+  ("key", "text", "value"),
+  [
+    ("train.epochs", "7", 7),
+    ("noise.rate", "1", 1.0),
+    ("noise.rate", "1e-1", 0.1),
+    ("augment.flip", "True", True),
+    ("model.name", "mlp", "mlp"),
+    ("model.width", "8", 8),
+    ("model.width", "None", None),
+    ("data.dir", "None", None),
+    ("data.dir", "3", "3"),
+    ("optim.boundaries", "(0.1,0.2)", (0.1, 0.2)),
+    ("optim.boundaries", "0.1,0.2", (0.1, 0.2)),
+    ("distill.teachers", "kf", ("kf",)),
+    ("distill.teachers", "", ()),
+    ("distill.teachers", "kf,mixture", ("kf", "mixture")),
+  ],
+)
+def test_overrides_take_the_type_of_their_key(key, text, value):
+  config = config_lib.default_config()
+  config_lib.override(config, key, text)
+  config_lib.validate(config)
+  found = config_lib.subset(config, [key])[key]
+  assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"train__epoch": "3"}, "'train.epoch' is unknown.*'train.epochs'"),
+    ({"train": "3"}, "'train' is unknown"),
+    ({"model__name__x": "3"}, "'model.name.x' is unknown"),
+    ({"train__epochs": "ten"}, "train.epochs='ten' has type str.*int"),
+    ({"train__epochs": "2.5"}, "train.epochs=2.5 has type float"),
+    ({"train__epochs": "None"}, "train.epochs=None has type NoneType"),
+    ({"augment__flip": "yes"}, "augment.flip='yes' has type str.*bool"),
+    ({"noise__rate": "[0.1]"}, "noise.rate=.* has type list"),
+    ({"train__epochs": "0"}, "train.epochs=0 .*allowed: 1 to"),
+    ({"noise__rate": "1.5"}, "noise.rate=1.5 .*allowed: 0 to 1"),
+    ({"noise__rate": "-0.1"}, "noise.rate=-0.1"),
+    ({"noise__kind": "flip"}, "noise.kind='flip' .*symmetric, pair"),
+    ({"model__name": "vgg"}, "model.name='vgg' .*allowed: cnn"),
+    ({"optim__boundaries": "0.9,0.1"}, "optim.boundaries=.*ascending"),
+    ({"optim__boundaries": "a,b"}, "optim.boundaries=.*ascending"),
+    ({"distill__teachers": "kf,kf"}, "distill.teachers=.*at most once"),
+    ({"noise__kind": "none"}, "noise.kind='none' takes no rate.*0.4"),
+    (
+      {"noise__kind": "field", "noise__rate": "0"},
+      "noise.kind='field' needs noise.field",
+    ),
+    ({"noise__field": "worse"}, "noise.field='worse' needs noise.kind='field'"),
+    ({"fuse__transition": "known"}, "needs selection.labels='noisy'.*'clean'"),
+    (
+      {"optim__warmup_epochs": "60"},
+      "optim.warmup_epochs=60 leaves nothing of train.epochs=60",
+    ),
+    (
+      {"distill__hard": "True", "distill__temperature": "2.0"},
+      "distill.hard=True has no use for distill.temperature=2.0",
+    ),
+  ],
+)
+def test_mistakes_name_key_and_value(changes, message):
+  with pytest.raises(config_lib.ConfigError, match=message) as caught:
+    config_lib.validate(configured(**changes))
+  assert "\n" not in str(caught.value)
+
+
+def test_none_where_a_file_sets_it_is_refused():
+  config = config_lib.default_config()
+  with config.ignore_type():
+    config.train.epochs = None
+  with pytest.raises(config_lib.ConfigError, match="train.epochs"):
+    config_lib.validate(config)
+
+
+def test_files_that_fail_are_one_line(tmp_path):
+  missing = tmp_path / "no.py"
+  with pytest.raises(config_lib.ConfigError, match="there is no file"):
+    config_lib.load_config(str(missing))
+  broken = tmp_path / "broken.py"
+  broken.write_text("def get_config(args=''):\n  return 1 / 0\n")
+  with pytest.raises(config_lib.ConfigError, match="ZeroDivisionError"):
+    config_lib.load_config(str(broken))
+  other = tmp_path / "config.json"
+  other.write_text("{}")
+  with pytest.raises(config_lib.ConfigError, match="not a Python file"):
+    config_lib.load_config(str(other))
+
+
+def test_unknown_and_ill_typed_arguments_of_files():
+  with pytest.raises(config_lib.ConfigError, match="'nois' is unknown"):
+    config_lib.load_config(f"{CONFIGS[0]}:nois=pair")
+  with pytest.raises(config_lib.ConfigError, match="rate='high' has type str"):
+    config_lib.load_config(f"{CONFIGS[0]}:rate=high")
+
+
+def test_unknown_key_set_by_a_file_is_refused():
+  config = config_lib.default_config()
+  config.train.epoch = 3
+  with pytest.raises(config_lib.ConfigError, match="'train.epoch' is unknown"):
+    config_lib.validate(config)

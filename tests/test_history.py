@@ -1,0 +1,344 @@
+"""Stacks of checkpoints: every way to predict gives the same numbers."""
+
+import functools
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jax import numpy as jnp
+
+from kfkd_jax import history
+
+_IMPLS = [
+  {"impl": "auto"},
+  {"impl": "map"},
+  {"impl": "loop"},
+  {"impl": "vmap"},
+  {"impl": "vmap", "chunk": 1},
+  {"impl": "vmap", "chunk": 2},
+  {"impl": "vmap", "chunk": 99},
+]
+
+
+def _network(variables, inputs):
+  """A small network with a convolution and stored statistics."""
+  x = jax.lax.conv_general_dilated(
+    inputs[:, :, None],
+    variables["kernel"],
+    (1,),
+    "SAME",
+    dimension_numbers=("NWC", "WIO", "NWC"),
+  )
+  mean = variables["stats"]["mean"][None, None]
+  x = jnp.tanh(x - mean).reshape(len(inputs), -1)
+  return x @ variables["dense"]
+
+
+def _checkpoints(num, num_classes=3, seed=0):
+  rng = np.random.default_rng(seed)
+
+  def draw(*shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+  return [
+    {
+      "kernel": draw(3, 1, 4),
+      "stats": {"mean": draw(4)},
+      "dense": draw(20, num_classes),
+    }
+    for _ in range(num)
+  ]
+
+
+def _inputs(num, seed=1):
+  return np.random.default_rng(seed).standard_normal((num, 5)).astype("f4")
+
+
+def _plain_probs(checkpoints, inputs):
+  result = []
+  for variables in checkpoints:
+    logits = np.asarray(_network(variables, inputs), np.float64)
+    powers = np.exp(logits)
+    result.append(powers / powers.sum(1, keepdims=True))
+  return np.asarray(result)
+
+
+def test_stack_take_unstack():
+  checkpoints = _checkpoints(4)
+  stacked = history.stack_checkpoints(checkpoints)
+  assert history.num_checkpoints(stacked) == 4
+  assert stacked["dense"].shape == (4, 20, 3)
+  for got, wanted in zip(history.unstack_checkpoints(stacked), checkpoints):
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+  some = history.take_checkpoints(stacked, [3, 0, -1])
+  wanted = history.stack_checkpoints([checkpoints[i] for i in (3, 0, 3)])
+  jax.tree.map(np.testing.assert_array_equal, some, wanted)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_stack_stays_where_the_leaves_are(on_device):
+  checkpoints = _checkpoints(2)
+  if on_device:
+    checkpoints = jax.tree.map(jnp.asarray, checkpoints)
+  for stacked in (
+    history.stack_checkpoints(checkpoints),
+    history.take_checkpoints(history.stack_checkpoints(checkpoints), [0]),
+  ):
+    kind = jax.Array if on_device else np.ndarray
+    assert all(isinstance(leaf, kind) for leaf in jax.tree.leaves(stacked))
+
+
+@pytest.mark.parametrize("options", _IMPLS, ids=str)
+@pytest.mark.parametrize("num_checkpoints", [1, 5])
+@pytest.mark.parametrize("batch_size", [None, 4, 7, 20])
+def test_every_way_gives_the_same(options, num_checkpoints, batch_size):
+  checkpoints, inputs = _checkpoints(num_checkpoints), _inputs(7)
+  stacked = history.stack_checkpoints(checkpoints)
+  expected = _plain_probs(checkpoints, inputs)
+  weights = np.arange(1.0, num_checkpoints + 1)
+  options = {**options, "batch_size": batch_size}
+  probs = history.predict_checkpoints(_network, stacked, inputs, **options)
+  fused = history.fused_predict(_network, stacked, weights, inputs, **options)
+  assert probs.dtype == fused.dtype == np.float32
+  assert isinstance(probs, jax.Array) == (batch_size is None)
+  np.testing.assert_allclose(probs, expected, atol=2e-6)
+  np.testing.assert_allclose(
+    fused, np.einsum("c,cnk->nk", weights, expected), atol=3e-5
+  )
+
+
+@pytest.mark.parametrize("num, num_classes", [(1, 2), (6, 3)])
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+def test_predict_one_checkpoint(num, num_classes, batch_size):
+  checkpoint = _checkpoints(1, num_classes)[0]
+  inputs = _inputs(num)
+  actual = history.predict(_network, checkpoint, inputs, batch_size=batch_size)
+  expected = _plain_probs([checkpoint], inputs)[0]
+  assert actual.shape == (num, num_classes)
+  np.testing.assert_allclose(actual, expected, atol=2e-6)
+
+
+@hypothesis.given(
+  num=st.integers(1, 9), batch_size=st.integers(1, 4), seed=st.integers(0, 99)
+)
+def test_batches_drop_and_repeat_nothing(num, batch_size, seed):
+  stacked = history.stack_checkpoints(_checkpoints(2))
+  inputs = _inputs(9, seed)
+  whole = history.predict_checkpoints(_network, stacked, inputs)
+  parts = history.predict_checkpoints(
+    _network, stacked, inputs[:num], batch_size=batch_size
+  )
+  assert parts.shape == (2, num, 3)
+  np.testing.assert_allclose(parts, whole[:, :num], atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [None, 4])
+def test_inputs_may_be_a_pytree(batch_size):
+  checkpoints, inputs = _checkpoints(3), _inputs(6)
+
+  def apply_fn(variables, batch):
+    return _network(variables, batch["image"]) + batch["shift"][:, None]
+
+  actual = history.predict_checkpoints(
+    apply_fn,
+    history.stack_checkpoints(checkpoints),
+    {"image": inputs, "shift": np.arange(6.0, dtype=np.float32)},
+    batch_size=batch_size,
+  )
+  np.testing.assert_allclose(
+    actual, _plain_probs(checkpoints, inputs), atol=2e-6
+  )
+
+
+def test_softmax_of_half_precision_logits_is_in_float32():
+  def apply_fn(variables, inputs):
+    return (inputs * variables["w"]).astype(jnp.bfloat16)
+
+  probs = history.predict(apply_fn, {"w": np.float32(1)}, _inputs(4))
+  assert probs.dtype == jnp.float32
+  np.testing.assert_allclose(probs.sum(1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", _IMPLS, ids=str)
+def test_members_of_weight_zero_are_not_run(options):
+  checkpoints, inputs = _checkpoints(4), _inputs(6)
+  checkpoints[1]["dense"][:] = np.nan
+  checkpoints[3]["dense"][:] = np.nan
+  actual = history.fused_predict(
+    _network,
+    history.stack_checkpoints(checkpoints),
+    jnp.asarray([0.25, 0, 0.75, 0]),
+    inputs,
+    **options,
+  )
+  first, _, third, _ = _plain_probs(checkpoints, inputs)
+  np.testing.assert_allclose(actual, 0.25 * first + 0.75 * third, atol=2e-6)
+
+
+@pytest.mark.parametrize("options", _IMPLS, ids=str)
+def test_fused_predict_inside_jit_and_grad(options):
+  checkpoints, inputs = _checkpoints(3), _inputs(5)
+  stacked = history.stack_checkpoints(checkpoints)
+  weights = np.asarray([0.5, 0.0, 0.5], np.float32)
+  probs = _plain_probs(checkpoints, inputs)
+
+  def total(weights, stacked, inputs):
+    fused = history.fused_predict(_network, stacked, weights, inputs, **options)
+    return (fused * np.arange(15.0).reshape(5, 3)).sum(), fused
+
+  (_, fused), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(
+    weights, stacked, inputs
+  )
+  np.testing.assert_allclose(fused, np.tensordot(weights, probs, 1), atol=2e-6)
+  np.testing.assert_allclose(
+    gradient, (probs * np.arange(15.0).reshape(5, 3)).sum((1, 2)), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("options", _IMPLS, ids=str)
+def test_fused_predict_inside_shard_map(options):
+  checkpoints, inputs = _checkpoints(3), _inputs(16)
+  weights = np.asarray([0.2, 0.3, 0.5], np.float32)
+  assert jax.device_count() == 8
+  mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("data",))
+  spec = jax.sharding.PartitionSpec
+  sharded = jax.jit(
+    jax.shard_map(
+      functools.partial(history.fused_predict, _network, **options),
+      mesh=mesh,
+      in_specs=(spec(), spec(), spec("data")),
+      out_specs=spec("data"),
+      check_vma=False,
+    )
+  )
+  actual = sharded(history.stack_checkpoints(checkpoints), weights, inputs)
+  expected = np.tensordot(weights, _plain_probs(checkpoints, inputs), 1)
+  np.testing.assert_allclose(actual, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("impl", ["map", "vmap", "loop"])
+def test_second_call_compiles_nothing(impl):
+  traces = []
+
+  def apply_fn(variables, inputs):
+    traces.append(inputs.shape)
+    return _network(variables, inputs)
+
+  weights = np.asarray([0.5, 0.3, 0.2])
+  for seed, num in ((0, 7), (1, 7), (2, 5)):
+    stacked = history.stack_checkpoints(_checkpoints(3, seed=seed))
+    inputs = _inputs(num, seed)
+    options = {"batch_size": 4, "impl": impl}
+    history.predict_checkpoints(apply_fn, stacked, inputs, **options)
+    history.fused_predict(apply_fn, stacked, weights, inputs, **options)
+    history.predict(apply_fn, _checkpoints(1)[0], inputs, batch_size=4)
+    if seed == 0:
+      first = len(traces)
+  assert len(traces) == first
+  assert set(traces) == {(4, 5)}
+
+
+@pytest.mark.parametrize(
+  "options", [{"impl": "map"}, {"impl": "vmap", "chunk": 4}], ids=str
+)
+def test_fused_predict_holds_no_stack_of_probabilities(options):
+  num_checkpoints, num, num_classes = 50, 64, 100
+  fused = functools.partial(
+    history.fused_predict, lambda v, x: x @ v, **options
+  )
+  compiled = (
+    jax.jit(fused)
+    .lower(
+      jnp.zeros((num_checkpoints, 2, num_classes)),
+      jnp.ones(num_checkpoints),
+      jnp.zeros((num, 2)),
+    )
+    .compile()
+  )
+  stack = 4 * num_checkpoints * num * num_classes
+  assert compiled.memory_analysis().temp_size_in_bytes < stack / 3
+
+
+def test_a_stack_in_half_precision_and_integer_leaves():
+  stacked = {
+    "w": jnp.ones((2, 3), jnp.bfloat16),
+    "steps": jnp.asarray([5, 7]),
+  }
+  probs = history.predict_checkpoints(
+    lambda v, x: x[:, :1] * v["w"][None] + v["steps"], stacked, _inputs(4)
+  )
+  np.testing.assert_allclose(probs, 1 / 3, atol=1e-6)
+
+
+_GOOD = {"a": {"w": np.zeros(3)}, "b": np.zeros(2)}
+_STACKED = history.stack_checkpoints(_checkpoints(3))
+
+
+def _predict(**changes):
+  options = {"stacked": _STACKED, "inputs": _inputs(4), **changes}
+  apply_fn = options.pop("apply_fn", _network)
+  return history.predict_checkpoints(apply_fn, **options)
+
+
+@pytest.mark.parametrize(
+  "call, message",
+  [
+    (lambda: history.stack_checkpoints([]), "checkpoints .* got none"),
+    (
+      lambda: history.stack_checkpoints(
+        [_GOOD, _GOOD, {"a": {"w": np.zeros((3, 1))}, "b": np.zeros(2)}]
+      ),
+      r"'a/w' has shape \(3,\) in checkpoint 0 and \(3, 1\) in checkpoint 2",
+    ),
+    (
+      lambda: history.stack_checkpoints([_GOOD, {"a": {"w": np.zeros(3)}}]),
+      r"'b' has shape \(2,\) in checkpoint 0 and none \(missing\) .* 1",
+    ),
+    (
+      lambda: history.stack_checkpoints([_GOOD, {**_GOOD, "c": np.zeros(1)}]),
+      r"'c' has shape none \(missing\) in checkpoint 0 and \(1,\) .* 1",
+    ),
+    (
+      lambda: history.take_checkpoints(_STACKED, [0, 3]),
+      r"indices must lie in -3..2; got \[0, 3\]",
+    ),
+    (lambda: history.take_checkpoints(_STACKED, -4), "got -4"),
+    (
+      lambda: history.num_checkpoints({"a": np.zeros(3), "b": np.zeros(2)}),
+      r"stacked .* 'a' has shape \(3,\) and 'b' has \(2,\)",
+    ),
+    (lambda: history.num_checkpoints({}), "stacked has no leaves"),
+    (
+      lambda: history.fused_predict(_network, _STACKED, [1.0], _inputs(4)),
+      r"weights must have shape \(3,\).* got \(1,\)",
+    ),
+    (
+      lambda: history.fused_predict(_network, _STACKED, [0, 0, 0], _inputs(4)),
+      "weights are all 0",
+    ),
+    (lambda: _predict(impl="scan"), "impl must be one of .* got 'scan'"),
+    (lambda: _predict(chunk=0), "chunk must be at least 1; got 0"),
+    (lambda: _predict(batch_size=0), "batch_size .* got 0 and 4"),
+    (
+      lambda: _predict(batch_size=2, inputs=np.zeros((0, 5))),
+      "batch_size .* got 2 and 0",
+    ),
+    (
+      lambda: _predict(inputs={"a": np.zeros((2, 5)), "b": np.zeros(3)}),
+      r"inputs .* 'a' has shape \(2, 5\) and 'b' has \(3,\)",
+    ),
+    (
+      lambda: _predict(apply_fn=lambda v, x: x.sum(1)),
+      r"apply_fn .* \(4, K\) for 4 inputs; got \(4,\)",
+    ),
+    (
+      lambda: _predict(apply_fn=lambda v, x: (_network(v, x), {"s": x})),
+      r"apply_fn .* got \(\(4, 3\), \{'s': \(4, 5\)\}\)",
+    ),
+  ],
+)
+def test_errors_name_the_argument(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
