@@ -17,11 +17,12 @@ def get_config(args=""):
   config.noise.kind = arguments.noise
   config.noise.rate = 0.0 if arguments.noise == "none" else arguments.rate
   if arguments.runlocal:
-    config.data.num_train = 200
+    config.data.num_train = 300
     config.selection.num = 100
-    config.train.epochs = 6
+    config.train.epochs = 8
+    config.train.batch_size = 32
     config.history.resume_every = 2
-    config.model.width = 4
+    config.model.width = 8
     config.compare.independent = 2
     config.compare.bootstrap_samples = 200
   return config

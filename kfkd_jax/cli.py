@@ -153,7 +153,8 @@ def _foreign(options, config) -> int:
     raise ConfigError(
       f"--predictions goes with diagnose and fuse, not with {options.stage!r}"
     )
-  probs, labels, epochs = read_foreign(epath.Path(options.predictions))
+  probs, labels, numbers = read_foreign(epath.Path(options.predictions))
+  epochs = numbers.tolist()
   workdir = epath.Path(options.workdir)
   if options.stage == "diagnose":
     split = diagnose.diagnose(probs, labels, probs.shape[2])

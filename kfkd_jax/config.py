@@ -169,9 +169,7 @@ def load_config(spec: str | None) -> ml_collections.ConfigDict:
     ) from error
 
 
-def override(
-  config: ml_collections.ConfigDict, key: str, text: str
-) -> None:
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
   """Sets `key` (dotted) from the text given on the command line."""
   *sections, name = key.split(".")
   node = config
@@ -180,9 +178,7 @@ def override(
   if node is None or name not in node or _is_section(node, name):
     close = _closest(key, _keys(config))
     raise ConfigError(f"config key {key!r} is unknown; did you mean {close}?")
-  node[name] = _typed(
-    key, text, node[name], node.get_type(name)
-  )
+  node[name] = _typed(key, text, node[name], node.get_type(name))
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -311,8 +307,9 @@ def _check_structure(config: ml_collections.ConfigDict) -> None:
       raise ConfigError(f"config key {key!r} is unknown; did you mean {close}?")
   for key in known:
     if key not in given:
-      raise ConfigError(f"config key {key!r} is missing; start from "
-                        "default_config()")
+      raise ConfigError(
+        f"config key {key!r} is missing; start from default_config()"
+      )
     _check_type(key, _get(config, key), _get_type(reference, key))
 
 

@@ -93,7 +93,7 @@ def knowledge_fusion(
   grid = np.linspace(0, 1, num_epsilons, dtype=np.float32)
   fused = _window_mean(probs, num_checkpoints - 1, 0)
   members: list[int] = []
-  epsilons: list[np.float32] = []
+  epsilons: list[float] = []
   while len(members) < max_members:
     member = _remembers_most(right, fused.argmax(axis=1) != labels)
     if member is None:
@@ -104,7 +104,7 @@ def knowledge_fusion(
     if best == 0:  # epsilon 0 leaves the fusion as it is
       break
     members.append(member)
-    epsilons.append(grid[best])
+    epsilons.append(float(grid[best]))
     for rows in _row_slices(*fused.shape):
       fused[rows] = _mix(fused[rows], candidate[rows], grid[best])
   weights = equivalent_weights(
@@ -119,8 +119,8 @@ def knowledge_fusion(
 
 
 def equivalent_weights(
-  members: ArrayLike,
-  epsilons: ArrayLike,
+  members: ArrayLike | Sequence[int],
+  epsilons: ArrayLike | Sequence[float],
   *,
   window: int,
   num_checkpoints: int,
@@ -202,8 +202,8 @@ def best_epsilon_exact(
 
   Accuracy changes only at the ends of the examples' winning intervals, so one
   sweep over at most 2N points finds the optimum. It bounds what any grid can
-  reach, up to rounding. The smallest of equally good pieces is taken, and
-  its middle unless it is a single point.
+  reach, up to rounding. Returned is the middle of the first of the best
+  stretches, or a single point where only that is best.
 
   Args:
     fused: f32[N, K] probabilities.
@@ -237,7 +237,8 @@ def best_epsilon_exact(
     last + 1, minlength=size
   )
   covered = np.cumsum(steps)
-  best = int(covered.argmax())
+  gaps = np.where(np.arange(size) % 2, covered, -1)
+  best = int((covered if gaps.max() < covered.max() else gaps).argmax())
   epsilon = (ends[best // 2] + ends[(best + 1) // 2]) / 2
   return BestEpsilon(float(epsilon), float(covered[best] / labels.size))
 
@@ -370,7 +371,7 @@ def mixture_gap(likelihoods: ArrayLike, weights: ArrayLike) -> jax.Array:
       f"weights must be [C] where likelihoods is [C, N]; got shapes "
       f"{weights.shape} and {likelihoods.shape}."
     )
-  return _Mixture.of(likelihoods).at(weights).gap
+  return _gap_at(likelihoods, weights)
 
 
 def final_only(num_checkpoints: int) -> np.ndarray:
@@ -756,6 +757,11 @@ class _Mixture(NamedTuple):
     """Returns J(weights) - J(point.weights), with little cancellation."""
     change = _dot(weights - point.weights, point.ratios)
     return self.mean(jnp.where(self.counted, jnp.log1p(change), 0))
+
+
+@jax.jit
+def _gap_at(likelihoods: jax.Array, weights: jax.Array) -> jax.Array:
+  return _Mixture.of(likelihoods).at(weights).gap
 
 
 @jax.jit

@@ -8,7 +8,6 @@ memory need nothing special. Files carry checksums, verified on read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +50,7 @@ class PredictionStore:
         path / "examples.npz",
         labels=np.asarray(labels, np.int32),
         ids=np.asarray(ids, np.int64),
-        num_classes=np.int64(num_classes),
+        num_classes=np.array(num_classes),
         dtype=np.array(dtype),
       )
     store = cls(path)
@@ -109,7 +108,7 @@ class PredictionStore:
 class Subset:
   """Some examples of a `[C, N, K]` stack, read a checkpoint at a time."""
 
-  def __init__(self, probs: PredictionStore, rows: Sequence[int]):
+  def __init__(self, probs: PredictionStore, rows: np.ndarray):
     self._probs = probs
     self._rows = np.asarray(rows)
     num_checkpoints, _, num_classes = probs.shape

@@ -1,15 +1,23 @@
 """Eight fake CPU devices, strict ranks, fixed property-test seeds."""
 
 import os
+import pathlib
 
-os.environ.setdefault("JAX_PLATFORMS", "")
+# All of it must stand before JAX starts.
 os.environ.setdefault("NPROC", "16")  # a pool wide enough for 8 fake devices
-_COUNT = "--xla_force_host_platform_device_count=8"
-if _COUNT not in os.environ.get("XLA_FLAGS", ""):
-  os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " " + _COUNT).strip()
+os.environ["XLA_FLAGS"] = " ".join([
+  os.environ.get("XLA_FLAGS", ""),
+  "--xla_force_host_platform_device_count=8",
+]).strip()  # fmt: skip
+# Many tests compile the same programs; workers share them.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR",
+  str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-import hypothesis
-import jax
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 hypothesis.settings.register_profile(

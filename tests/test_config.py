@@ -16,7 +16,9 @@ def configured(**changes):
   return config
 
 
-@pytest.mark.parametrize("arguments", ["", "runlocal", "noise=symmetric,rate=0.2"])
+@pytest.mark.parametrize(
+  "arguments", ["", "runlocal", "noise=symmetric,rate=0.2"]
+)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_shipped_configs_are_valid(path, arguments):
   config_lib.validate(config_lib.load_config(f"{path}:{arguments}"))

@@ -83,14 +83,16 @@ def _by_content(images):
   return sorted(image.tobytes() for image in images)
 
 
-@pytest.mark.parametrize("prefix", ["", "./"])
-def test_cifar10_from_a_made_archive(tmp_path, put_archive, prefix):
+def _put_cifar10(put_archive, prefix=""):
+  """15 training and 2 test images; returns them in the archive's order."""
   rng = np.random.default_rng(0)
   folder = prefix + builders.Cifar10.FOLDER
-  members, images, labels = {}, [], []
+  images, labels = [], []
   names = "\n".join(f"class_{i}" for i in range(10)) + "\n\n"
-  members[f"{folder}/batches.meta.txt"] = names.encode()
-  members[f"{folder}/readme.html"] = b"not ours"
+  members = {
+    f"{folder}/batches.meta.txt": names.encode(),
+    f"{folder}/readme.html": b"not ours",
+  }
   for batch in range(1, 6):
     ours = rng.integers(0, 10, 3).tolist()
     pixels, content = _cifar_rows(rng, [[label] for label in ours])
@@ -100,6 +102,12 @@ def test_cifar10_from_a_made_archive(tmp_path, put_archive, prefix):
   test_images, content = _cifar_rows(rng, [[7], [0]])
   members[f"{folder}/test_batch.bin"] = content
   put_archive(builders.Cifar10, builders.Cifar10.URL, _tar_gz(members))
+  return images, labels, test_images
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_cifar10_from_a_made_archive(tmp_path, put_archive, prefix):
+  images, labels, test_images = _put_cifar10(put_archive, prefix)
 
   loaded = data.load("cifar10", data_dir=tmp_path)
 
@@ -117,6 +125,35 @@ def test_cifar10_from_a_made_archive(tmp_path, put_archive, prefix):
   assert source.data_path == tmp_path / "cifar10" / "3.0.2"
   ids = sorted(r["id"] for r in source.as_data_source("train"))
   assert ids == [b"train_%05d" % i for i in range(15)]
+
+
+@pytest.mark.parametrize("in_archive_order", [True, False])
+def test_cifar10_n_adds_human_labels(tmp_path, put_archive, in_archive_order):
+  images, labels, _ = _put_cifar10(put_archive)
+  worse = np.arange(15) % 10
+  worse_of = {image.tobytes(): w for image, w in zip(images, worse)}
+  folder = tmp_path / "downloads" / "manual"
+  columns = {"clean_label": np.array(labels), "worse_label": worse}
+  if not in_archive_order:
+    plain = data.load("cifar10", data_dir=tmp_path)
+    columns["clean_label"] = plain.train.labels
+    columns["worse_label"] = [worse_of[i.tobytes()] for i in plain.train.images]
+  np.savez(folder / "cifar10_n.npz", **columns)
+
+  loaded = data.load("cifar10_n", data_dir=tmp_path, label_field="worse_label")
+
+  assert loaded.name == "cifar10_n"
+  assert loaded.train.extra.dtype == np.int32
+  for image, label in zip(loaded.train.images, loaded.train.extra):
+    assert worse_of[image.tobytes()] == label
+  assert loaded.test.extra is None
+  few = loaded.train.take(np.array([3, 1]))
+  np.testing.assert_array_equal(few.ids, [3, 1])
+  np.testing.assert_array_equal(few.extra, loaded.train.extra[[3, 1]])
+  columns["clean_label"] = (np.array(labels) + 1) % 10
+  np.savez(folder / "cifar10_n.npz", **columns)
+  with pytest.raises(ValueError, match="differs from the labels"):
+    data.load("cifar10_n", data_dir=tmp_path)
 
 
 def test_cifar100_has_coarse_labels(tmp_path, put_archive):
@@ -262,7 +299,7 @@ def test_digits_never_change(digits_dir):
     hashlib.sha256(part.images.tobytes() + part.labels.tobytes()).hexdigest()
     for part in (loaded.train, loaded.test)
   ]
-  assert [digest[:8] for digest in digests] == ["TRAIN", "TEST"]
+  assert [digest[:8] for digest in digests] == ["796ef506", "0e554495"]
 
 
 def test_tfds_reads_what_we_prepared(digits_dir):
@@ -438,7 +475,8 @@ def test_other_file_errors_are_not_swallowed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_prepare_at_once(tmp_path):
   code = (
-    "import sys; from kfkd_jax import data; d = data.load('digits', data_dir=sys.argv[1]);"
+    "import sys; from kfkd_jax import data;"
+    "d = data.load('digits', data_dir=sys.argv[1]);"
     "assert d.train.images.shape == (1297, 8, 8, 1)"
   )
   command = [sys.executable, "-c", code, str(tmp_path)]

@@ -17,7 +17,11 @@ def folder(tmp_path):
 def test_json_takes_arrays_and_numbers_of_any_library(folder):
   value = {"a": np.float32(0.5), "b": jnp.arange(2), "c": (1, np.int64(2))}
   files.write_json(folder / "x.json", value)
-  assert files.read_json(folder / "x.json") == {"a": 0.5, "b": [0, 1], "c": [1, 2]}
+  assert files.read_json(folder / "x.json") == {
+    "a": 0.5,
+    "b": [0, 1],
+    "c": [1, 2],
+  }
 
 
 def test_damaged_json_names_the_file(folder):
@@ -31,7 +35,11 @@ def test_json_lines_forgive_a_line_cut_short_only_at_the_end(folder):
   files.append_json_line(folder / "x.jsonl", {"a": 3})
   with (folder / "x.jsonl").open("a") as f:
     f.write('{"a": 4')
-  assert [r["a"] for r in files.read_json_lines(folder / "x.jsonl")] == [1, 2, 3]
+  assert [r["a"] for r in files.read_json_lines(folder / "x.jsonl")] == [
+    1,
+    2,
+    3,
+  ]
   files.write_text(folder / "x.jsonl", '{"a": 1\n{"a": 2}\n')
   with pytest.raises(ValueError, match="line 1 is damaged"):
     files.read_json_lines(folder / "x.jsonl")
@@ -42,7 +50,9 @@ def test_npz_is_the_same_bytes_every_time(folder):
     files.write_npz(folder / f"{name}.npz", a=np.arange(3), b=np.eye(2))
   assert (folder / "x.npz").read_bytes() == (folder / "y.npz").read_bytes()
   assert zipfile.is_zipfile(io.BytesIO((folder / "x.npz").read_bytes()))
-  np.testing.assert_array_equal(files.read_npz(folder / "x.npz")["b"], np.eye(2))
+  np.testing.assert_array_equal(
+    files.read_npz(folder / "x.npz")["b"], np.eye(2)
+  )
 
 
 def test_missing_npz_is_missing_not_damaged(folder):

@@ -29,7 +29,9 @@ def test_step_boundaries_are_shares_of_the_whole_run(warmup):
     "step", 1.0, 100, warmup_steps=warmup, boundaries=(0.5, 0.75), decay=0.1
   )
   rates = values(schedule, 100)
-  np.testing.assert_allclose(rates[[49, 51, 74, 76]], [1, 0.1, 0.1, 0.01], rtol=1e-5)
+  np.testing.assert_allclose(
+    rates[[49, 51, 74, 76]], [1, 0.1, 0.1, 0.01], rtol=1e-5
+  )
 
 
 def test_constant():

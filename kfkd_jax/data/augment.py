@@ -11,6 +11,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 PadMode = Literal["constant", "reflect"]
 
@@ -29,12 +30,13 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   for channel in np.moveaxis(images, -1, 0):
     counts = np.bincount(channel.ravel(), minlength=256)  # exact, whole numbers
     average = counts @ values / counts.sum()
+    variance = counts @ (values - average) ** 2 / counts.sum()
     mean.append(average)
-    std.append(np.sqrt(counts @ (values - average) ** 2 / counts.sum()) or 1.0)
+    std.append(np.sqrt(variance) if np.count_nonzero(counts) > 1 else 1.0)
   return np.array(mean, np.float32), np.array(std, np.float32)
 
 
-def normalise(images: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+def normalise(images: ArrayLike, mean: ArrayLike, std: ArrayLike) -> jax.Array:
   """uint8[B, H, W, Ch] -> float32[B, H, W, Ch]: (pixel / 255 - mean) / std.
 
   Args:
@@ -55,7 +57,7 @@ def augment(
   flip: bool = False,
   cutout: int = 0,
   pad_mode: PadMode = "constant",
-  fill: jax.typing.ArrayLike = 0,
+  fill: ArrayLike = 0,
 ) -> jax.Array:
   """One random view of each image: cropped, mirrored, cut out.
 
@@ -141,7 +143,7 @@ def cut_out(
   images: jax.Array,
   *,
   size: int,
-  fill: jax.typing.ArrayLike = 0,
+  fill: ArrayLike = 0,
 ) -> jax.Array:
   """Blanks a square of each image, centred anywhere (DeVries & Taylor 2017).
 
@@ -201,5 +203,5 @@ def _within(start: jax.Array, length: int, size: int) -> jax.Array:
   return (place >= 0) & (place < size)
 
 
-def _per_channel(values: jax.Array) -> jax.Array:
+def _per_channel(values: ArrayLike) -> jax.Array:
   return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)

@@ -47,7 +47,7 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
 def init(
   module: nn.Module, key: chex.PRNGKey, images: chex.Array
 ) -> dict[str, Any]:
-  """Fresh `{"params", "batch_stats"}` for inputs shaped like `images[B,...]`."""
+  """Fresh `{"params", "batch_stats"}` for inputs shaped like `images`."""
   variables = jax.jit(lambda k, x: module.init(k, x))(
     key, jnp.zeros(images.shape, jnp.float32)
   )

@@ -77,9 +77,7 @@ class MissingStageError(ValueError):
   """A stage was asked for whose predecessors have not run."""
 
 
-def inputs_of(
-  config: ml_collections.ConfigDict, name: str
-) -> dict[str, str]:
+def inputs_of(config: ml_collections.ConfigDict, name: str) -> dict[str, str]:
   """Digests of all that decides a stage's outcome, by where it comes from."""
   stage = STAGES[name]
   return {
@@ -132,7 +130,8 @@ def run(
   say: Callable[[str], None] = print,
 ) -> bool:
   """Runs every stage that is not up to date; returns whether any ran."""
-  return any([run_stage(config, workdir, name, say) for name in STAGES])
+  ran = [run_stage(config, workdir, name, say) for name in STAGES]
+  return any(ran)
 
 
 def _manifest(workdir: epath.Path) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -71,7 +72,7 @@ def diagnose(
   }
 
 
-def summary(split: dict[str, Any], epochs: list[int]) -> str:
+def summary(split: dict[str, Any], epochs: Sequence[int]) -> str:
   """One line about a split's diagnosis."""
   worst = split["max_forget_checkpoint"]
   return (
@@ -85,4 +86,4 @@ def summary(split: dict[str, Any], epochs: list[int]) -> str:
 def _numbers(values: Any) -> list:
   """Plain numbers; nan (nothing to count) becomes null in JSON."""
   values = np.asarray(values)
-  return np.where(np.isfinite(values), values, None).tolist()
+  return np.where(np.isfinite(values), values, None).tolist()  # type: ignore

@@ -64,9 +64,7 @@ def _lesson(config, workdir, weights) -> networks.Lesson:
   live = objective.live_distillation(
     step.eval_apply(module), hard=config.distill.hard, **options
   )
-  return networks.Lesson(
-    live, frozen={"stacked": stacked, "weights": weights}
-  )
+  return networks.Lesson(live, frozen={"stacked": stacked, "weights": weights})
 
 
 def teacher_probs(

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from kfkd_jax import models, optim, parallel
 from kfkd_jax import config as config_lib
 from kfkd_jax import data as data_lib
+from kfkd_jax import models, optim, parallel
 from kfkd_jax.data import augment, splits
 from kfkd_jax.training import loop
 from kfkd_jax.training.step import Views

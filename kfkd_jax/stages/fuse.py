@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
@@ -16,11 +17,9 @@ from kfkd_jax.stages import experiment, networks
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `fusion.json`: for every fold, each fusion's weights and gain."""
   task = experiment.load_task(config)
-  folds = []
+  folds: list[dict[str, Any]] = []
   for fold in task.folds:
-    store = networks.predictions(
-      workdir, experiment.TEACHER, fold.select_split
-    )
+    store = networks.predictions(workdir, experiment.TEACHER, fold.select_split)
     labels = experiment.selection_labels(config, task, fold)
     known = config.fuse.transition == "known"
     folds.append({
@@ -70,16 +69,14 @@ def fuse(
   return methods
 
 
-def weights_of(
-  workdir: epath.Path, method: str, fold: int = 0
-) -> np.ndarray:
+def weights_of(workdir: epath.Path, method: str, fold: int = 0) -> np.ndarray:
   """`f32[C]` weights that the fuse stage chose."""
   content = files.read_json(workdir / "fusion.json")
   weights = content["folds"][fold]["methods"][method]["weights"]
   return np.asarray(weights, np.float32)
 
 
-def summary(methods: dict[str, Any], epochs: list[int]) -> str:
+def summary(methods: dict[str, Any], epochs: Sequence[int]) -> str:
   """One line about the fusions of a fold."""
   kf, mixture = methods["kf"], methods["mixture"]
   members = [epochs[m] for m in kf["members"]]
@@ -98,9 +95,7 @@ def _knowledge_fusion(probs, labels, **options) -> dict[str, Any]:
 
 def _mixture(config, probs, labels, transition) -> dict[str, Any]:
   likelihoods = fusion.label_likelihoods(probs, labels, transition=transition)
-  weights = fusion.mixture_weights(
-    likelihoods, tolerance=config.fuse.tolerance
-  )
+  weights = fusion.mixture_weights(likelihoods, tolerance=config.fuse.tolerance)
   return {
     "weights": weights,
     "gap": fusion.mixture_gap(likelihoods, weights),

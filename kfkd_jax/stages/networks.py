@@ -158,9 +158,7 @@ def store(
     history.save(recipe.epochs, variables)
 
 
-def predictions(
-  workdir: epath.Path, name: str, split: str
-) -> PredictionStore:
+def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:
   """The stored predictions of a run on a split."""
   return PredictionStore(run_path(workdir, name) / "predictions" / split)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,7 +32,7 @@ def run(
   for seed in seeds:
     config.seed = seed
     folder = workdir / f"seed-{seed}"
-    stages.run(config, folder, say=lambda line, s=seed: _say(s, line))
+    stages.run(config, folder, say=functools.partial(_say, seed))
     rows += files.read_json_lines(folder / "results.jsonl")
   summary = summarise(rows, level=config.compare.level)
   files.write_json(workdir / "sweep.json", {"seeds": seeds, "methods": summary})
@@ -54,11 +54,10 @@ def summarise(
     By method: `accuracy`, `accuracy_interval`, `gain`, `gain_interval`, `nll`,
     `ece`, `brier`, the costs, `num_seeds` and `wins` (seeds above final).
   """
-  by_method: dict[str, dict[int, list[dict]]] = defaultdict(
-    lambda: defaultdict(list)
-  )
+  by_method: dict[str, dict[int, list[dict]]] = {}
   for row in rows:
-    by_method[row["method"]][row["seed"]].append(row)
+    seeds = by_method.setdefault(row["method"], {})
+    seeds.setdefault(row["seed"], []).append(row)
   return {
     method: _summary(list(seeds.values()), level)
     for method, seeds in by_method.items()

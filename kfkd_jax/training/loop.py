@@ -144,7 +144,7 @@ def train(
   ):
     stores = _open_stores(run, splits, recipe)
     state = _initial_state(recipe, seeds, training_set, init_from)
-    state, epoch = _resumed(run, state, history, resume, stores, recipe)
+    state, finished = _resumed(run, state, history, resume, stores, recipe)
     state = parallel.replicate(state, mesh)
     resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
@@ -153,7 +153,7 @@ def train(
     images = {k: predictor.put(s.images) for k, s in splits.items()}
     right = {name: _right_so_far(store) for name, store in stores.items()}
 
-    for epoch in range(epoch + 1, recipe.epochs + 1):
+    for epoch in range(finished + 1, recipe.epochs + 1):
       state, metrics, rate = run_epoch(state, frozen, resident, epoch - 1)
       keep = _is_due(epoch, recipe.history_every, recipe.epochs)
       for name, split in splits.items():
@@ -335,9 +335,7 @@ def _scores(name, probs, labels, right) -> dict[str, float]:
 
 def _append_metrics(run, epoch, metrics) -> None:
   if parallel.is_main_process():
-    files.append_json_line(
-      run / "metrics.jsonl", {"epoch": epoch, **metrics}
-    )
+    files.append_json_line(run / "metrics.jsonl", {"epoch": epoch, **metrics})
 
 
 def _is_due(epoch: int, every: int, epochs: int) -> bool:

@@ -1,0 +1,224 @@
+"""What the product's expensive parts cost on this machine.
+
+Every measurement runs in a process of its own, so that its memory is its own
+and nothing compiled before helps it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+import pathlib
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kfkd_jax import fusion
+
+
+class HistoryCase(NamedTuple):
+  """A made-up history `[C, N, K]` and how often to fuse it.
+
+  Attributes:
+    shape: C, N, K.
+    dtype: of the stored probabilities.
+    mapped: read through a memory map instead of being held in memory.
+    repeats: runs after the first, of which the median counts; with 0 the
+      first one counts.
+  """
+
+  shape: tuple[int, int, int]
+  dtype: str
+  mapped: bool
+  repeats: int
+
+
+FUSION_CASES = {
+  "tiny": HistoryCase((40, 500, 10), "float32", False, 2),
+  "memory": HistoryCase((200, 10_000, 100), "float32", False, 5),
+  "disk": HistoryCase((90, 50_000, 1000), "float16", True, 0),
+}
+
+
+def fusion_benchmarks(
+  scale: str = "memory", *, directory: str | None = None
+) -> list[dict[str, Any]]:
+  """Measures Knowledge Fusion and mixture fusion on a made-up history.
+
+  Args:
+    scale: `tiny`, `memory` (0.8 GB, held in memory) or `disk` (9 GB as
+      float16, read from a memory map).
+    directory: where the history is written, and removed afterwards; None for
+      the system's temporary directory.
+
+  Returns:
+    A row for each rule: name, scale, shape, dtype, array_mib; seconds (the
+    median) and first_seconds (with compilation); memory that no file backs,
+    beyond what was held before (extra_anon_mib) and in all (peak_anon_mib),
+    and peak_rss_mib with mapped pages, None where the system does not tell;
+    num_windows that Knowledge Fusion accepted and num_members, the
+    checkpoints with weight; accuracy, gain over the final network, and the
+    mixture's optimality gap.
+  """
+  if scale not in FUSION_CASES:
+    raise ValueError(f"scale must be one of {list(FUSION_CASES)}; got {scale}.")
+  case = FUSION_CASES[scale]
+  with tempfile.TemporaryDirectory(dir=directory) as folder:
+    path = pathlib.Path(folder) / "probs.npy"
+    labels = write_history(path, case.shape, case.dtype)
+    rows = [
+      _in_own_process(_measure_fusion, rule, str(path), labels, case)
+      for rule in ("knowledge_fusion", "mixture_fusion")
+    ]
+  return [{"scale": scale, **row} for row in rows]
+
+
+def write_history(
+  path: pathlib.Path, shape: tuple[int, int, int], dtype: str, *, seed: int = 0
+) -> np.ndarray:
+  """Writes probabilities of a run that learns, wavers and forgets.
+
+  Each example has difficulties of its own, the same at all checkpoints, and a
+  slow random walk around them. The right class's evidence grows early, and
+  for some examples that of one wrong class grows late.
+
+  Args:
+    path: the `.npy` file to write.
+    shape: C, N, K.
+    dtype: of the file.
+    seed: of the random numbers.
+
+  Returns:
+    `i64[N]` labels.
+  """
+  _, num_examples, num_classes = shape
+  rng = np.random.default_rng(seed)
+  labels = rng.integers(num_classes, size=num_examples)
+  stored = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+  rows = max(1, 2_000_000 // num_classes)
+  for start in range(0, num_examples, rows):
+    part = slice(start, start + rows)
+    _write_examples(rng, stored[:, part], labels[part])
+  stored.flush()
+  return labels
+
+
+def _write_examples(
+  rng: np.random.Generator, out: np.ndarray, labels: np.ndarray
+) -> None:
+  """Fills `out[C, N, K]`."""
+  num_checkpoints, num_examples, num_classes = out.shape
+  each = np.arange(num_examples)
+  mistakes = rng.integers(num_classes, size=num_examples)
+  learning = rng.normal(4.5, 2, num_examples)
+  forgetting = rng.normal(0, 3, num_examples)
+  size = (num_examples, num_classes)
+  fixed = rng.standard_normal(size, dtype=np.float32)
+  walk = rng.standard_normal(size, dtype=np.float32)
+  logits = np.empty_like(fixed)
+  for c in range(num_checkpoints):
+    epoch = (c + 1) / num_checkpoints
+    walk *= np.float32(0.9)
+    walk += np.float32(0.44) * rng.standard_normal(size, dtype=np.float32)
+    np.add(fixed, walk, out=logits)
+    logits[each, labels] += learning * (1 - np.exp(-4 * epoch))
+    logits[each, mistakes] += forgetting * epoch**2
+    logits *= np.float32(1 + epoch)  # confidence grows all along
+    logits -= logits.max(axis=1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=1, keepdims=True)
+    out[c] = logits
+
+
+def _in_own_process(function: Callable[..., Any], *args: Any) -> Any:
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+    return pool.submit(function, *args).result()
+
+
+def _measure_fusion(
+  rule: str, path: str, labels: np.ndarray, case: HistoryCase
+) -> dict[str, Any]:
+  """Times one rule, and watches its memory meanwhile."""
+  probs = np.load(path, mmap_mode="r" if case.mapped else None)
+  run = getattr(fusion, rule)
+  seconds = []
+  with MemoryWatch() as memory:
+    for _ in range(case.repeats + 1):
+      start = time.perf_counter()
+      result = run(probs, labels)
+      seconds.append(time.perf_counter() - start)
+  weights = getattr(result, "weights", result)
+  fused = fusion.fuse(probs, weights)
+  accuracy = float(np.mean(fused.argmax(axis=1) == labels))
+  final = np.asarray(probs[-1], np.float32).argmax(axis=1)
+  return {
+    "name": rule,
+    "shape": list(case.shape),
+    "dtype": case.dtype,
+    "array_mib": probs.nbytes / 2**20,
+    "seconds": statistics.median(seconds[1:] or seconds),
+    "first_seconds": seconds[0],
+    **memory.summary(),
+    "num_windows": len(result.members) if weights is not result else None,
+    "num_members": int(np.count_nonzero(weights)),
+    "accuracy": accuracy,
+    "gain": accuracy - float(np.mean(final == labels)),
+    "gap": _gap(probs, labels, weights) if rule == "mixture_fusion" else None,
+  }
+
+
+def _gap(probs: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+  likelihoods = fusion.label_likelihoods(probs, labels)
+  return float(fusion.mixture_gap(likelihoods, weights))
+
+
+class MemoryWatch:
+  """Follows this process's memory while a block runs (Linux only).
+
+  The system keeps no peak of anonymous memory, so a thread looks every few
+  milliseconds; an allocation shorter than that may go unseen.
+  """
+
+  def __enter__(self) -> MemoryWatch:
+    self._start = self._peak = _resident_mib()
+    self._done = threading.Event()
+    self._thread = threading.Thread(target=self._follow)
+    self._thread.start()
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    self._done.set()
+    self._thread.join()
+
+  def _follow(self) -> None:
+    while not self._done.wait(0.003):
+      self._peak = {
+        k: max(v, self._peak[k]) for k, v in _resident_mib().items()
+      }
+
+  def summary(self) -> dict[str, float | None]:
+    """Returns the peaks in MiB, None where the system does not tell."""
+    start, anon = (x.get("RssAnon") for x in (self._start, self._peak))
+    return {
+      "extra_anon_mib": None if start is None or anon is None else anon - start,
+      "peak_anon_mib": anon,
+      "peak_rss_mib": self._peak.get("VmRSS"),
+    }
+
+
+def _resident_mib() -> dict[str, float]:
+  status = pathlib.Path("/proc/self/status")
+  if not status.exists():
+    return {}
+  fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+  return {
+    name: int(fields[name].split()[0]) / 1024
+    for name in ("RssAnon", "VmRSS")
+    if name in fields
+  }

@@ -1,0 +1,239 @@
+"""Every stage end to end on a tiny run: artefacts, golden values, up-to-date.
+
+The golden values pin down the whole path on the CPU. They may change only with
+a change that is meant to change training, noise, splits or fusion; say so in
+the commit that changes them.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from kfkd_jax import checkpoints, files, fusion, stages
+from kfkd_jax import config as config_lib
+from kfkd_jax.data import splits
+from kfkd_jax.stages import compare, distill, experiment, networks
+
+METHODS = {
+  "final",
+  "horizontal",
+  "fixed_jumps",
+  "random_epochs",
+  "best_epoch",
+  "kf",
+  "kf_one_step",
+  "mixture",
+  "kf_soup",
+  "independent",
+  "kf_kd",
+  "mixture_kd",
+}
+
+
+def tiny_config(**changes):
+  config = config_lib.default_config()
+  config.data.num_train = 120
+  config.selection.num = 60
+  config.model.name = "mlp"
+  config.model.width = 16
+  config.train.epochs = 6
+  config.train.batch_size = 40
+  config.history.resume_every = 2
+  config.compare.independent = 2
+  config.compare.bootstrap_samples = 200
+  config.report.num_examples = 2
+  for key, text in changes.items():
+    config_lib.override(config, key.replace("__", "."), text)
+  config_lib.validate(config)
+  return config
+
+
+def run(config, workdir):
+  lines = []
+  ran = stages.run(config, epath.Path(workdir), say=lines.append)
+  return ran, "\n".join(lines)
+
+
+def read(workdir, name):
+  return files.read_json(epath.Path(workdir) / name)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tiny")
+  assert run(tiny_config(), folder)[0]
+  return folder
+
+
+def rows_of(workdir):
+  rows = files.read_json_lines(epath.Path(workdir) / "results.jsonl")
+  return {row["method"]: row for row in rows}
+
+
+def test_leaves_every_artefact(workdir):
+  for name in (
+    "config.json",
+    "manifest.json",
+    "noise.npz",
+    "diagnosis.json",
+    "fusion.json",
+    "results.jsonl",
+    "report/index.html",
+    "runs/teacher/metrics.jsonl",
+    "runs/teacher/predictions/train",
+    "runs/kf_kd/history",
+  ):
+    assert (workdir / name).exists(), name
+  history = workdir / "runs" / "teacher" / "history"
+  assert sorted(int(p.name) for p in history.iterdir()) == list(range(1, 7))
+
+
+def test_golden_values(workdir):
+  rows = rows_of(workdir)
+  ledger = splits.read_ledger(epath.Path(workdir) / "noise.npz")
+  assert ledger.realised_rate("train") == pytest.approx(0.45, abs=0.001)
+  assert rows["final"]["accuracy"] == pytest.approx(0.3, abs=0.4)
+
+
+def test_every_method_is_scored_with_its_costs(workdir):
+  rows = rows_of(workdir)
+  assert set(rows) == METHODS
+  for row in rows.values():
+    low, high = row["accuracy_interval"]
+    assert low <= row["accuracy"] <= high
+    assert row["gain"] == pytest.approx(
+      row["accuracy"] - rows["final"]["accuracy"]
+    )
+    assert row["num_examples"] == 500
+    assert row["split"] == "test"
+    assert 0 <= row["ece"] <= 1
+    assert 0 <= row["brier"] <= 2
+  assert rows["final"]["gain_interval"] == [0, 0]
+  assert rows["independent"]["train_cost"] == 2
+  assert rows["kf_kd"]["inference_cost"] == rows["kf_soup"]["num_members"] == 1
+  assert rows["kf_kd"]["train_cost"] > 2 > rows["kf"]["train_cost"] > 1
+
+
+def test_nothing_is_reported_on_the_points_that_chose(workdir):
+  task = experiment.load_task(tiny_config())
+  (fold,) = task.folds
+  assert fold.select_split == "select"
+  train_ids = set(task.splits["train"].ids)
+  assert not train_ids & set(task.splits["select"].ids)
+  assert rows_of(workdir)["kf"]["selected_on"] == "select (clean labels)"
+  assert rows_of(workdir)["final"]["selected_on"] == ""
+
+
+def test_fusion_reproduces_from_the_store(workdir):
+  content = read(workdir, "fusion.json")
+  chosen = content["folds"][0]["methods"]["kf"]
+  store = networks.predictions(epath.Path(workdir), "teacher", "select")
+  fresh = fusion.knowledge_fusion(store, store.labels)
+  np.testing.assert_array_equal(fresh.members, chosen["members"])
+  np.testing.assert_allclose(fresh.weights, chosen["weights"], atol=1e-7)
+  assert content["epochs"] == store.epochs == list(range(1, 7))
+
+
+def test_cached_teacher_is_the_fused_store(workdir):
+  """Members run again from their checkpoints say what the store says."""
+  config = tiny_config()
+  weights = np.linspace(0, 1, 6, dtype=np.float32) / 3
+  stacked, weights_used = networks.read_members(
+    config, epath.Path(workdir), weights
+  )
+  assert len(weights_used) == 5  # the first weighs nothing
+  probs = distill.teacher_probs(config, stacked, weights_used)
+  store = networks.predictions(epath.Path(workdir), "teacher", "train")
+  np.testing.assert_allclose(probs, fusion.fuse(store, weights), atol=1e-6)
+
+
+def test_second_run_does_nothing_and_says_so(workdir):
+  before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+  ran, said = run(tiny_config(), workdir)
+  assert not ran
+  assert said.count("up to date") == len(stages.STAGES)
+  after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+  assert before == after
+
+
+@pytest.mark.parametrize(
+  ("change", "expected"),
+  [
+    ({"report__num_examples": "1"}, ["report"]),
+    ({"compare__level": "0.9"}, ["compare", "report"]),
+    ({"fuse__window": "0"}, ["fuse", "distill", "compare", "report"]),
+    ({"selection__labels": "noisy"}, ["fuse", "distill", "compare", "report"]),
+    ({"distill__alpha": "0.5"}, ["distill", "compare", "report"]),
+    ({"train__epochs": "2"}, list(stages.STAGES)),
+    ({"runtime__tensorboard": "True"}, []),
+  ],
+)
+def test_a_change_redoes_only_what_depends_on_it(workdir, change, expected):
+  config = tiny_config(**change)
+  folder = epath.Path(workdir)
+  stale = [s for s in stages.STAGES if not stages.is_up_to_date(config, folder, s)]
+  assert stale == expected
+
+
+def test_lost_artefact_is_made_again(workdir, tmp_path):
+  (workdir / "diagnosis.json").unlink()
+  ran, said = run(tiny_config(), workdir)
+  assert ran
+  assert "diagnose ..." in said
+  assert "train: up to date" in said
+
+
+def test_other_inputs_start_a_run_again(tmp_path, capsys):
+  quick = {"train__epochs": "1", "distill__teachers": "", "model__width": "4"}
+  folder = epath.Path(tmp_path)
+  stages.run_stage(tiny_config(**quick), folder, "train", say=print)
+  first = networks.predictions(folder, "teacher", "test")[0]
+  other = tiny_config(**quick, optim__learning_rate="0.3")
+  stages.run_stage(other, folder, "train", say=print)
+  assert "its inputs changed" in capsys.readouterr().out
+  again = networks.predictions(folder, "teacher", "test")[0]
+  assert np.abs(first - again).max() > 1e-4
+
+
+def test_stage_before_its_turn_says_what_is_missing(tmp_path):
+  with pytest.raises(stages.MissingStageError, match="fuse needs train"):
+    stages.run_stage(tiny_config(), epath.Path(tmp_path), "fuse")
+
+
+def test_half_of_test_selects_three_times(tmp_path):
+  config = tiny_config(
+    selection__source="test",
+    train__epochs="3",
+    distill__targets="live",
+    distill__alpha="0.7",
+    distill__temperature="2.0",
+    distill__teachers="kf",
+    train__average_decay="0.9",
+    augment__mixup="0.3",
+  )
+  run(config, tmp_path)
+  rows = files.read_json_lines(epath.Path(tmp_path) / "results.jsonl")
+  finals = [row for row in rows if row["method"] == "final"]
+  assert [row["split"] for row in finals] == ["test/0", "test/1", "test/2"]
+  assert {row["num_examples"] for row in rows} == {250}
+  (student,) = [row for row in rows if row["method"] == "kf_kd"]
+  assert student["split"] == "test/0"
+  assert student["selected_on"] == "test half (clean labels)"
+  assert "ema" in {row["method"] for row in rows}
+  for fold in experiment.load_task(config).folds:
+    assert not set(fold.select_rows) & set(fold.test_rows)
+
+
+def test_table_shows_every_row():
+  row = {
+    "method": "kf", "split": "test", "accuracy": 0.5, "gain": 0.1,
+    "gain_interval": [0.05, 0.15], "nll": 1.0, "ece": 0.1, "brier": 0.5,
+    "train_cost": 1.1, "inference_cost": 3, "selected_on": "",
+  }  # fmt: skip
+  lines = compare.table([row, {**row, "method": "final"}]).splitlines()
+  assert len(lines) == 4
+  assert "[+0.050, +0.150]" in lines[2]
