@@ -205,7 +205,7 @@ def _probs(apply_fn: ApplyFn, variables: Any, inputs: Any) -> jax.Array:
   """Returns softmax(logits), f32[N, K]."""
   logits = apply_fn(variables, inputs)
   size = _leading_size("inputs", inputs)
-  shape = getattr(logits, "shape", ())
+  shape: tuple[int, ...] = getattr(logits, "shape", ())
   if len(shape) != 2 or shape[0] != size:
     raise ValueError(
       f"apply_fn must return logits of shape ({size}, K) for {size} inputs; "

@@ -4,6 +4,7 @@
 row sums to 1. Letters: N examples, D features, K classes.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -184,18 +185,26 @@ def corrupt_labels(
   """
   check_transition(transition)
   _check_labels("labels", labels, np.shape(transition)[0])
-  labels = jnp.asarray(labels)
+  labels = jnp.asarray(labels, jnp.int32)
   if labels.size == 0:
-    return labels.astype(jnp.int32)
+    return labels
+  return _draw(key, labels, jnp.asarray(transition, jnp.float32), _CHUNK)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _draw(
+  key: jax.Array, labels: jax.Array, transition: jax.Array, chunk: int
+) -> jax.Array:
+  """Draws i32[N] given labels, `chunk` examples at a time."""
   # log 0 = -inf, so a transition of probability 0 is never drawn.
-  log_transition = jnp.log(jnp.asarray(transition, jnp.float32))
+  log_transition = jnp.log(transition)
 
   def draw(example):
     key, label = example
     return jax.random.categorical(key, log_transition[label])
 
   keys = jax.random.split(key, labels.size)
-  given = jax.lax.map(draw, (keys, labels), batch_size=_CHUNK)
+  given = jax.lax.map(draw, (keys, labels), batch_size=chunk)
   return given.astype(jnp.int32)
 
 

@@ -219,9 +219,9 @@ def plot_gains(rows: Sequence[Mapping[str, Any]]) -> Figure:
   ax.axvline(0, color=MUTED, lw=1)
   for place, method in enumerate(methods):
     folds = [row for row in rows if row["method"] == method]
-    heights = place + 0.22 * (np.arange(len(folds)) - (len(folds) - 1) / 2)
+    heights = place + 0.26 * (np.arange(len(folds)) - (len(folds) - 1) / 2)
     for row, height in zip(folds, heights):
-      _gain(ax, row, height)
+      _gain(ax, row, height, size=6.5 if len(folds) == 1 else 4.5)
     cost = f"{folds[0]['inference_cost']:g}"
     ax.annotate(
       cost, (1, place), xycoords=("axes fraction", "data"), xytext=(20, 0),
@@ -233,7 +233,7 @@ def plot_gains(rows: Sequence[Mapping[str, Any]]) -> Figure:
   ax.set_ylim(len(methods) - 0.4, -0.6)
   ax.grid(axis="y", visible=False)
   ax.grid(axis="x", color=GRID, lw=0.8)
-  ax.set_xlabel("gain in accuracy over the final network, points")
+  ax.set_xlabel("gain over the final network, points")
   ax.set_title("networks", loc="right", fontsize=9.5, color=MUTED, x=1.09)
   return fig
 
@@ -427,7 +427,7 @@ _SVG_CHANGES = (
   # A style element within SVG would govern the whole page.
   (r"<defs>\s*<style.*?</style>\s*</defs>", ""),
   (r"<metadata>.*?</metadata>", ""),
-  (r'(<g) id="[^"]*"', r"\1"),
+  (r'(<g|<image[^>]*?) id="[^"]*"', r"\1"),  # equal images, equal ids
   (r' xmlns:xlink="[^"]*"', ""),
   (r"xlink:href", "href"),
   (r' transform="rotate\(-?0 [^)]*\)"', ""),
@@ -471,14 +471,16 @@ def _legend(fig: Figure) -> None:
     fig.legend(loc="outside upper left", ncols=2)
 
 
-def _gain(ax: Axes, row: Mapping[str, Any], height: float) -> None:
+def _gain(
+  ax: Axes, row: Mapping[str, Any], height: float, *, size: float
+) -> None:
   ours = row["method"].startswith(("kf", "mixture"))
   color = BLUE if ours else MUTED
   low, high = (100 * bound for bound in row["gain_interval"])
   ax.plot([low, high], [height] * 2, color=color, lw=1.8, zorder=3)
   fill = color if row["inference_cost"] == 1 else PAPER
   ax.plot(
-    100 * row["gain"], height, "o", mfc=fill, mec=color, mew=1.6, ms=6.5,
+    100 * row["gain"], height, "o", mfc=fill, mec=color, mew=1.6, ms=size,
     zorder=4,
   )  # fmt: skip
 

@@ -495,17 +495,17 @@ def test_data_dir_follows_the_environment(tmp_path):
 
 
 def test_synthetic_options_and_determinism(tmp_path):
-  name = "synthetic/num_classes=7,num_train=1100,num_test=20,seed=3"
+  name = "synthetic/num_classes=5,num_train=2003,num_test=20,seed=3"
   loaded = data.load(name, data_dir=tmp_path)
-  assert loaded.train.images.shape == (1100, 32, 32, 3)
+  assert loaded.train.images.shape == (2003, 32, 32, 3)
   assert loaded.test.images.shape == (20, 32, 32, 3)
-  assert loaded.num_classes == 7
+  assert loaded.num_classes == 5
   assert np.ptp(np.bincount(loaded.train.labels)) <= 1
   again = data.load(name, data_dir=tmp_path / "again")
   np.testing.assert_array_equal(again.train.images, loaded.train.images)
-  assert len({i.tobytes() for i in loaded.train.images}) == 1100
+  assert len({i.tobytes() for i in loaded.train.images}) == 2003
   folders = [p.name for p in (tmp_path / "synthetic").iterdir()]
-  assert folders == ["classes7_train1100_test20_seed3"]
+  assert folders == ["classes5_train2003_test20_seed3"]
 
 
 @pytest.mark.parametrize("options", ["colour=1", "seed=x", "seed=-1", "seed"])

@@ -440,16 +440,20 @@ def test_all_zero_likelihoods_leave_the_weights_even():
   np.testing.assert_array_equal(weights, np.full(4, 0.25))
 
 
-@pytest.mark.parametrize("kind", ["plain", "twins", "zeros", "dead_checkpoint"])
-def test_mixture_objective_never_falls(kind):
-  for seed in range(4):
-    q = KINDS[kind](random_likelihoods(seed, 12, 60)).astype(np.float32)
+# In seeds 11, 36 and 50 dropping small weights without a look, or taking every
+# Newton step, loses likelihood.
+@pytest.mark.parametrize("kind", ["plain", "tiny", "zeros"])
+@pytest.mark.parametrize("size", [(12, 60), (5, 8)])
+@pytest.mark.parametrize("tolerance", [1e-5, 0.1])
+def test_mixture_objective_never_falls(kind, size, tolerance):
+  for seed in (11, 36, 50):
+    q = KINDS[kind](random_likelihoods(seed, *size)).astype(np.float32)
     values = [
-      objective(q, fusion.mixture_weights(q, max_steps=k, tolerance=1e-3))
-      for k in range(15)
+      objective(q, fusion.mixture_weights(q, max_steps=k, tolerance=tolerance))
+      for k in range(12)
     ]
-    # Weights are rounded to float32, a change of J of about 1e-7.
-    assert (np.diff(values) >= -3e-7).all()
+    # Gains are computed in float32, to about 1e-7.
+    assert (np.diff(values) >= -1e-6).all()
     assert values[-1] > values[0]
 
 

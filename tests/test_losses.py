@@ -228,6 +228,12 @@ def test_temper_gradient():
   )
 
 
+def test_zeros_make_no_nan_on_the_way():
+  logits, teacher, _ = _random((3, 4), zeros=True)
+  with jax.debug_nans(True):
+    losses.distillation(logits, teacher, temperature=2.0)
+
+
 def test_padding_rows_of_zeros_give_finite_losses_and_gradients():
   loss, gradient = jax.value_and_grad(
     lambda z: losses.distillation(z, np.zeros((2, 3)), temperature=2.0).sum()

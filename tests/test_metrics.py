@@ -59,9 +59,7 @@ def _plain(name, probs, labels):
 
 @pytest.mark.parametrize("name", _METRICS)
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize(
-  "num, num_classes", [(1, 2), (1, 5), (50, 2), (200, 7)]
-)
+@pytest.mark.parametrize("num, num_classes", [(1, 2), (50, 2), (200, 7)])
 def test_against_loops(name, num, num_classes, ties):
   probs, labels = _random(num, num_classes, seed=num, ties=ties)
   expected = _plain(name, probs, labels)

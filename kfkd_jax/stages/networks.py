@@ -122,14 +122,22 @@ def train(
 def _is_finished(run: epath.Path, inputs: dict[str, Any]) -> bool:
   """Clears a run made from other inputs; notes the inputs of a new one."""
   note = run / "inputs.json"
-  wanted = files.digest(inputs)
-  if note.exists():
-    if files.read_json(note)["digest"] == wanted:
-      return (run / "finished.json").exists()
+  wanted = {"digest": files.digest(inputs)}
+  if note.exists() and files.read_json(note) == wanted:
+    return (run / "finished.json").exists()
+  if run.exists():
     print(f"{run.name}: its inputs changed, starting it again")
-    run.rmtree()
-  files.write_json(note, {"digest": wanted})
+    _discard(run)
+  files.write_json(note, wanted)
   return False
+
+
+def _discard(run: epath.Path) -> None:
+  """Removes a run; one killed half-way is never mistaken for a fresh one."""
+  trash = run.parent / f".{run.name}.discarded"
+  trash.rmtree(missing_ok=True)
+  run.rename(trash)
+  trash.rmtree()
 
 
 def store(
@@ -140,7 +148,8 @@ def store(
 ) -> None:
   """Makes a finished run of a network that was computed, not trained."""
   run = run_path(workdir, name)
-  run.rmtree(missing_ok=True)
+  if run.exists():
+    _discard(run)
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()

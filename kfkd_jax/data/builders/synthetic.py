@@ -2,9 +2,9 @@
 
 An image is a disc of one texture on a ground of another. The class is the pair
 of textures; position, size, phase, colours, contrast and noise are drawn anew
-for every image. Phases being random, all classes have the same mean image, so
-a linear model of the pixels learns next to nothing, while a few convolutions
-find the textures.
+for every image. Phases and signs being random, all classes have the same mean
+image, so a linear model of the pixels learns next to nothing, while a few
+convolutions find the textures.
 """
 
 from __future__ import annotations
