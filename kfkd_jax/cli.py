@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     overrides = _overrides(rest)
     return _dispatch(options, overrides)
-  except _user_errors() as error:
+  except (ValueError, OSError) as error:  # what a user can cause
+    if options.debug:
+      raise
     print(f"kfkd: {_one_line(error)}", file=sys.stderr)
     return 2
 
@@ -85,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     default=5,
     metavar="S",
     help="for sweep: how many seeds (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--debug", action="store_true", help="show where an error came from"
   )
   return parser
 
@@ -183,11 +188,6 @@ def _set_up_jax(config) -> None:
     )
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _user_errors() -> tuple[type[Exception], ...]:
-  """What a user can cause; anything else is ours and keeps its traceback."""
-  return (ValueError, OSError)
 
 
 def _one_line(error: Exception) -> str:

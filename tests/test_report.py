@@ -419,10 +419,9 @@ def test_forgotten_examples_are_those_forgotten_most(made, page):
     assert count == f"{-times} of {NUM_EPOCHS}"
     assert_pixels(item.all("img")[0], made.task.splits["test"].images[n])
     assert_strip(item.all("ol")[0], classes[:, n], store.labels[n], names)
+  text = parse(page).text
   back = sum(now[n] == store.labels[n] for _, n in forgotten)
-  assert (
-    f"has {back} of all {len(forgotten)} forgotten points" in parse(page).text
-  )
+  assert f"has {back} of all {len(forgotten)} forgotten points" in text
 
 
 def assert_pixels(img, image):

@@ -179,8 +179,9 @@ def apply_noise(
 
 
 def write_ledger(path: epath.PathLike, ledger: NoiseLedger) -> None:
-  """Writes `noise.npz`, whole or not at all."""
-  files.write_npz(epath.Path(path), **vars(ledger))
+  """Writes `noise.npz`, whole or not at all, with the rate that resulted."""
+  rate = np.array(ledger.realised_rate())
+  files.write_npz(epath.Path(path), **vars(ledger), realised_rate=rate)
 
 
 def read_ledger(path: epath.PathLike) -> NoiseLedger:

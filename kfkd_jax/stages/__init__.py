@@ -7,7 +7,7 @@ a stage runs again only if that changed or its artefacts are gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import ml_collections
@@ -34,13 +34,13 @@ class Stage(NamedTuple):
     run: does the work.
     keys: configuration that decides its outcome.
     needs: stages whose artefacts it reads.
-    artefacts: what it leaves in the working directory.
+    artefacts: what it leaves in the working directory, by configuration.
   """
 
   run: Callable[[ml_collections.ConfigDict, epath.Path], str]
   keys: tuple[str, ...]
   needs: tuple[str, ...]
-  artefacts: tuple[str, ...]
+  artefacts: Callable[[ml_collections.ConfigDict], Sequence[str]]
 
 
 STAGES: dict[str, Stage] = {
@@ -48,27 +48,27 @@ STAGES: dict[str, Stage] = {
     train.run,
     (*networks.TRAINING_KEYS,),
     (),
-    ("noise.npz", "runs/teacher/finished.json"),
+    lambda config: ("noise.npz", "runs/teacher/finished.json"),
   ),
-  "diagnose": Stage(diagnose.run, (), ("train",), ("diagnosis.json",)),
+  "diagnose": Stage(diagnose.run, (), ("train",), lambda config: ("diagnosis.json",)),
   "fuse": Stage(
     fuse.run,
     ("fuse", "selection"),
     ("train",),
-    ("fusion.json",),
+    lambda config: ("fusion.json",),
   ),
-  "distill": Stage(distill.run, ("distill",), ("train", "fuse"), ()),
+  "distill": Stage(distill.run, ("distill",), ("train", "fuse"), distill.artefacts),
   "compare": Stage(
     compare.run,
     ("compare",),
     ("train", "fuse", "distill"),
-    ("results.jsonl",),
+    lambda config: ("results.jsonl",),
   ),
   "report": Stage(
     report.run,
     ("report",),
     ("train", "diagnose", "fuse", "distill", "compare"),
-    ("report/index.html",),
+    lambda config: ("report/index.html",),
   ),
 }
 
@@ -94,7 +94,7 @@ def is_up_to_date(
   note = _manifest(workdir).get(name)
   if note is None or note["inputs"] != inputs_of(config, name):
     return False
-  return all((workdir / a).exists() for a in STAGES[name].artefacts)
+  return all((workdir / a).exists() for a in STAGES[name].artefacts(config))
 
 
 def run_stage(

@@ -24,6 +24,12 @@ def student_name(teacher: str) -> str:
   return f"{teacher}_kd"
 
 
+def artefacts(config: ml_collections.ConfigDict) -> list[str]:
+  """What the stage leaves in the working directory."""
+  names = [student_name(teacher) for teacher in config.distill.teachers]
+  return [f"runs/{name}/finished.json" for name in names]
+
+
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Trains `runs/<fusion>_kd/` for every configured teacher."""
   accuracies = []

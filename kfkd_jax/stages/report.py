@@ -72,15 +72,23 @@ def _template() -> jinja2.Template:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  environment.filters |= {
-    "percent": lambda value: f"{100 * value:.1f}",
-    "signed": _signed,
-    "decimals": lambda value, places=3: f"{value:.{places}f}",
-    "method": plots.method_name,
-  }
+  environment.filters.update(
+    percent=_percent,
+    signed=_signed,
+    decimals=_decimals,
+    method=plots.method_name,
+  )
   here = importlib.resources.files("kfkd_jax.stages")
   source = here.joinpath("report.html").read_text(encoding="utf-8")
   return environment.from_string(source)
+
+
+def _percent(share: float) -> str:
+  return f"{100 * share:.1f}"
+
+
+def _decimals(value: float, places: int = 3) -> str:
+  return f"{value:.{places}f}"
 
 
 def _signed(value: float) -> str:
