@@ -786,7 +786,7 @@ def _solve_mixture(
 
   _, point = jax.lax.while_loop(unfinished, advance, (0, mixture.at(start)))
   sparse = _without_crumbs(mixture, point, tolerance)
-  return jnp.where(point.gap <= tolerance, sparse, point.weights)
+  return jnp.where(point.gap <= goal, sparse, point.weights)
 
 
 def _em_step(point: _Point) -> jax.Array:

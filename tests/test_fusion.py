@@ -149,6 +149,18 @@ def test_right_counts_equals_brute_force_on_thousands(kind):
     assert counts.tolist() == reference_counts(*probs, labels, epsilons)
 
 
+def test_right_counts_mixes_only_what_rounding_leaves_open(monkeypatch):
+  probs, labels = history(3, (2, 3000, 4))
+  mixed = []
+  plain = fusion._mix
+  monkeypatch.setattr(
+    fusion, "_mix", lambda *args: mixed.append(len(args[0])) or plain(*args)
+  )
+  fusion.right_counts(*probs, labels, np.linspace(0, 1, 101))
+  # Of 3000 * 101; an interval's end is near a grid value once in thousands.
+  assert sum(mixed) < 20
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-8, 1e-44])
 def test_right_counts_of_any_scale(scale):
   probs, labels = history(3, (2, 200, 4))
