@@ -90,7 +90,7 @@ def weighted_average(
     total = jnp.einsum(
       "c,c...->...",
       weights,
-      jnp.where(used, leaf, 0).astype(jnp.float32),
+      jnp.where(used, leaf, 0),
       precision=jax.lax.Precision.HIGHEST,
     )
     return _cast(total, leaf)

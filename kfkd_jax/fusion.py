@@ -11,6 +11,7 @@ Letters: C checkpoints in time order (the last is the final network), N
 examples, B batch, K classes, M members, G values of epsilon.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -314,8 +315,7 @@ def label_likelihoods(
       if columns is None:
         found = part[np.arange(given.size), given]
       else:
-        part = np.asarray(part, np.float32)
-        found = np.einsum("nk,nk->n", part, columns[given])
+        found = np.einsum("nk,nk->n", _as_float32(part), columns[given])
       likelihoods[c, rows] = found
     _check_probabilities(likelihoods[c], c)
   return likelihoods
@@ -471,7 +471,7 @@ def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
   for c in np.flatnonzero(weights):
     slab = probs[int(c)]
     for rows in _row_slices(shape[1], int(np.prod(shape[2:]))):
-      total[rows] += weights[c] * np.asarray(slab[rows], np.float32)
+      total[rows] += weights[c] * _as_float32(slab[rows])
   return total
 
 
@@ -524,6 +524,22 @@ def _row_slices(num_rows: int, width: int) -> Iterator[slice]:
     yield slice(start, start + step)
 
 
+@functools.cache
+def _half_values() -> np.ndarray:
+  """Returns f32[65536], the numbers that float16's bit patterns stand for."""
+  with np.errstate(invalid="ignore"):  # some of them are nan
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype("f4")
+
+
+def _as_float32(values: Any) -> np.ndarray:
+  values = np.asarray(values)
+  if values.dtype != np.float16:
+    return values.astype(np.float32, copy=False)
+  # Ten times as fast as a conversion, which is slow at subnormal numbers, and
+  # most probabilities of many classes are.
+  return _half_values().take(values.view(np.uint16))
+
+
 def _window_mean(probs: Any, center: int, window: int) -> np.ndarray:
   """Returns the mean of probs[center - window : center + window + 1]."""
   num_checkpoints, num_examples, num_classes = _stack_shape(probs)
@@ -533,7 +549,7 @@ def _window_mean(probs: Any, center: int, window: int) -> np.ndarray:
   for c in covered:
     slab = _slab(probs, c, num_examples)
     for rows in _row_slices(*mean.shape):
-      part = np.asarray(slab[rows], np.float32)
+      part = _as_float32(slab[rows])
       _check_probabilities(part, c)
       mean[rows] += part
   mean /= np.float32(len(covered))
@@ -780,13 +796,17 @@ def _solve_mixture(
 
   def advance(carry):
     step, point = carry
-    newton, em = _newton_step(mixture, point), _em_step(point)
-    better = mixture.gain(point, newton) >= mixture.gain(point, em)
-    return step + 1, mixture.at(jnp.where(better, newton, em))
+    return step + 1, mixture.at(_better_step(mixture, point))
 
   _, point = jax.lax.while_loop(unfinished, advance, (0, mixture.at(start)))
   sparse = _without_crumbs(mixture, point, tolerance)
   return jnp.where(point.gap <= goal, sparse, point.weights)
+
+
+def _better_step(mixture: _Mixture, point: _Point) -> jax.Array:
+  newton, em = _newton_step(mixture, point), _em_step(point)
+  better = mixture.gain(point, newton) >= mixture.gain(point, em)
+  return jnp.where(better, newton, em)
 
 
 def _em_step(point: _Point) -> jax.Array:

@@ -186,8 +186,6 @@ def corrupt_labels(
   check_transition(transition)
   _check_labels("labels", labels, np.shape(transition)[0])
   labels = jnp.asarray(labels, jnp.int32)
-  if labels.size == 0:
-    return labels
   return _draw(key, labels, jnp.asarray(transition, jnp.float32), _CHUNK)
 
 

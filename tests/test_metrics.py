@@ -151,6 +151,14 @@ def test_calibration_error_by_hand(probs, labels, expected):
   )
 
 
+def test_calibration_bins_hold_their_upper_end():
+  probs = np.asarray([[0.5, 0.3, 0.2], [0.4, 0.3, 0.3]])
+  # both in (0, .5], one of two right: |.5 - .45|
+  np.testing.assert_allclose(
+    metrics.calibration_error(probs, [1, 0], num_bins=2), 0.05, atol=1e-6
+  )
+
+
 def test_calibration_error_one_bin_is_the_overall_gap():
   probs, labels = _random(100, 3)
   gap = abs(probs.max(1).mean() - (probs.argmax(1) == labels).mean())

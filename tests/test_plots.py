@@ -56,7 +56,7 @@ def examples(channels=1):
 
 def draw(name):
   """Every plotting function on small inputs."""
-  names = ("<cat>", "$\\dog", "")
+  names = ("<cat>", "$\\dog$", "")
   return {
     "curves": lambda: plots.plot_curves(
       EPOCHS,
@@ -130,7 +130,7 @@ def test_svg_follows_the_page_not_the_users_settings(name):
   assert "currentColor" in svg
   assert "var(--blue, #0072b2)" in svg
   assert plots.INK not in svg
-  settings = {"axes.facecolor": "red", "font.size": 31, "text.color": "pink"}
+  settings = {"axes.linewidth": 7, "font.size": 31, "text.color": "pink"}
   with matplotlib.rc_context(settings):
     before = dict(matplotlib.rcParams)
     assert plots.to_svg(draw(name)) == svg
@@ -142,7 +142,7 @@ def test_text_stays_text_and_is_escaped():
   assert "<cat>" not in svg
   assert "<cat>" in texts(svg)
   svg = plots.to_svg(draw("noise"))
-  assert "$\\dog" in texts(svg)  # not read as mathematics
+  assert "$\\dog$" in texts(svg)  # not read as mathematics
 
 
 def test_letters_that_the_measuring_font_lacks_pass():
@@ -220,7 +220,8 @@ def test_noise_shows_every_count_at_its_place():
   ax = draw("noise").axes[0]
   shown = {t.get_position(): t.get_text() for t in ax.texts}
   assert shown == {(0, 0): "5", (1, 0): "2", (1, 1): "9"}
-  assert len(ax.patches) == 3
+  centres = [np.add(cell.get_xy(), 0.47).tolist() for cell in ax.patches]
+  np.testing.assert_allclose(sorted(centres), sorted(shown), atol=1e-9)
 
 
 def test_time_to_forget_is_a_bar_a_checkpoint():

@@ -39,7 +39,7 @@ def predict(rng, labels, num_classes):
 
 
 def make_task(rng, *, num_classes, channels, noisy, halved):
-  names = [NASTY, "$\\x & 'y'", *"cdefghijklmnopqrstuvwxyz"][:num_classes]
+  names = [NASTY, "$\\x$ & 'y'", *"cdefghijklmnopqrstuvwxyz"][:num_classes]
   sizes = {"train": 80, "test": 60}
   if not halved:
     sizes["select"] = 40
