@@ -21,6 +21,7 @@ def get_config(args=""):
   config.selection.source = "test"
   config.augment.pad = 4
   config.augment.flip = True
+  config.augment.cutout = 0
   config.model.name = "resnet18"
   config.optim.learning_rate = 0.1
   config.optim.weight_decay = 5e-4

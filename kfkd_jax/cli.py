@@ -128,7 +128,8 @@ def _dispatch(options, overrides) -> int:
   if options.stage == "bench":
     from kfkd_jax.stages import bench
 
-    return bench.run(config, workdir)
+    print(bench.run(config, workdir))
+    return 0
   if options.stage == "sweep":
     from kfkd_jax.stages import sweep
 

@@ -58,9 +58,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.selection.halvings = 3  # of the test split, where source is test
 
   c.augment = ml_collections.ConfigDict()
-  c.augment.pad = 0  # pixels around a random crop to the old size
+  c.augment.pad = 1  # pixels around a random crop to the old size
   c.augment.flip = False  # mirror half of the images
-  c.augment.cutout = 0  # side of a blanked square
+  c.augment.cutout = 2  # side of a blanked square
   c.augment.mixup = 0.0  # Beta concentration; 0: no mixing
 
   c.model = ml_collections.ConfigDict()
@@ -118,6 +118,9 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.report = ml_collections.ConfigDict()
   c.report.num_examples = 12  # forgotten examples shown as pictures
+
+  c.bench = ml_collections.ConfigDict()
+  c.bench.fusion = "memory"  # history to fuse: tiny, memory or disk (9 GB)
 
   c.runtime = ml_collections.ConfigDict()
   c.runtime.compilation_cache = True  # keep compiled programs between runs
@@ -295,6 +298,7 @@ def _rules() -> list[Rule]:
     _between("compare.bootstrap_samples", 100, 10**6),
     _between("compare.level", 0.5, 0.9999),
     _between("report.num_examples", 0, 1000),
+    _one_of("bench.fusion", ("tiny", "memory", "disk")),
   ]
 
 

@@ -53,7 +53,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
   arguments, message, capsys, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
-  code, out, err = kfkd(*arguments, capsys=capsys)
+  code, _, err = kfkd(*arguments, capsys=capsys)
   assert code == 2
   assert message in err
   assert err.count("\n") == 1

@@ -102,7 +102,7 @@ def test_none_where_a_file_sets_it_is_refused():
   config = config_lib.default_config()
   with config.ignore_type():
     config.train.epochs = None
-  with pytest.raises(config_lib.ConfigError, match="train.epochs"):
+  with pytest.raises(config_lib.ConfigError, match=r"train\.epochs"):
     config_lib.validate(config)
 
 
@@ -130,5 +130,7 @@ def test_unknown_and_ill_typed_arguments_of_files():
 def test_unknown_key_set_by_a_file_is_refused():
   config = config_lib.default_config()
   config.train.epoch = 3
-  with pytest.raises(config_lib.ConfigError, match="'train.epoch' is unknown"):
+  with pytest.raises(
+    config_lib.ConfigError, match=r"'train\.epoch' is unknown"
+  ):
     config_lib.validate(config)

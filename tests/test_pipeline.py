@@ -5,16 +5,12 @@ a change that is meant to change training, noise, splits or fusion; say so in
 the commit that changes them.
 """
 
-import json
-import pathlib
-
-import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from kfkd_jax import checkpoints, files, fusion, stages
 from kfkd_jax import config as config_lib
+from kfkd_jax import files, fusion, stages
 from kfkd_jax.data import splits
 from kfkd_jax.stages import compare, distill, experiment, networks
 
@@ -193,7 +189,9 @@ def test_second_run_does_nothing_and_says_so(workdir):
 def test_a_change_redoes_only_what_depends_on_it(workdir, change, expected):
   config = tiny_config(**change)
   folder = epath.Path(workdir)
-  stale = [s for s in stages.STAGES if not stages.is_up_to_date(config, folder, s)]
+  stale = [
+    s for s in stages.STAGES if not stages.is_up_to_date(config, folder, s)
+  ]
   assert stale == expected
 
 

@@ -46,29 +46,39 @@ class Stage(NamedTuple):
 STAGES: dict[str, Stage] = {
   "train": Stage(
     train.run,
-    (*networks.TRAINING_KEYS,),
-    (),
-    lambda config: ("noise.npz", "runs/teacher/finished.json"),
+    keys=networks.TRAINING_KEYS,
+    needs=(),
+    artefacts=lambda config: ("noise.npz", "runs/teacher/finished.json"),
   ),
-  "diagnose": Stage(diagnose.run, (), ("train",), lambda config: ("diagnosis.json",)),
+  "diagnose": Stage(
+    diagnose.run,
+    keys=(),
+    needs=("train",),
+    artefacts=lambda config: ("diagnosis.json",),
+  ),
   "fuse": Stage(
     fuse.run,
-    ("fuse", "selection"),
-    ("train",),
-    lambda config: ("fusion.json",),
+    keys=("fuse", "selection"),
+    needs=("train",),
+    artefacts=lambda config: ("fusion.json",),
   ),
-  "distill": Stage(distill.run, ("distill",), ("train", "fuse"), distill.artefacts),
+  "distill": Stage(
+    distill.run,
+    keys=("distill",),
+    needs=("train", "fuse"),
+    artefacts=distill.artefacts,
+  ),
   "compare": Stage(
     compare.run,
-    ("compare",),
-    ("train", "fuse", "distill"),
-    lambda config: ("results.jsonl",),
+    keys=("compare",),
+    needs=("train", "fuse", "distill"),
+    artefacts=lambda config: ("results.jsonl",),
   ),
   "report": Stage(
     report.run,
-    ("report",),
-    ("train", "diagnose", "fuse", "distill", "compare"),
-    lambda config: ("report/index.html",),
+    keys=("report",),
+    needs=("train", "diagnose", "fuse", "distill", "compare"),
+    artefacts=lambda config: ("report/index.html",),
   ),
 }
 

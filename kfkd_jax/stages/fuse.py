@@ -94,8 +94,10 @@ def _knowledge_fusion(probs, labels, **options) -> dict[str, Any]:
 
 
 def _mixture(config, probs, labels, transition) -> dict[str, Any]:
+  weights = fusion.mixture_fusion(
+    probs, labels, transition=transition, tolerance=config.fuse.tolerance
+  )
   likelihoods = fusion.label_likelihoods(probs, labels, transition=transition)
-  weights = fusion.mixture_weights(likelihoods, tolerance=config.fuse.tolerance)
   return {
     "weights": weights,
     "gap": fusion.mixture_gap(likelihoods, weights),

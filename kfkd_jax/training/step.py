@@ -9,6 +9,7 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -40,7 +41,8 @@ class Views(NamedTuple):
 
   def clean(self, images: chex.Array) -> chex.Array:
     """Normalised float images, as the network sees them in evaluation."""
-    return augment.normalise(images, self.mean, self.std)
+    mean, std = np.asarray(self.mean), np.asarray(self.std)
+    return augment.normalise(images, mean, std)
 
 
 class StepMetrics(NamedTuple):
