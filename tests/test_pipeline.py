@@ -36,6 +36,7 @@ def tiny_config(**changes):
   config.selection.num = 60
   config.model.name = "mlp"
   config.model.width = 16
+  config.augment.pad = config.augment.cutout = 0
   config.train.epochs = 6
   config.train.batch_size = 40
   config.history.resume_every = 2
@@ -230,6 +231,7 @@ def test_half_of_test_selects_three_times(tmp_path):
     distill__teachers="kf",
     train__average_decay="0.9",
     augment__mixup="0.3",
+    augment__pad="1",
     runtime__tensorboard="True",
   )
   run(config, tmp_path)
