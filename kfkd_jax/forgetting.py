@@ -4,7 +4,7 @@ Letters: C checkpoints in time order, N examples, K classes. Everything after
 `predicted_classes` works on small arrays [C, N] of booleans or classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,7 @@ import numpy as np
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
-# Numbers turned to float32 at once when a stack is read from disk (16 MiB).
-_CHUNK = 1 << 22
+from kfkd_jax import stacks
 
 
 def predicted_classes(probs: Any) -> jax.Array | np.ndarray:
@@ -29,10 +28,7 @@ def predicted_classes(probs: Any) -> jax.Array | np.ndarray:
   Returns:
     i32[C, N], a JAX array for a JAX array and a NumPy array otherwise.
   """
-  if isinstance(probs, Sequence):
-    shape = (len(probs), *(np.shape(probs[0]) if probs else ()))
-  else:
-    shape = tuple(probs.shape)
+  shape = stacks.shape_of(probs)
   if len(shape) != 3 or 0 in shape:
     raise ValueError(f"probs must be [C, N, K], none of them 0; got {shape}.")
   if isinstance(probs, jax.Array):
@@ -50,15 +46,13 @@ def _classes_on_host(probs: Any, shape: tuple[int, ...]) -> np.ndarray:
       f"every checkpoint of probs must have the first one's shape, {shape}; "
       f"got {np.shape(probs)}."
     )
-  num_examples, num_classes = shape
-  rows = max(1, _CHUNK // num_classes)
-  classes = np.empty(num_examples, np.int32)
-  for start in range(0, num_examples, rows):
-    part = np.asarray(probs[start : start + rows], np.float32)
+  classes = np.empty(shape[0], np.int32)
+  for rows in stacks.row_slices(*shape):
+    part = stacks.as_float32(probs[rows])
     best = part.argmax(axis=1)
     # argmax stops at a nan, so the value it picks tells of any in the row.
     is_number = ~np.isnan(np.take_along_axis(part, best[:, None], axis=1)[:, 0])
-    classes[start : start + rows] = np.where(is_number, best, -1)
+    classes[rows] = np.where(is_number, best, -1)
   return classes
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from jax import numpy as jnp
 
-from kfkd_jax import forgetting
+from kfkd_jax import forgetting, stacks
 
 _SHAPES = [(1, 1), (1, 7), (2, 1), (5, 9), (12, 40)]
 
@@ -89,7 +89,7 @@ def test_correctness_against_loops(num_checkpoints, num, num_classes, with_nan):
 
 
 def test_lazy_stack_is_read_once_in_order_and_in_chunks(monkeypatch):
-  monkeypatch.setattr(forgetting, "_CHUNK", 12)  # 4 rows of 3 classes
+  monkeypatch.setattr(stacks, "CHUNK", 12)  # 4 rows of 3 classes
   probs = _random_probs(3, 21, 3)
   lazy = _Lazy(probs)
   np.testing.assert_array_equal(

@@ -12,7 +12,9 @@ from jax import numpy as jnp
 from jax.test_util import check_grads
 from scipy import optimize
 
-from kfkd_jax import fusion
+from kfkd_jax import fusion, stacks
+from kfkd_jax.fusion import knowledge
+from kfkd_jax.fusion import mixture as mixture_lib
 
 SHAPES = [(1, 1, 2), (1, 5, 3), (2, 1, 2), (4, 30, 2), (7, 25, 5), (5, 40, 10)]
 
@@ -152,9 +154,9 @@ def test_right_counts_equals_brute_force_on_thousands(kind):
 def test_right_counts_mixes_only_what_rounding_leaves_open(monkeypatch):
   probs, labels = history(3, (2, 3000, 4))
   mixed = []
-  plain = fusion._mix
+  plain = knowledge._mix
   monkeypatch.setattr(
-    fusion, "_mix", lambda *args: mixed.append(len(args[0])) or plain(*args)
+    knowledge, "_mix", lambda *args: mixed.append(len(args[0])) or plain(*args)
   )
   fusion.right_counts(*probs, labels, np.linspace(0, 1, 101))
   # Of 3000 * 101; an interval's end is near a grid value once in thousands.
@@ -173,7 +175,7 @@ def test_right_counts_of_any_scale(scale):
 def test_right_counts_in_several_chunks(monkeypatch):
   probs, labels = history(3, (2, 57, 4))
   epsilons = np.linspace(0, 1, 11)
-  monkeypatch.setattr(fusion, "_CHUNK", 50)
+  monkeypatch.setattr(stacks, "CHUNK", 50)
   counts = fusion.right_counts(*probs, labels, epsilons)
   assert counts.tolist() == reference_counts(*probs, labels, epsilons)
 
@@ -354,7 +356,7 @@ def as_memory_map(probs, path):
 @pytest.mark.parametrize("kind", ["jax", "list", "jax_list", "lazy", "memmap"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_every_kind_of_input_gives_the_same(kind, dtype, tmp_path, monkeypatch):
-  monkeypatch.setattr(fusion, "_CHUNK", 64)
+  monkeypatch.setattr(stacks, "CHUNK", 64)
   probs, labels = history(2, (6, 50, 4))
   probs = probs.astype(dtype)
   given = {
@@ -471,11 +473,11 @@ def test_mixture_objective_never_falls(kind, size, tolerance):
 def test_no_part_of_the_solver_loses_likelihood_from_anywhere(kind):
   @jax.jit
   def parts(q, weights):
-    mixture = fusion._Mixture.of(q)
+    mixture = mixture_lib._Mixture.of(q)
     point = mixture.at(weights)
     return (
-      fusion._better_step(mixture, point),
-      fusion._without_crumbs(mixture, point, 0.5),
+      mixture_lib._better_step(mixture, point),
+      mixture_lib._without_crumbs(mixture, point, 0.5),
     )
 
   for seed in range(60):
@@ -543,7 +545,7 @@ def test_mixture_weights_under_jit_and_vmap():
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (3, 20, 2), (5, 40, 6)])
 def test_transition_equals_the_explicit_product(shape, monkeypatch):
-  monkeypatch.setattr(fusion, "_CHUNK", 32)
+  monkeypatch.setattr(stacks, "CHUNK", 32)
   probs, labels = history(4, shape)
   K = shape[-1]
   transition = np.random.default_rng(0).dirichlet(np.ones(K), size=K)

@@ -1,0 +1,133 @@
+"""Weights that look at no predictions, and what weights are for: `fuse`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.typing import ArrayLike
+
+from kfkd_jax import stacks
+
+
+def final_only(num_checkpoints: int) -> np.ndarray:
+  """Returns all weight on the last of C checkpoints, f32[C]."""
+  return horizontal(num_checkpoints, 1)
+
+
+def best_checkpoint(accuracy: ArrayLike) -> np.ndarray:
+  """Returns all weight on the most accurate checkpoint, ties to the latest.
+
+  Args:
+    accuracy: [C] on a selection split.
+
+  Returns:
+    f32[C], a NumPy array.
+
+  >>> best_checkpoint([0.5, 0.75, 0.75, 0.6]).tolist()
+  [0.0, 0.0, 1.0, 0.0]
+  """
+  values = np.asarray(accuracy)
+  if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
+    raise ValueError(
+      f"accuracy must be [C] without nan, C at least 1; got {accuracy}."
+    )
+  latest = values.size - 1 - values[::-1].argmax()
+  return _uniform_over([latest], values.size)
+
+
+def horizontal(num_checkpoints: int, num_members: int) -> np.ndarray:
+  """Returns even weights over the last M of C checkpoints, f32[C].
+
+  >>> horizontal(4, 2).tolist()
+  [0.0, 0.0, 0.5, 0.5]
+  """
+  _check_members(num_checkpoints, num_members)
+  return _uniform_over(
+    range(num_checkpoints - num_members, num_checkpoints), num_checkpoints
+  )
+
+
+def fixed_jumps(num_checkpoints: int, num_members: int) -> np.ndarray:
+  """Returns even weights over M of C checkpoints at even distances, f32[C].
+
+  The last checkpoint is one of them, the first one only where M = C.
+
+  >>> fixed_jumps(4, 2).tolist()
+  [0.0, 0.5, 0.0, 0.5]
+  """
+  _check_members(num_checkpoints, num_members)
+  stops = np.arange(1, num_members + 1) * num_checkpoints // num_members
+  return _uniform_over(stops - 1, num_checkpoints)
+
+
+def random_checkpoints(
+  key: jax.Array, num_checkpoints: int, num_members: int
+) -> jax.Array:
+  """Returns even weights over M different checkpoints drawn of C, f32[C]."""
+  _check_members(num_checkpoints, num_members)
+  drawn = jax.random.permutation(key, num_checkpoints)[:num_members]
+  return jnp.zeros(num_checkpoints, jnp.float32).at[drawn].set(1 / num_members)
+
+
+def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
+  """Returns the weighted mean of the checkpoints' probabilities.
+
+  JAX arrays (and lists of them) are fused by one product that works under
+  `jit`, `vmap` and `grad`. Of anything else, only the checkpoints with weight
+  are read, one at a time.
+
+  Args:
+    probs: [C, ..., K], or a list of C arrays, or an object with `shape`, `[c]`.
+    weights: [C].
+
+  Returns:
+    f32[..., K], a JAX array where the product was used, else a NumPy array.
+
+  >>> fuse(np.asarray([[0.0, 1.0], [0.5, 0.5]]), horizontal(2, 2)).tolist()
+  [0.25, 0.75]
+  """
+  shape = stacks.shape_of(probs)
+  if len(shape) < 2 or np.shape(weights) != shape[:1]:
+    raise ValueError(
+      f"weights must be [C] where probs is [C, ..., K]; got shapes "
+      f"{np.shape(weights)} and {shape}."
+    )
+  if isinstance(probs, Sequence) and isinstance(probs[0], jax.Array):
+    probs = jnp.stack(probs)
+  if isinstance(probs, jax.Array) or isinstance(weights, jax.core.Tracer):
+    return jnp.tensordot(
+      jnp.asarray(weights, jnp.float32),
+      jnp.asarray(probs, jnp.float32),
+      axes=1,
+      precision=jax.lax.Precision.HIGHEST,
+    )
+  weights = np.asarray(weights, np.float32)
+  total = np.zeros(shape[1:], np.float32)
+  for c in np.flatnonzero(weights):
+    slab = probs[int(c)]
+    for rows in stacks.row_slices(shape[1], int(np.prod(shape[2:]))):
+      total[rows] += weights[c] * stacks.as_float32(slab[rows])
+  return total
+
+
+def check_at_least(name: str, value: int, least: int) -> None:
+  if value < least:
+    raise ValueError(f"{name} must be at least {least}; got {value}.")
+
+
+def _check_members(num_checkpoints: int, num_members: int) -> None:
+  check_at_least("num_checkpoints", num_checkpoints, 1)
+  if not 1 <= num_members <= num_checkpoints:
+    raise ValueError(
+      f"num_members must lie in 1..{num_checkpoints} for num_checkpoints = "
+      f"{num_checkpoints}; got {num_members}."
+    )
+
+
+def _uniform_over(members: Any, num_checkpoints: int) -> np.ndarray:
+  members = np.asarray(members)
+  weights = np.zeros(num_checkpoints, np.float32)
+  weights[members] = 1 / members.size
+  return weights
