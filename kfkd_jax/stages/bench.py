@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import os
 import pathlib
+import platform
 import statistics
 import tempfile
 import threading
@@ -16,9 +18,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import ml_collections
 import numpy as np
+from etils import epath
 
-from kfkd_jax import fusion
+from kfkd_jax import files, fusion
 
 
 class HistoryCase(NamedTuple):
@@ -43,6 +48,37 @@ FUSION_CASES = {
   "memory": HistoryCase((200, 10_000, 100), "float32", False, 5),
   "disk": HistoryCase((90, 50_000, 1000), "float16", True, 0),
 }
+
+
+def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+  """Writes `bench.json` and returns the table."""
+  rows = fusion_benchmarks(config.bench.fusion)
+  machine = {
+    "processor": platform.processor() or platform.machine(),
+    "cores": os.cpu_count(),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+  }
+  files.write_json(workdir / "bench.json", {"machine": machine, "fusion": rows})
+  return table(rows)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """The measurements as Markdown."""
+  lines = [
+    "| rule | history | array MiB | seconds | first call | extra MiB | gap |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+  ]
+  for row in rows:
+    gap = "-" if row["gap"] is None else f"{row['gap']:.1e}"
+    extra = row["extra_anon_mib"]
+    lines.append(
+      f"| {row['name']} | {row['shape']} {row['dtype']} "
+      f"| {row['array_mib']:.0f} | {row['seconds']:.2f} "
+      f"| {row['first_seconds']:.2f} "
+      f"| {'-' if extra is None else f'{extra:.0f}'} | {gap} |"
+    )
+  return "\n".join(lines)
 
 
 def fusion_benchmarks(
