@@ -38,7 +38,7 @@ class Checkpoints:
   """
 
   def __init__(self, path: epath.Path, *, keep: int | None = None):
-    self.path = epath.Path(path)
+    self.path = epath.Path(path).resolve()  # Orbax takes no relative path
     self._manager = ocp.CheckpointManager(
       self.path,
       options=ocp.CheckpointManagerOptions(

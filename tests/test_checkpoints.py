@@ -47,6 +47,13 @@ def test_restores_what_was_saved(saved):
   jax.tree.map(np.testing.assert_array_equal, restored, make_tree(2))
 
 
+def test_folder_may_be_relative(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with checkpoints.Checkpoints(epath.Path("run") / "history") as kept:
+    kept.save(1, make_tree(1))
+  assert (tmp_path / "run" / "history" / "1").exists()
+
+
 def test_stacked_has_a_leading_axis_in_order(saved):
   stacked = saved.restore_stacked([1, 5], make_tree(0))
   assert stacked["w"].shape == (2, 4, 3)
