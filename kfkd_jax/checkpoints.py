@@ -38,7 +38,7 @@ class Checkpoints:
   """
 
   def __init__(self, path: epath.Path, *, keep: int | None = None):
-    self.path = epath.Path(path).resolve()  # Orbax takes no relative path
+    self.path = _absolute(path)
     self._manager = ocp.CheckpointManager(
       self.path,
       options=ocp.CheckpointManagerOptions(
@@ -113,6 +113,12 @@ class Checkpoints:
   def __exit__(self, *unused: object) -> None:
     """Waits for what is being saved and releases the background threads."""
     self._manager.close()
+
+
+def _absolute(path: epath.Path) -> epath.Path:
+  """Orbax takes no relative folder; a bucket's address is absolute as it is."""
+  path = epath.Path(path)
+  return path if "://" in str(path) else path.resolve()
 
 
 def _restore_args(template: Any) -> ocp.args.PyTreeRestore:
