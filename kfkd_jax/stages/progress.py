@@ -31,10 +31,10 @@ class Progress:
   def __enter__(self) -> Progress:
     if self._main and sys.stderr.isatty():
       self._bar = progress.Progress(
-        progress.TextColumn("{task.description:<16}"),
-        progress.BarColumn(bar_width=24),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(bar_width=12),
         progress.MofNCompleteColumn(),
-        progress.TimeRemainingColumn(),
+        progress.TimeRemainingColumn(compact=True),
         progress.TextColumn("{task.fields[status]}"),
         console=console.Console(stderr=True),
       )
@@ -53,15 +53,18 @@ class Progress:
     if self._writer is not None:
       for name, value in report.metrics.items():
         self._writer.add_scalar(name, value, report.epoch)
-    status = _status(report)
     if self._bar is not None:
       self._bar.update(
-        self._task, total=report.epochs, completed=report.epoch, status=status
+        self._task,
+        total=report.epochs,
+        completed=report.epoch,
+        status=_short_status(report),
       )
     elif self._main and _is_shown(report):
       seconds = time.perf_counter() - self._started
       print(
-        f"{self._title}: epoch {report.epoch}/{report.epochs} {status} "
+        f"{self._title}: epoch {report.epoch}/{report.epochs} "
+        f"{_status(report)} "
         f"({seconds:.1f} s)",
         flush=True,
       )
@@ -80,6 +83,20 @@ def _status(report: EpochReport) -> str:
   ]
   if "select/max_forget" in metrics:
     parts.append(f"max F_e {metrics['select/max_forget']:.3f}")
+  return " ".join(parts)
+
+
+def _short_status(report: EpochReport) -> str:
+  """What fits beside the bar in a terminal of 80 columns."""
+  metrics = report.metrics
+  watched = "select" if "select/accuracy" in metrics else "test"
+  parts = [
+    f"{report.steps_per_second:.0f}/s",
+    f"loss {metrics['fit/loss']:.2f}",
+    f"acc {metrics[f'{watched}/accuracy']:.3f}",
+  ]
+  if f"{watched}/max_forget" in metrics:
+    parts.append(f"F_e {metrics[f'{watched}/max_forget']:.3f}")
   return " ".join(parts)
 
 
