@@ -40,12 +40,14 @@ def _parser() -> argparse.ArgumentParser:
   stages = "\n".join(f"  {name:<10}{what}" for name, what in _STAGES.items())
   parser = argparse.ArgumentParser(
     prog="kfkd",
+    allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     description=(
       "Train a classifier once, measure what it forgot on the way, fuse the\n"
       "checkpoints that still remember, and distil the fusion into one network."
     ),
     epilog=(
+      "any key:  --config.KEY=VALUE, such as --config.train.epochs=30\n\n"
       f"stages:\n{stages}\n\n"
       "examples:\n"
       "  kfkd run\n"
@@ -62,12 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     "--config",
     metavar="FILE.py[:ARGS]",
     help="a config file; without it, digits with 40 %% pair label noise",
-  )
-  parser.add_argument(
-    "--config.KEY",
-    dest="unused",
-    metavar="VALUE",
-    help="set one key, such as --config.train.epochs=30",
   )
   parser.add_argument(
     "--workdir",
@@ -115,10 +111,7 @@ def _dispatch(options, overrides) -> int:
 
   from kfkd_jax import config as config_lib
 
-  config = config_lib.load_config(options.config)
-  for key, value in overrides:
-    config_lib.override(config, key, value)
-  config_lib.validate(config)
+  config = config_lib.read(options.config, overrides)
   if options.predictions is not None:
     return _foreign(options, config)
   _set_up_jax(config)
