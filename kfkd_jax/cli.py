@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 _STAGES = {
   "run": "all stages below, each only if its inputs changed",
@@ -21,19 +24,47 @@ _STAGES = {
 _DEFAULT_WORKDIR = "kfkd-workdir"
 
 
+_USER_ERROR = 2
+_DIVERGED = 3
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code: 0, or 2 for a user error."""
+  """Runs the command line.
+
+  Returns:
+    The exit code: 0, 2 for what the user can correct, 3 where training left the
+    finite numbers, 130 after Ctrl-C. SIGTERM exits with 143.
+  """
   argv = sys.argv[1:] if argv is None else list(argv)
   parser = _parser()
   options, rest = parser.parse_known_args(argv)
   try:
-    overrides = _overrides(rest)
-    return _dispatch(options, overrides)
-  except (ValueError, OSError) as error:  # what a user can cause
+    with _exit_on_sigterm():
+      return _dispatch(options, _overrides(rest))
+  except KeyboardInterrupt:
+    print("kfkd: interrupted; run again to continue", file=sys.stderr)
+    return _INTERRUPTED
+  except (ValueError, OSError, FloatingPointError) as error:
     if options.debug:
       raise
     print(f"kfkd: {_one_line(error)}", file=sys.stderr)
-    return 2
+    diverged = isinstance(error, FloatingPointError)
+    return _DIVERGED if diverged else _USER_ERROR
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+  """Lets SIGTERM leave through every `finally`; training defers it."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:
