@@ -51,7 +51,10 @@ class Checkpoints:
     )
 
   def save(self, step: int, tree: Any) -> None:
-    """Starts saving global arrays `tree` as number `step`."""
+    """Starts saving global arrays `tree` as number `step`, in its place."""
+    if step in self.steps():
+      self.wait()
+      self._manager.delete(step)
     arguments = ocp.args.Composite(
       tree=ocp.args.PyTreeSave(tree),
       digests=ocp.args.JsonSave(_digests(parallel.to_host(tree))),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 _STAGES = {
   "run": "all stages below, each only if its inputs changed",
@@ -21,31 +24,61 @@ _STAGES = {
 _DEFAULT_WORKDIR = "kfkd-workdir"
 
 
+_USER_ERROR = 2
+_DIVERGED = 3
+_INTERRUPTED = 130
+_TERMINATED = 143
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command line; returns the exit code: 0, or 2 for a user error."""
+  """Runs the command line.
+
+  Returns:
+    The exit code: 0, 2 for what the user can correct, 3 where training left the
+    finite numbers, 130 after Ctrl-C. SIGTERM exits with 143.
+  """
   argv = sys.argv[1:] if argv is None else list(argv)
   parser = _parser()
   options, rest = parser.parse_known_args(argv)
   try:
-    overrides = _overrides(rest)
-    return _dispatch(options, overrides)
-  except (ValueError, OSError) as error:  # what a user can cause
+    with _exit_on_sigterm():
+      return _dispatch(options, _overrides(rest))
+  except KeyboardInterrupt:
+    print("kfkd: interrupted; run again to continue", file=sys.stderr)
+    return _INTERRUPTED
+  except (ValueError, OSError, FloatingPointError) as error:
     if options.debug:
       raise
     print(f"kfkd: {_one_line(error)}", file=sys.stderr)
-    return 2
+    diverged = isinstance(error, FloatingPointError)
+    return _DIVERGED if diverged else _USER_ERROR
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+  """Lets SIGTERM leave through every `finally`; training defers it."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:
   stages = "\n".join(f"  {name:<10}{what}" for name, what in _STAGES.items())
   parser = argparse.ArgumentParser(
     prog="kfkd",
+    allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     description=(
       "Train a classifier once, measure what it forgot on the way, fuse the\n"
       "checkpoints that still remember, and distil the fusion into one network."
     ),
     epilog=(
+      "any key:  --config.KEY=VALUE, such as --config.train.epochs=30\n\n"
       f"stages:\n{stages}\n\n"
       "examples:\n"
       "  kfkd run\n"
@@ -62,12 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     "--config",
     metavar="FILE.py[:ARGS]",
     help="a config file; without it, digits with 40 %% pair label noise",
-  )
-  parser.add_argument(
-    "--config.KEY",
-    dest="unused",
-    metavar="VALUE",
-    help="set one key, such as --config.train.epochs=30",
   )
   parser.add_argument(
     "--workdir",
@@ -115,10 +142,7 @@ def _dispatch(options, overrides) -> int:
 
   from kfkd_jax import config as config_lib
 
-  config = config_lib.load_config(options.config)
-  for key, value in overrides:
-    config_lib.override(config, key, value)
-  config_lib.validate(config)
+  config = config_lib.read(options.config, overrides)
   if options.predictions is not None:
     return _foreign(options, config)
   _set_up_jax(config)

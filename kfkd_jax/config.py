@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+import reprlib
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ml_collections
@@ -18,11 +20,12 @@ from etils import epath
 from ml_collections import config_dict
 
 from kfkd_jax import data, models, optim
-from kfkd_jax.data.splits import NOISE_KINDS
+from kfkd_jax.data.splits import NOISE_KINDS, NUM_HALVINGS
 
 DTYPES = ("float32", "bfloat16")
 STORE_DTYPES = ("float32", "float16")
 TEACHERS = ("kf", "mixture")
+_MAX_COUNT = 2**31 - 1
 
 
 class ConfigError(ValueError):
@@ -163,13 +166,30 @@ def load_config(spec: str | None) -> ml_collections.ConfigDict:
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
-    return module.get_config(arguments)
+    config = module.get_config(arguments)
   except ConfigError:
     raise
   except Exception as error:
     raise ConfigError(
       f"--config: {path} failed: {type(error).__name__}: {error}"
     ) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ConfigError(
+      f"--config: get_config of {path} returns a {type(config).__name__}; it "
+      "must return a ConfigDict, from default_config()"
+    )
+  return config
+
+
+def read(
+  spec: str | None, overrides: Iterable[tuple[str, str]] = ()
+) -> ml_collections.ConfigDict:
+  """The config of `load_config(spec)` with keys set from text, validated."""
+  config = load_config(spec)
+  for key, text in overrides:
+    override(config, key, text)
+  validate(config)
+  return config
 
 
 def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
@@ -194,7 +214,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"{key} is None; it must be {allowed}")
       continue
     if not fits(value):
-      raise ConfigError(f"{key}={value!r} is not possible; allowed: {allowed}")
+      raise ConfigError(
+        f"{key}={_shown(value)} is not possible; allowed: {allowed}"
+      )
   _check_pairs(config)
 
 
@@ -223,8 +245,8 @@ _OPTIONAL = {
 Rule = tuple[str, str, Callable[[Any], bool]]
 
 
-def _at_least(key: str, low: float) -> Rule:
-  return key, f"{low:g} or more", lambda v: v >= low
+def _at_least(key: str, low: int) -> Rule:
+  return key, f"{low} or more", lambda v: low <= v <= _MAX_COUNT
 
 
 def _between(key: str, low: float, high: float) -> Rule:
@@ -237,9 +259,9 @@ def _one_of(key: str, choices: Sequence[str]) -> Rule:
 
 def _rules() -> list[Rule]:
   return [
-    _between("seed", 0, 2**31 - 1),
+    _at_least("seed", 0),
     *[
-      _between(f"seeds.{s}", 0, 2**31 - 1)
+      _at_least(f"seeds.{s}", 0)
       for s in ("model", "order", "augment", "noise", "selection")
     ],
     ("data.name", f"such as {', '.join(data.NAMES)}", lambda v: bool(v)),
@@ -249,7 +271,7 @@ def _rules() -> list[Rule]:
     _one_of("selection.source", ("train", "test")),
     _at_least("selection.num", 1),
     _one_of("selection.labels", ("clean", "noisy")),
-    _between("selection.halvings", 1, 100),
+    _between("selection.halvings", 1, NUM_HALVINGS),
     _between("augment.pad", 0, 64),
     _between("augment.cutout", 0, 512),
     _between("augment.mixup", 0, 100),
@@ -288,7 +310,7 @@ def _rules() -> list[Rule]:
     (
       "distill.teachers",
       f"a tuple of {TEACHERS}, each at most once",
-      lambda v: set(v) <= set(TEACHERS) and len(set(v)) == len(v),
+      lambda v: all(v.count(t) == 1 and t in TEACHERS for t in v),
     ),
     _one_of("distill.targets", ("cached", "live")),
     _between("distill.alpha", 0, 100),
@@ -304,7 +326,10 @@ def _rules() -> list[Rule]:
 
 def _check_structure(config: ml_collections.ConfigDict) -> None:
   reference = default_config()
-  known, given = _keys(reference), _keys(config)
+  try:
+    known, given = _keys(reference), _keys(config)
+  except TypeError as error:  # ml_collections sorts, and takes numbers as keys
+    raise ConfigError(f"config keys must be names: {error}") from error
   for key in given:
     if key not in known:
       close = _closest(key, known)
@@ -326,9 +351,17 @@ def _check_type(key: str, value: Any, expected: type | None) -> None:
     return
   if expected is not None and type(value) is not expected:
     raise ConfigError(
-      f"{key}={value!r} has type {type(value).__name__}; it must be "
+      f"{key}={_shown(value)} has type {type(value).__name__}; it must be "
       f"{expected.__name__}"
     )
+
+
+def _shown(value: Any) -> str:
+  """`repr`, shortened; a whole number of thousands of digits has none."""
+  try:
+    return reprlib.repr(value)
+  except ValueError:
+    return "a number of thousands of digits"
 
 
 def _check_pairs(config: ml_collections.ConfigDict) -> None:
@@ -360,6 +393,12 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       f"train.epochs={config.train.epochs}",
     ),
     (
+      config.distill.epochs is not None
+      and config.optim.warmup_epochs >= config.distill.epochs,
+      f"optim.warmup_epochs={config.optim.warmup_epochs} leaves nothing of "
+      f"distill.epochs={config.distill.epochs}",
+    ),
+    (
       config.distill.hard and config.distill.temperature != 1.0,
       "distill.hard=True has no use for distill.temperature="
       f"{config.distill.temperature}; leave it at 1",
@@ -378,10 +417,7 @@ def _typed(key: str, text: str, current: Any, expected: type | None) -> Any:
   expected = expected or type(current)
   if expected is str:
     return None if text == "None" and key in _OPTIONAL else text
-  try:
-    value = ast.literal_eval(text)
-  except (ValueError, SyntaxError, MemoryError, RecursionError):
-    value = text
+  value = _literal(text)
   if expected is tuple and isinstance(value, str):
     value = tuple(filter(None, (v.strip() for v in value.split(","))))
   if expected is tuple and isinstance(value, (int, float)):
@@ -389,7 +425,23 @@ def _typed(key: str, text: str, current: Any, expected: type | None) -> Any:
   _check_type(key, value, expected)
   if value is None:
     return None
-  return expected(value)
+  try:
+    return expected(value)
+  except OverflowError:
+    raise ConfigError(
+      f"{key}={_shown(value)} is not possible; it does not fit a "
+      f"{expected.__name__}"
+    ) from None
+
+
+def _literal(text: str) -> Any:
+  """The Python literal that `text` spells, else `text` itself."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # such as an escape that does not exist
+      return ast.literal_eval(text)
+  except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+    return text
 
 
 def _is_section(node: Any, name: str) -> bool:

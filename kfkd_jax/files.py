@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +98,91 @@ def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
     raise
   except Exception as error:
     raise ValueError(f"{path} is damaged or not an .npz: {error}") from error
+
+
+class RefusedError(ValueError):
+  """A file that could be read but is not: it asks for something unsafe."""
+
+
+def read_foreign_npz(
+  path: epath.Path, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """The arrays `names`, where there, of an `.npz` that anybody may have made.
+
+  What the file declares about them is checked before memory is taken for it,
+  pickles are refused, and no other array is looked at.
+  """
+  path = epath.Path(path)
+  with path.open("rb") as f:
+    if f.read(6) == b"\x93NUMPY":
+      raise RefusedError(
+        f"{path} is a single array (.npy); put all of {', '.join(names)} that "
+        "there are into one file with numpy.savez"
+      )
+    try:
+      with zipfile.ZipFile(f) as archive, warnings.catch_warnings():
+        warnings.simplefilter("error")  # NumPy warns of headers it must mend
+        members = {i.filename.removesuffix(".npy"): i for i in archive.filelist}
+        wanted = {name: members[name] for name in names if name in members}
+        sizes = [_declared_size(archive, info) for info in wanted.values()]
+        _check_memory(sum(sizes))
+        return {name: _array(archive, info) for name, info in wanted.items()}
+    except RefusedError as error:
+      raise RefusedError(f"{path}: {error}") from None
+    except Exception as error:  # zipfile alone raises ten kinds
+      raise ValueError(
+        f"{path} is damaged or not an .npz of numpy.savez: {error}"
+      ) from error
+
+
+_HEADER_BYTES = 2**16
+_MOST_DEFLATED = 1100  # the format itself cannot pack tighter
+
+
+def _declared_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+  """Bytes of an array by its header; an error if the archive disagrees."""
+  name = info.filename
+  if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+    raise RefusedError(f"{name} is packed in a way that NumPy does not use")
+  with archive.open(info) as member:
+    start = io.BytesIO(member.read(_HEADER_BYTES))
+  version = np.lib.format.read_magic(start)
+  if version > (2, 0):
+    raise RefusedError(f"{name} is no plain array (format {version})")
+  read_header = (
+    np.lib.format.read_array_header_1_0
+    if version == (1, 0)
+    else np.lib.format.read_array_header_2_0
+  )
+  shape, _, dtype = read_header(start)
+  if dtype.hasobject:
+    raise RefusedError(
+      f"{name} holds Python objects (a pickle), which are never loaded; save "
+      "an array of numbers"
+    )
+  size = math.prod(shape) * dtype.itemsize
+  if min(shape, default=0) < 0 or start.tell() + size != info.file_size:
+    raise RefusedError(
+      f"{name} declares shape {shape} of {dtype}, which is not what the "
+      "archive holds; the file is damaged"
+    )
+  if info.file_size > _MOST_DEFLATED * info.compress_size + _HEADER_BYTES:
+    raise RefusedError(f"{name} declares {size} bytes, more than are there")
+  return size
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+  with archive.open(info) as member:
+    return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _check_memory(size: int) -> None:
+  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  if size > memory:
+    raise RefusedError(
+      f"its arrays take {size / 2**30:.1f} GiB, more than this machine's "
+      f"{memory / 2**30:.1f} GiB of memory"
+    )
 
 
 def digest(value: Any) -> str:

@@ -137,54 +137,100 @@ class Predictions(NamedTuple):
   epochs: np.ndarray
 
 
+_FOREIGN = ("probs", "labels", "epochs")
+_FLOATS = ("float16", "float32", "float64")
+_BLOCK = 2**20  # numbers checked at once
+
+
 def read_foreign(path: epath.Path) -> Predictions:
   """Reads and checks `probs[C,N,K]`, `labels[N]`, optional `epochs[C]`."""
-  arrays = files.read_npz(path)
+  arrays = files.read_foreign_npz(path, _FOREIGN)
   for name in ("probs", "labels"):
     if name not in arrays:
       raise ValueError(
-        f"{path} has no array {name!r}, only {sorted(arrays)}; expected "
-        "probs[C,N,K], labels[N] and optionally epochs[C]"
+        f"{path} has no array {name!r}; expected probs[C,N,K], labels[N] and "
+        "optionally epochs[C], as written by numpy.savez"
       )
-  probs, labels = arrays["probs"], arrays["labels"]
-  if probs.ndim != 3:
+  try:
+    probs = _native(arrays["probs"])
+    _check_probabilities(probs)
+    labels = _checked_labels(arrays["labels"], probs.shape)
+    epochs = arrays.get("epochs", np.arange(1, len(probs) + 1))
+    return Predictions(probs, labels, _checked_epochs(epochs, len(probs)))
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+  """The same numbers in this machine's byte order, which JAX asks for."""
+  return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _checked_labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  if labels.shape != shape[1:2]:
     raise ValueError(
-      f"{path}: probs must be [checkpoints, examples, classes], got shape "
-      f"{probs.shape}"
-    )
-  if labels.shape != probs.shape[1:2]:
-    raise ValueError(
-      f"{path}: labels must be integers of shape {probs.shape[1:2]} to go "
-      f"with probs {probs.shape}, got shape {labels.shape}"
+      f"labels must be integers of shape {shape[1:2]} to go with probs "
+      f"{shape}, got shape {labels.shape}"
     )
   if not np.issubdtype(labels.dtype, np.integer):
-    raise ValueError(f"{path}: labels must be integers, got {labels.dtype}")
-  if labels.min() < 0 or labels.max() >= probs.shape[2]:
+    raise ValueError(f"labels must be integers, got {labels.dtype}")
+  if labels.min() < 0 or labels.max() >= shape[2]:
     raise ValueError(
-      f"{path}: labels must lie in 0..{probs.shape[2] - 1}, got "
+      f"labels must lie in 0..{shape[2] - 1}, got "
       f"{labels.min()}..{labels.max()}"
     )
-  _check_probabilities(path, probs)
-  epochs = arrays.get("epochs", np.arange(1, len(probs) + 1))
-  if epochs.shape != probs.shape[:1] or np.any(np.diff(epochs) <= 0):
+  return labels.astype(np.int32)
+
+
+def _checked_epochs(epochs: np.ndarray, count: int) -> np.ndarray:
+  ascending = (
+    epochs.shape == (count,)
+    and np.issubdtype(epochs.dtype, np.integer)
+    and bool(np.all(epochs[1:] > epochs[:-1]))
+  )
+  if not ascending:
     raise ValueError(
-      f"{path}: epochs must be {len(probs)} ascending numbers, got {epochs}"
+      f"epochs must be {count} ascending whole numbers, got "
+      f"{epochs.dtype}{list(epochs.shape)} {epochs.ravel()[:6].tolist()}"
     )
-  return Predictions(probs, labels.astype(np.int32), epochs)
+  return epochs
 
 
-def _check_probabilities(path: epath.Path, probs: np.ndarray) -> None:
-  if not np.issubdtype(probs.dtype, np.floating):
-    raise ValueError(f"{path}: probs must be floating, got {probs.dtype}")
-  tolerance = 2e-2 if probs.dtype.itemsize <= 2 else 1e-3
+def _check_probabilities(probs: np.ndarray) -> None:
+  if probs.ndim != 3:
+    raise ValueError(
+      f"probs must be [checkpoints, examples, classes], got shape {probs.shape}"
+    )
+  if min(probs.shape) < 1 or probs.shape[2] < 2:
+    raise ValueError(
+      "probs must hold at least 1 checkpoint, 1 example and 2 classes, got "
+      f"shape {probs.shape}"
+    )
+  if probs.dtype.name not in _FLOATS:
+    raise ValueError(
+      f"probs must be floating, one of {', '.join(_FLOATS)}; got {probs.dtype}"
+    )
+  tolerance = 2e-2 if probs.dtype == np.float16 else 1e-3
+  rows = max(1, _BLOCK // probs.shape[2])
   for c in range(len(probs)):
-    rows = probs[c].astype(np.float32)
-    if not np.isfinite(rows).all():
-      raise ValueError(f"{path}: probs[{c}] holds NaN or infinity")
-    sums = rows.sum(-1)
-    if rows.min() < 0 or np.abs(sums - 1).max() > tolerance:
-      raise ValueError(
-        f"{path}: rows of probs[{c}] must be non-negative and sum to 1, got "
-        f"a minimum of {rows.min():.3g} and sums {sums.min():.3g}.."
-        f"{sums.max():.3g}; are these logits? Pass their softmax"
-      )
+    for start in range(0, probs.shape[1], rows):
+      _check_rows(c, probs[c, start : start + rows], tolerance)
+
+
+def _check_rows(c: int, rows: np.ndarray, tolerance: float) -> None:
+  if not np.isfinite(rows).all():
+    raise ValueError(f"probs[{c}] holds NaN or infinity")
+  lowest, sums = rows.min(), rows.sum(-1, dtype=np.float64)
+  one = np.abs(sums - 1).max() <= tolerance
+  if one and lowest < 0:
+    raise ValueError(f"probs[{c}] holds negative numbers, down to {lowest:.3g}")
+  if not one:
+    question = (
+      "are these logits? Pass their softmax"
+      if lowest < 0
+      else ("divide each row by its sum if these are counts")
+    )
+    raise ValueError(
+      f"rows of probs[{c}] must be non-negative and sum to 1, got a minimum of "
+      f"{lowest:.3g} and sums {sums.min():.3g}..{sums.max():.3g}; {question}"
+    )

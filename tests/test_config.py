@@ -1,10 +1,13 @@
 """Every mistake in a configuration is one line that names key and value."""
 
 import pathlib
+import random
 
 import pytest
 
+from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
+from kfkd_jax.stages import experiment
 
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.glob("configs/**/*.py"))
 
@@ -134,3 +137,110 @@ def test_unknown_key_set_by_a_file_is_refused():
     config_lib.ConfigError, match=r"'train\.epoch' is unknown"
   ):
     config_lib.validate(config)
+
+
+VALUES = [
+  "0", "-1", "1", "7", "0.5", "-0.5", "1e400", "-1e400", "nan", "inf", "1e-300",
+  "1" * 5000, "0x" + "f" * 5000, "-0x" + "f" * 5000, "9" * 400, "2147483648",
+  "True", "False", "None", "", " ", "[]", "()", "{}", "{[]: 1}", "[['kf']]",
+  "(nan,)", "(0.5, 'a')", "(0.9, 0.1)", "[1, 2", "('kf', 'kf')", "{'a': 1}",
+  "1j", "b'x'", "...", "__import__('os')", "1if 2", r"'\d'", "'", "\n", "\0",
+  "é" * 300, "\ud800", "(" * 300, "cosine", "kf", "field", "known", "noisy",
+  "test", "float16", "live", "adamw", "step", "sgd", "resnet18", "../..",
+]  # fmt: skip
+
+
+def mutations(count, seed=0):
+  """Argument lists that change a shipped config in one to three places."""
+  generator = random.Random(seed)
+  keys = [
+    *config_lib._keys(config_lib.default_config()),
+    *("train", "model.name.x", "", ".", "train.", ".seed", "KEY", "sede"),
+  ]
+  for _ in range(count):
+    arguments = ["run"]
+    path = generator.choice([None, *CONFIGS])
+    if path is not None:
+      name = generator.choice(["noise", "rate", "runlocal", "nois", "", "="])
+      text = f"{name}={generator.choice(VALUES)}"
+      arguments.append(f"--config={path}:{generator.choice(['', text])}")
+    for _ in range(generator.randint(1, 3)):
+      values = generator.choice([VALUES, ["1", "2", "0.5", "True", "kf"]])
+      key, value = generator.choice(keys), generator.choice(values)
+      arguments.append(f"--config.{key}={value}")
+    yield arguments
+
+
+def test_no_mutation_of_a_shipped_config_ends_in_a_traceback(
+  capsys, monkeypatch, tmp_path
+):
+  """Anything but the exit codes 0 and 2 would be an exception here."""
+  taken = []
+  monkeypatch.setattr(
+    stages, "run", lambda config, workdir: taken.append(config)
+  )
+  monkeypatch.setattr(cli, "_set_up_jax", lambda config: None)
+  codes = []
+  for arguments in mutations(1000):
+    codes.append(cli.main([*arguments, f"--workdir={tmp_path}"]))
+    _, err = capsys.readouterr()
+    assert err.count("\n") == (codes[-1] == 2), (arguments, err)
+    assert len(err) < 1000 or "--config=" in arguments[1], arguments
+  assert codes.count(0) == len(taken) > 30
+  assert codes.count(2) > 500
+  for config in taken:  # what was taken can be noted and compared
+    files.digest(config.to_dict())
+    config_lib.to_json(config)
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    "config.train = 3",
+    "config.seed = {'a': 1}",
+    "config.noise.rate = 10**400",
+    "config.train.epochs = 10**5000",
+    "config.optim.learning_rate = float('nan')",
+    "config.distill.teachers = (['kf'],)",
+    "config.optim.boundaries = (float('nan'),)",
+    "config.data.name = None",
+    "del config.train",
+    "config[3] = 1",
+    "config = {}",
+    "config = None",
+  ],
+)
+def test_files_that_break_the_types_are_one_line(tmp_path, line):
+  path = tmp_path / "odd.py"
+  path.write_text(
+    "from kfkd_jax import config as config_lib\n"
+    "def get_config(args=''):\n"
+    "  config = config_lib.default_config()\n"
+    "  with config.unlocked(), config.ignore_type():\n"
+    f"    {line}\n"
+    "  return config\n"
+  )
+  with pytest.raises(config_lib.ConfigError) as caught:
+    config_lib.read(str(path))
+  assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"augment__pad": "8"}, "augment.pad=8 does not fit the 8x8 .*0 to 7"),
+    ({"augment__cutout": "9"}, "augment.cutout=9 does not fit the 8x8"),
+    (
+      {"data__num_train": "32"},
+      "train.batch_size=64 is twice the 32 .*'digits'",
+    ),
+    (
+      {"selection__num": "1297"},
+      "data.num_train=None and selection.num=1297 do not fit digits",
+    ),
+    ({"data__name": "mnist:9.9.9"}, "'mnist:9.9.9' cannot be loaded"),
+  ],
+)
+def test_what_does_not_fit_the_data_is_found_before_training(changes, message):
+  with pytest.raises(ValueError, match=message):
+    experiment.load_task(configured(**changes))

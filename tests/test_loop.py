@@ -1,15 +1,20 @@
 """One run: an exact pass an epoch, resumable anywhere to the same bits."""
 
+import os
+import signal
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from etils import epath
 
 from kfkd_jax import checkpoints, files, parallel
+from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.training import loop, objective, step
+from kfkd_jax.training import loop, objective, step, termination
 
 NUM_TRAIN, NUM_TEST, EPOCHS = 21, 9, 5
 
@@ -52,16 +57,26 @@ class StopError(Exception):
   pass
 
 
-def train(run, recipe=None, *, stop_at=None, num_devices=1, seeds=(1, 2, 3)):
+def train(
+  run,
+  recipe=None,
+  *,
+  stop_at=None,
+  num_devices=1,
+  seeds=(1, 2, 3),
+  num_train=NUM_TRAIN,
+  lesson=objective.supervised(),  # noqa: B008
+):
   def observe(report):
     if report.epoch == stop_at:
       raise StopError
 
   training, splits = make_data()
+  training = {name: values[:num_train] for name, values in training.items()}
   return loop.train(
     epath.Path(run),
     recipe or make_recipe(),
-    objective.supervised(),
+    lesson,
     training,
     splits,
     seeds=loop.Seeds(*seeds),
@@ -155,7 +170,7 @@ def test_predictions_are_those_of_the_kept_checkpoint(whole, tmp_path):
 def test_damaged_newest_state_falls_back_to_the_older(whole, tmp_path, capsys):
   with pytest.raises(StopError):
     train(tmp_path, make_recipe(resume_every=1), stop_at=4)
-  folder = tmp_path / "resume" / "4"
+  folder = tmp_path / "resume" / "12"
   for file in (folder / "tree" / "d").iterdir():
     file.write_bytes(b"")
   trained = train(tmp_path, make_recipe(resume_every=1))
@@ -191,3 +206,119 @@ def test_sparse_history_always_keeps_the_last(tmp_path):
 def test_batch_that_does_not_divide_is_refused(tmp_path):
   with pytest.raises(ValueError, match="batch_size 9 does not divide over 2"):
     train(tmp_path, make_recipe(batch_size=9), num_devices=2)
+
+
+@pytest.fixture
+def sigterm_at(monkeypatch):
+  """Sends SIGTERM to this process when the n-th step has been dispatched."""
+
+  def arm(number):
+    class Counting(parallel.InFlight):
+      count = 0
+
+      def add(self, results):
+        Counting.count += 1
+        if Counting.count == number:
+          os.kill(os.getpid(), signal.SIGTERM)
+        super().add(results)
+
+    monkeypatch.setattr(parallel, "InFlight", Counting)
+
+  yield arm
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+STEPS = 3  # of an epoch
+
+
+@pytest.mark.parametrize("number", [1, 2, STEPS, STEPS + 2, EPOCHS * STEPS])
+def test_sigterm_saves_within_the_epoch_and_continues_to_the_same_bits(
+  whole, tmp_path, sigterm_at, number
+):
+  sigterm_at(number)
+  with pytest.raises(termination.Terminated) as stopped:
+    train(tmp_path)
+  assert stopped.value.code == 143
+  assert str(number) in {p.name for p in (tmp_path / "resume").iterdir()}
+  sigterm_at(None)
+  assert_same(train(tmp_path), whole[0])
+  found = contents(tmp_path)
+  assert found["metrics"] == whole[1]["metrics"]
+  assert_same(found["probs"], whole[1]["probs"])
+  sigterm_at(1)  # nothing is left to do
+  assert_same(train(tmp_path), whole[0])
+
+
+def test_sigterm_during_the_last_report_is_not_lost():
+  def asked(then):
+    with termination.Termination() as stop:
+      os.kill(os.getpid(), signal.SIGTERM)
+      then(stop.requested)
+
+  seen = []
+  with pytest.raises(termination.Terminated):
+    asked(seen.append)
+  assert seen == [True]
+  with pytest.raises(ZeroDivisionError):  # the block's own error goes first
+    asked(lambda requested: 1 // (not requested))
+
+
+VICTIM = 5  # its loss breaks
+
+
+def nan(loss, hit):
+  return loss * jnp.where(hit, np.nan, 1.0)
+
+
+def infinite(loss, hit):
+  return loss + jnp.where(hit, np.inf, 0.0)
+
+
+def steep(loss, hit):
+  """A finite loss whose gradient is not."""
+  return loss + jnp.sqrt(jnp.where(hit, loss - loss, 1.0))
+
+
+def breaking(how):
+  fine = objective.supervised()
+
+  def loss(logits, batch):
+    return how(fine.loss(logits, batch), batch["index"] == VICTIM)
+
+  return objective.Objective(loss, fine.targets)
+
+
+@pytest.mark.parametrize("how", [nan, infinite, steep])
+def test_numbers_that_break_name_epoch_and_step(whole, tmp_path, how):
+  with pytest.raises(StopError):
+    train(tmp_path, make_recipe(resume_every=1), stop_at=2)
+  before = contents(tmp_path)
+  batches, _ = order.epoch_batches(order.epoch_order(2, 2, NUM_TRAIN), 8)
+  place = 1 + int(np.argmax((batches == VICTIM).any(1)))
+  message = f"not finite after epoch 3, step {place} of 3.*learning rate"
+  with pytest.raises(loop.DivergedError, match=message):
+    train(tmp_path, make_recipe(resume_every=1), lesson=breaking(how))
+  after = contents(tmp_path)
+  assert after["steps"] == [1, 2]
+  assert after["metrics"] == before["metrics"]
+  assert_same(after["probs"], before["probs"])
+  assert_same(train(tmp_path), whole[0])  # what was kept can be continued
+
+
+def test_predictions_that_break_are_not_kept(tmp_path):
+  huge = make_recipe(optimizer=optax.sgd(1e38))
+  with pytest.raises(loop.DivergedError, match="epoch 1"):
+    train(tmp_path, huge)
+  assert not list((tmp_path / "history").glob("[0-9]*"))
+  assert not list((tmp_path / "predictions" / "test").glob("[0-9]*"))
+
+
+def test_fewer_examples_than_devices_or_than_a_batch(tmp_path):
+  few = {"num_train": 3, "recipe": make_recipe(epochs=2)}
+  one = train(tmp_path / "one", **few)
+  eight = train(tmp_path / "eight", num_devices=8, **few)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    eight,
+    one,
+  )

@@ -48,7 +48,7 @@ def epoch_batches(
   [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
   """
   num_examples = len(order)
-  num_steps = _num_batches(num_examples, batch_size)
+  num_steps = num_batches(num_examples, batch_size)
   bounds = np.arange(num_steps + 1) * num_examples // num_steps
   slot = np.arange(batch_size)
   place = (bounds[:-1, None] + slot) % num_examples
@@ -69,13 +69,14 @@ def padded_batches(
     (index int32[S, B], mask bool[S, B]); padding repeats the last example and
     is False in the mask, so `values[mask]` is [N] in the examples' order.
   """
-  num_steps = _num_batches(num_examples, batch_size)
+  num_steps = num_batches(num_examples, batch_size)
   slots = np.arange(num_steps * batch_size, dtype=np.int32)
   index = slots.reshape(num_steps, batch_size)
   return np.minimum(index, num_examples - 1), index < num_examples
 
 
-def _num_batches(num_examples: int, batch_size: int) -> int:
+def num_batches(num_examples: int, batch_size: int) -> int:
+  """Batches of an epoch, S = ceil(N / B)."""
   if num_examples < 1 or batch_size < 1:
     raise ValueError(
       "both must be at least 1: got"

@@ -143,6 +143,8 @@ def builder(
     raise ValueError(
       f"name={name!r} is unknown to TFDS and none of ours: {', '.join(NAMES)}"
     ) from error
+  except (AssertionError, ImportError) as error:  # a version, a missing package
+    raise ValueError(f"name={name!r} cannot be loaded: {error}") from error
 
 
 def prepare(

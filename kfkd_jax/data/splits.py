@@ -11,7 +11,7 @@ from etils import epath
 from kfkd_jax import files, label_noise
 
 NOISE_KINDS = ("none", "symmetric", "pair", "asymmetric", "instance", "field")
-_NUM_HALVINGS = 3
+NUM_HALVINGS = 3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ def halve_test(
   Returns:
     (select, test): sorted, disjoint int64 indices; `test` has the odd one.
   """
-  if fold not in range(_NUM_HALVINGS):
+  if fold not in range(NUM_HALVINGS):
     raise ValueError(f"fold must be 0, 1 or 2 (three halvings), got {fold}")
   order = stratified_order(labels, ids, seed=fold, stream=1)
   half = len(order) // 2

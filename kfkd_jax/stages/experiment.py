@@ -89,7 +89,7 @@ def stream(
 
 def load_task(config: ml_collections.ConfigDict) -> Task:
   """Reads the data set, splits it and corrupts its labels as configured."""
-  keys = ("seed", "seeds", "data", "noise", "selection")
+  keys = ("seed", "seeds", "data", "noise", "selection", "augment", "train")
   return _load_task(config_lib.to_json(_section(config, keys)))
 
 
@@ -106,6 +106,7 @@ def _load_task(config_json: str) -> Task:
     label_field=config.noise.field,
   )
   parts = _parts(config, dataset)
+  _check_fits(config, parts["train"].images)
   ledger, transition = _corrupted(config, dataset, parts)
   return Task(
     name=config.data.name,
@@ -142,6 +143,24 @@ def _parts(config, dataset) -> dict[str, Any]:
   if from_train:
     parts["select"] = dataset.train.take(select)
   return parts
+
+
+def _check_fits(config, images: np.ndarray) -> None:
+  """Refuses what only the data shows to be impossible."""
+  count, height, width, _ = images.shape
+  name, side = config.data.name, min(height, width)
+  for key, most in (("pad", side - 1), ("cutout", side)):
+    if config.augment[key] > most:
+      raise config_lib.ConfigError(
+        f"augment.{key}={config.augment[key]} does not fit the {height}x"
+        f"{width} images of data.name={name!r}; allowed: 0 to {most}"
+      )
+  if config.train.batch_size >= 2 * count:
+    raise config_lib.ConfigError(
+      f"train.batch_size={config.train.batch_size} is twice the {count} "
+      f"training examples of data.name={name!r} or more; most of a batch would "
+      "count for nothing"
+    )
 
 
 def _corrupted(config, dataset, parts):

@@ -16,12 +16,13 @@ import numpy as np
 import optax
 from etils import epath
 
-from kfkd_jax import checkpoints, files, forgetting, parallel
+from kfkd_jax import checkpoints, files, parallel
 from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import step as step_lib
 from kfkd_jax.training.objective import Objective
 from kfkd_jax.training.state import TrainState, init_state
+from kfkd_jax.training.termination import Terminated, Termination
 
 
 class Recipe(NamedTuple):
@@ -102,6 +103,24 @@ class EpochReport(NamedTuple):
   steps_per_second: float
 
 
+class DivergedError(FloatingPointError):
+  """The numbers are no longer finite; says at which epoch and step."""
+
+
+class Position(NamedTuple):
+  """Where a run stands, between two steps.
+
+  Attributes:
+    state: after `finished` epochs and `len(fit)` steps of the next one.
+    finished: epochs trained and evaluated.
+    fit: `f32[S, 4]` the `StepMetrics` of those steps.
+  """
+
+  state: TrainState
+  finished: int
+  fit: np.ndarray
+
+
 def train(
   run: epath.Path,
   recipe: Recipe,
@@ -119,7 +138,9 @@ def train(
 
   At each epoch's end the splits' predictions go into the store and, when due,
   the network into `history/` and the full state into `resume/`. A run that was
-  stopped anywhere continues to the same bits.
+  stopped anywhere continues to the same bits. SIGTERM saves the full state and
+  raises `Terminated`; numbers that are not finite raise `DivergedError` before
+  anything of their epoch is kept.
 
   Args:
     run: the run's folder.
@@ -139,38 +160,43 @@ def train(
   """
   _check_batch(recipe, mesh)
   with (
+    Termination() as stop,
     checkpoints.Checkpoints(run / "history") as history,
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
   ):
     stores = _open_stores(run, splits, recipe)
+    num_steps = order.num_batches(len(training_set["label"]), recipe.batch_size)
     state = _initial_state(recipe, seeds, training_set, init_from)
-    state, finished = _resumed(run, state, history, resume, stores, recipe)
-    state = parallel.replicate(state, mesh)
+    at = _resumed(run, state, num_steps, history, resume, recipe)
+    for store in stores.values():
+      store.truncate(at.finished)
+    at = at._replace(state=parallel.replicate(at.state, mesh))
     resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
     run_epoch = _make_epoch(recipe, objective, seeds, mesh)
-    predictor = Predictor(recipe, mesh)
-    images = {k: predictor.put(s.images) for k, s in splits.items()}
-    right = {name: _right_so_far(store) for name, store in stores.items()}
+    evaluation = _Evaluation(recipe, splits, stores, mesh)
+    evaluation.recall(history, _due(at.finished, recipe), at.state.variables)
 
-    for epoch in range(finished + 1, recipe.epochs + 1):
-      state, metrics, rate = run_epoch(state, frozen, resident, epoch - 1)
+    while at.finished < recipe.epochs:
+      at, rate = run_epoch(at, frozen, resident, stop)
+      epoch = at.finished + 1
+      _check_finite(run, epoch, num_steps, at.fit)
+      probs = None if stop.requested else evaluation(at.state.variables, stop)
+      if probs is None:
+        _save(history, resume, at, num_steps, mesh)
+        print(f"{run.name}: stopped in epoch {epoch}; run again to continue")
+        raise Terminated
       keep = _is_due(epoch, recipe.history_every, recipe.epochs)
-      for name, split in splits.items():
-        probs = predictor(state.variables, images[name])
-        metrics |= _scores(name, probs, split.labels, right[name])
-        if keep:
-          stores[name].write(epoch, probs)
-          right[name].append(probs.argmax(-1) == split.labels)
+      metrics = _fit_metrics(at.fit) | evaluation.score(epoch, probs, keep=keep)
       if keep:
-        history.save(epoch, state.variables)
+        history.save(epoch, at.state.variables)
       _append_metrics(run, epoch, metrics)
+      at = Position(at.state, epoch, at.fit[:0])
       if _is_due(epoch, recipe.resume_every, recipe.epochs):
-        history.wait()  # a resumed run must find all that came before it
-        resume.save(epoch, state)
+        _save(history, resume, at, num_steps, mesh)
       observe(EpochReport(epoch, recipe.epochs, metrics, rate))
 
-  return parallel.to_host(Trained(state.variables, state.average))
+  return parallel.to_host(Trained(at.state.variables, at.state.average))
 
 
 class Predictor:
@@ -206,7 +232,10 @@ class Predictor:
 
 
 def _make_epoch(recipe, objective, seeds, mesh):
-  """Builds `run_epoch(state, frozen, resident, epoch)`: one exact pass."""
+  """Builds `run_epoch(position, frozen, resident, stop) -> position, rate`.
+
+  It makes one exact pass, or what is left of one, or less if asked to stop.
+  """
   step = parallel.pmapped(
     step_lib.make_train_step(
       recipe.module,
@@ -229,28 +258,30 @@ def _make_epoch(recipe, objective, seeds, mesh):
   seed = parallel.replicate(np.uint32(seeds.augment), mesh)
   position = np.arange(recipe.batch_size, dtype=np.int32)
 
-  def run_epoch(state, frozen, resident, epoch):
+  def run_epoch(at, frozen, resident, stop):
     count = len(resident["label"])
-    permutation = order.epoch_order(seeds.order, epoch, count)
-    batches = order.epoch_batches(permutation, recipe.batch_size)
+    permutation = order.epoch_order(seeds.order, at.finished, count)
+    index, weight = order.epoch_batches(permutation, recipe.batch_size)
     in_flight = parallel.InFlight(parallel.in_flight_limit())
-    sums = []
+    state, sums = at.state, []
     started = time.perf_counter()
-    for index, weight in zip(*batches, strict=True):
-      rows = {"index": index, "weight": weight, "position": position}
+    for number in range(len(at.fit), len(index)):
+      if stop.requested:
+        break
+      rows = {
+        "index": index[number],
+        "weight": weight[number],
+        "position": position,
+      }
       state, metrics = step(
         state, frozen, resident, parallel.shard(rows, mesh), seed
       )
       in_flight.add(metrics)
       sums.append(metrics)
     in_flight.drain()
-    seconds = time.perf_counter() - started
-    total = jax.tree.map(lambda *x: float(np.sum(x)), *parallel.to_host(sums))
-    metrics = {
-      "fit/loss": total.loss / total.count,
-      "fit/accuracy": total.correct / total.count,
-    }
-    return state, metrics, len(sums) / seconds
+    rate = len(sums) / (time.perf_counter() - started)
+    fit = np.array(parallel.to_host(sums), np.float32).reshape(-1, _FIT_COLUMNS)
+    return Position(state, at.finished, np.concatenate([at.fit, fit])), rate
 
   return run_epoch
 
@@ -268,37 +299,57 @@ def _initial_state(recipe, seeds, training_set, init_from) -> TrainState:
   return state
 
 
-def _resumed(run, state, history, resume, stores, recipe):
-  """The newest state that everything before it supports, or the given one."""
-  template = jax.tree.map(np.asarray, state)
-  for epoch in reversed(resume.steps()):
-    due = [
-      e
-      for e in range(1, epoch + 1)
-      if _is_due(e, recipe.history_every, recipe.epochs)
-    ]
-    complete = set(due) <= set(history.steps()) and all(
-      set(due) <= set(s.epochs) for s in stores.values()
-    )
-    if not complete:
-      continue
+def _resumed(run, state, num_steps, history, resume, recipe) -> Position:
+  """The newest position that the history supports, or the start."""
+  start = Position(state, 0, np.zeros((0, _FIT_COLUMNS), np.float32))
+  template = jax.tree.map(np.asarray, _packed(start, num_steps))
+  at, number = start, 0
+  for number in reversed(resume.steps()):
     try:
-      state = resume.restore(epoch, template)
+      at = _unpacked(resume.restore(number, template), num_steps)
     except checkpoints.DamagedCheckpointError as error:
       print(f"{error}; going back to an older one")
       continue
-    break
+    missing = set(_due(at.finished, recipe)) - set(history.steps())
+    if not missing:
+      break
+    print(f"{history.path} lacks {sorted(missing)}; going back to before them")
   else:
-    epoch = 0
-  for kept in (history, resume):
-    kept.delete_after(epoch)
-  for store in stores.values():
-    store.truncate(epoch)
+    at, number = start, 0
+    if history.steps():
+      print(f"{run.name}: nothing to continue from, starting again")
+  history.delete_after(at.finished)
+  resume.delete_after(number)
   metrics = run / "metrics.jsonl"
   if metrics.exists():
     rows = files.read_json_lines(metrics)
-    files.write_json_lines(metrics, [r for r in rows if r["epoch"] <= epoch])
-  return state, epoch
+    rows = [row for row in rows if row["epoch"] <= at.finished]
+    files.write_json_lines(metrics, rows)
+  return at
+
+
+_FIT_COLUMNS = len(step_lib.StepMetrics._fields)
+
+
+def _packed(at: Position, num_steps: int) -> dict[str, Any]:
+  """A position as arrays of fixed shapes."""
+  fit = np.zeros((num_steps, _FIT_COLUMNS), np.float32)
+  fit[: len(at.fit)] = at.fit
+  return {"state": at.state, "finished": np.int32(at.finished), "fit": fit}
+
+
+def _unpacked(tree: dict[str, Any], num_steps: int) -> Position:
+  finished = int(tree["finished"])
+  steps = int(tree["state"].step) - finished * num_steps
+  return Position(tree["state"], finished, tree["fit"][:steps])
+
+
+def _save(history, resume, at: Position, num_steps: int, mesh) -> None:
+  history.wait()  # a resumed run must find all that came before it
+  tree = _packed(at, num_steps)
+  for name in ("finished", "fit"):
+    tree[name] = parallel.replicate(tree[name], mesh)
+  resume.save(at.finished * num_steps + len(at.fit), tree)
 
 
 def _open_stores(run, splits, recipe) -> dict[str, PredictionStore]:
@@ -314,8 +365,82 @@ def _open_stores(run, splits, recipe) -> dict[str, PredictionStore]:
   }
 
 
-def _right_so_far(store: PredictionStore) -> list[np.ndarray]:
-  return list(forgetting.correctness(store, store.labels)) if len(store) else []
+class _Evaluation:
+  """Predicts the splits after each epoch, stores and scores them."""
+
+  def __init__(self, recipe, splits, stores, mesh):
+    self._splits = splits
+    self._stores = stores
+    self._mesh = mesh
+    self._predictor = Predictor(recipe, mesh)
+    self._images = {k: self._predictor.put(s.images) for k, s in splits.items()}
+    self._right: dict[str, list[np.ndarray]] = {name: [] for name in splits}
+
+  def recall(self, history, epochs: list[int], template: Any) -> None:
+    """Reads what was stored; what is lost is predicted again."""
+    for name, store in self._stores.items():
+      for epoch in epochs:
+        try:
+          probs = store.read(epoch)
+        except (FileNotFoundError, ValueError) as error:
+          print(f"{error}; predicting again with history/{epoch}")
+          variables = history.restore(epoch, template)
+          variables = parallel.replicate(variables, self._mesh)
+          store.write(epoch, self._predictor(variables, self._images[name]))
+          probs = store.read(epoch)
+        self._right[name].append(probs.argmax(-1) == self._splits[name].labels)
+
+  def __call__(self, variables: Any, stop: Termination):
+    """Probabilities by split, None if asked to stop meanwhile."""
+    found = {}
+    for name, images in self._images.items():
+      found[name] = self._predictor(variables, images)
+      if stop.requested:
+        return None
+    return found
+
+  def score(
+    self, epoch: int, probs: dict[str, np.ndarray], *, keep: bool
+  ) -> dict[str, float]:
+    """Scores of each split; with `keep`, into the store."""
+    for name, found in probs.items():
+      if not np.isfinite(found).all():
+        raise DivergedError(
+          f"{self._stores[name].path}: after epoch {epoch} some probabilities "
+          f"are not finite; {_REMEDY}"
+        )
+    scores: dict[str, float] = {}
+    for name, found in probs.items():
+      labels = self._splits[name].labels
+      scores |= _scores(name, found, labels, self._right[name])
+      if keep:
+        self._stores[name].write(epoch, found)
+        # As a resumed run will read them.
+        found = found.astype(self._stores[name].dtype)
+        self._right[name].append(found.argmax(-1) == labels)
+    return scores
+
+
+_REMEDY = (
+  "earlier epochs are kept; lower the learning rate or clip the gradients"
+)
+
+
+def _check_finite(run, epoch: int, num_steps: int, fit: np.ndarray) -> None:
+  broken = np.flatnonzero(step_lib.StepMetrics(*fit.T).broken)
+  if len(broken):
+    raise DivergedError(
+      f"{run}: the loss or the network is not finite after epoch {epoch}, step "
+      f"{broken[0] + 1} of {num_steps}; {_REMEDY}"
+    )
+
+
+def _fit_metrics(fit: np.ndarray) -> dict[str, float]:
+  total = step_lib.StepMetrics(*(float(column.sum()) for column in fit.T))
+  return {
+    "fit/loss": total.loss / total.count,
+    "fit/accuracy": total.correct / total.count,
+  }
 
 
 def _scores(name, probs, labels, right) -> dict[str, float]:
@@ -340,6 +465,12 @@ def _append_metrics(run, epoch, metrics) -> None:
 
 def _is_due(epoch: int, every: int, epochs: int) -> bool:
   return epoch % every == 0 or epoch == epochs
+
+
+def _due(finished: int, recipe: Recipe) -> list[int]:
+  """The kept epochs among the finished ones."""
+  every, epochs = recipe.history_every, recipe.epochs
+  return [e for e in range(1, finished + 1) if _is_due(e, every, epochs)]
 
 
 def _check_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:

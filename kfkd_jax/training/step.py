@@ -52,11 +52,13 @@ class StepMetrics(NamedTuple):
     loss: of the real rows.
     correct: real rows whose given label was predicted.
     count: real rows.
+    broken: devices whose loss or new network is not finite.
   """
 
   loss: chex.Array
   correct: chex.Array
   count: chex.Array
+  broken: chex.Array
 
 
 def make_train_step(
@@ -102,7 +104,7 @@ def make_train_step(
     grads = lax.pmean(grads, DATA_AXIS)
     batch_stats = lax.pmean(batch_stats, DATA_AXIS)
     state = _updated(state, optimizer, grads, batch_stats, average_decay)
-    sums = _sums(total, logits, batch)
+    sums = _sums(total, logits, batch, state.variables)
     return state, lax.psum(sums, DATA_AXIS)
 
   return step
@@ -185,9 +187,17 @@ def _updated(state, optimizer, grads, batch_stats, average_decay):
   return TrainState(state.step + 1, params, batch_stats, opt_state, average)
 
 
-def _sums(total, logits, batch) -> StepMetrics:
+def _sums(total, logits, batch, variables) -> StepMetrics:
   labels = batch["label"]
   if labels.ndim == logits.ndim:  # mixed labels count by their larger part
     labels = jnp.argmax(labels, -1)
   correct = (jnp.argmax(logits, -1) == labels) * batch["weight"]
-  return StepMetrics(total, jnp.sum(correct), jnp.sum(batch["weight"]))
+  finite = jnp.stack(
+    [jnp.isfinite(x).all() for x in jax.tree.leaves((total, variables))]
+  ).all()
+  return StepMetrics(
+    total,
+    jnp.sum(correct),
+    jnp.sum(batch["weight"]),
+    1.0 - finite.astype(jnp.float32),
+  )
