@@ -81,7 +81,7 @@ def _inner(
 
   def logit(params, example):
     single = jax.tree.map(lambda x: x[None], example)
-    return apply_fn(params, single)[0, k].astype(jnp.float32)
+    return apply_fn(params, single)[0, k]
 
   def slopes(examples):
     tree = jax.vmap(jax.grad(logit), (None, 0))(params, examples)
