@@ -94,7 +94,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--config",
     metavar="FILE.py[:ARGS]",
-    help="a config file; without it, digits with 40 %% pair label noise",
+    help="a config file; without it, that of the working directory, or digits "
+    "with 40 %% pair label noise in a new one",
   )
   parser.add_argument(
     "--workdir",
@@ -142,13 +143,15 @@ def _dispatch(options, overrides) -> int:
 
   from kfkd_jax import config as config_lib
 
-  config = config_lib.read(options.config, overrides)
+  workdir = epath.Path(options.workdir)
+  config = config_lib.read(
+    options.config, overrides, saved=workdir / "config.json"
+  )
   if options.predictions is not None:
     return _foreign(options, config)
   _set_up_jax(config)
   from kfkd_jax import stages
 
-  workdir = epath.Path(options.workdir)
   if options.stage == "bench":
     from kfkd_jax.stages import bench
 

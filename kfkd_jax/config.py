@@ -19,7 +19,7 @@ import ml_collections
 from etils import epath
 from ml_collections import config_dict
 
-from kfkd_jax import data, models, optim
+from kfkd_jax import data, files, models, optim
 from kfkd_jax.data.splits import NOISE_KINDS, NUM_HALVINGS
 
 DTYPES = ("float32", "bfloat16")
@@ -182,10 +182,23 @@ def load_config(spec: str | None) -> ml_collections.ConfigDict:
 
 
 def read(
-  spec: str | None, overrides: Iterable[tuple[str, str]] = ()
+  spec: str | None,
+  overrides: Iterable[tuple[str, str]] = (),
+  *,
+  saved: epath.Path | None = None,
 ) -> ml_collections.ConfigDict:
-  """The config of `load_config(spec)` with keys set from text, validated."""
-  config = load_config(spec)
+  """The validated config of a command.
+
+  Args:
+    spec: for `load_config`.
+    overrides: keys and their values as text, set on top.
+    saved: `config.json` of a working directory, which is continued where
+      there is one and no `spec`.
+  """
+  if spec is None and saved is not None and saved.exists():
+    config = _from_json(saved)
+  else:
+    config = load_config(spec)
   for key, text in overrides:
     override(config, key, text)
   validate(config)
@@ -234,6 +247,22 @@ def subset(
 def to_json(config: ml_collections.ConfigDict) -> str:
   """The config as readable JSON, in the order of `default_config`."""
   return json.dumps(config.to_dict(), indent=1, default=list) + "\n"
+
+
+def _from_json(path: epath.Path) -> ml_collections.ConfigDict:
+  """The config that `to_json` wrote; keys that are new since keep defaults."""
+  config = default_config()
+  try:
+    saved = ml_collections.ConfigDict(files.read_json(path))
+    for key in _keys(saved):
+      value = _get(saved, key)
+      override(config, key, value if isinstance(value, str) else repr(value))
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ConfigError(
+      f"{path} cannot be continued ({error}); name a --config or another "
+      "--workdir"
+    ) from error
+  return config
 
 
 _OPTIONAL = {

@@ -4,6 +4,7 @@ import pathlib
 import random
 
 import pytest
+from etils import epath
 
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
@@ -244,3 +245,34 @@ def test_files_that_break_the_types_are_one_line(tmp_path, line):
 def test_what_does_not_fit_the_data_is_found_before_training(changes, message):
   with pytest.raises(ValueError, match=message):
     experiment.load_task(configured(**changes))
+
+
+def test_working_directory_continues_with_its_own_config(tmp_path):
+  saved = epath.Path(tmp_path) / "config.json"
+  config = configured(
+    train__epochs="7",
+    model__width="3",
+    distill__teachers="kf",
+    optim__boundaries="0.25,0.5",
+    data__dir="None",
+    augment__flip="True",
+  )
+  saved.write_text(config_lib.to_json(config))
+  assert config_lib.read(None, saved=saved) == config
+  changed = config_lib.read(None, [("train.epochs", "9")], saved=saved)
+  assert (changed.train.epochs, changed.model.width) == (9, 3)
+  named = config_lib.read(str(CONFIGS[-1]), saved=saved)
+  assert named.train.epochs == 60
+
+
+@pytest.mark.parametrize(
+  "content",
+  ['{"train": {"epoch": 3}}', '{"train"', '{"train": {"epochs": "x"}}', "3"],
+)
+def test_config_json_that_does_not_fit_is_one_line(tmp_path, content):
+  saved = epath.Path(tmp_path) / "config.json"
+  saved.write_text(content)
+  with pytest.raises(
+    config_lib.ConfigError, match=r"config\.json cannot be con"
+  ):
+    config_lib.read(None, saved=saved)
