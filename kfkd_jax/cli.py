@@ -177,7 +177,7 @@ def _foreign(options, config) -> int:
   """`diagnose` and `fuse` on somebody's saved probabilities."""
   from etils import epath
 
-  from kfkd_jax import files
+  from kfkd_jax import files, lock
   from kfkd_jax.config import ConfigError
   from kfkd_jax.predictions import read_foreign
   from kfkd_jax.stages import diagnose, fuse
@@ -202,7 +202,8 @@ def _foreign(options, config) -> int:
     }
     content = {"epochs": epochs, "folds": [fold]}
     name, line = "fusion.json", fuse.summary(methods, epochs)
-  files.write_json(workdir / name, content)
+  with lock.held(workdir):
+    files.write_json(workdir / name, content)
   print(f"{line}\nwritten to {workdir / name}")
   return 0
 

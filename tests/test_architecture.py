@@ -22,6 +22,7 @@ ROOMS = (
   "averaging",
   "theory",
   "files",
+  "lock",
   "models",
   "data",
   "parallel",

@@ -15,7 +15,7 @@ from etils import epath
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files
+from kfkd_jax import files, lock
 from kfkd_jax.stages import (
   compare,
   diagnose,
@@ -113,8 +113,17 @@ def run_stage(
   name: str,
   say: Callable[[str], None] = print,
 ) -> bool:
-  """Runs one stage unless it is up to date; returns whether it ran."""
+  """Runs one stage unless it is up to date; returns whether it ran.
+
+  Raises:
+    lock.LockedError: another program is at work in `workdir`.
+  """
   workdir = epath.Path(workdir)
+  with lock.held(workdir):
+    return _run_stage(config, workdir, name, say)
+
+
+def _run_stage(config, workdir, name, say) -> bool:
   if is_up_to_date(config, workdir, name):
     say(f"{name}: up to date")
     return False
@@ -125,7 +134,6 @@ def run_stage(
         f"{workdir}; run `kfkd {need}` first, or `kfkd run` for everything"
       )
   _note(workdir, name, None)
-  workdir.mkdir(parents=True, exist_ok=True)
   files.write_text(workdir / "config.json", config_lib.to_json(config))
   say(f"{name} ...")
   result = STAGES[name].run(config, workdir)
@@ -139,8 +147,14 @@ def run(
   workdir: epath.Path,
   say: Callable[[str], None] = print,
 ) -> bool:
-  """Runs every stage that is not up to date; returns whether any ran."""
-  ran = [run_stage(config, workdir, name, say) for name in STAGES]
+  """Runs every stage that is not up to date; returns whether any ran.
+
+  Raises:
+    lock.LockedError: another program is at work in `workdir`.
+  """
+  workdir = epath.Path(workdir)
+  with lock.held(workdir):
+    ran = [_run_stage(config, workdir, name, say) for name in STAGES]
   return any(ran)
 
 

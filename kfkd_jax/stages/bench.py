@@ -23,7 +23,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from kfkd_jax import files, fusion
+from kfkd_jax import files, fusion, lock
 
 
 class HistoryCase(NamedTuple):
@@ -59,7 +59,9 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     "python": platform.python_version(),
     "jax": jax.__version__,
   }
-  files.write_json(workdir / "bench.json", {"machine": machine, "fusion": rows})
+  with lock.held(workdir):
+    content = {"machine": machine, "fusion": rows}
+    files.write_json(workdir / "bench.json", content)
   return table(rows)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from scipy import stats
 
-from kfkd_jax import files, stages
+from kfkd_jax import files, lock, stages
 
 
 def run(
@@ -29,13 +29,15 @@ def run(
   if not seeds:
     raise ValueError("--seeds must be at least 1")
   rows = []
-  for seed in seeds:
-    config.seed = seed
-    folder = workdir / f"seed-{seed}"
-    stages.run(config, folder, say=functools.partial(_say, seed))
-    rows += files.read_json_lines(folder / "results.jsonl")
-  summary = summarise(rows, level=config.compare.level)
-  files.write_json(workdir / "sweep.json", {"seeds": seeds, "methods": summary})
+  with lock.held(workdir):
+    for seed in seeds:
+      config.seed = seed
+      folder = workdir / f"seed-{seed}"
+      stages.run(config, folder, say=functools.partial(_say, seed))
+      rows += files.read_json_lines(folder / "results.jsonl")
+    summary = summarise(rows, level=config.compare.level)
+    content = {"seeds": seeds, "methods": summary}
+    files.write_json(workdir / "sweep.json", content)
   return table(summary)
 
 
