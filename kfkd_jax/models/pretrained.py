@@ -14,19 +14,28 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 
 Tensors = dict[str, Any]
+
+# Their layers are numbered by the order of calls, and nobody publishes them.
+UNPUBLISHED = ("mlp", "cnn")
 
 _LEAVES = {
   "kernel": "weight",
   "scale": "weight",
   "mean": "running_mean",
   "var": "running_var",
+}
+_DTYPES = {
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": jnp.bfloat16,
 }
 _HEADS = ("head.fc", "head", "fc")
 
@@ -49,6 +58,8 @@ def load(
     New variables of the same structure, NumPy arrays where the file filled
     them.
   """
+  if name in UNPUBLISHED:
+    raise ValueError(f"there are no pretrained weights for model {name!r}")
   own = tensors(variables)
   found = _timm_names(_read(path))
   _resize_positions(found, own)
@@ -96,17 +107,27 @@ def _read(path: epath.PathLike) -> Tensors:
   if not path.exists():
     raise ValueError(f"pretrained weights: there is no file {path}")
   try:
-    found = safetensors.numpy.load(path.read_bytes())
-  except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    entries = safetensors.deserialize(path.read_bytes())
+  except safetensors.SafetensorError as error:
     raise ValueError(
       f"pretrained weights: {path} is not a whole safetensors file: {error}"
     ) from error
   # PyTorch counts BatchNorm's batches; no prediction depends on the count.
   return {
-    name: value.astype(np.float32)
-    for name, value in found.items()
+    name: _decoded(path, name, entry)
+    for name, entry in entries
     if not name.endswith(".num_batches_tracked")
   }
+
+
+def _decoded(path: epath.Path, name: str, entry: dict[str, Any]) -> np.ndarray:
+  if entry["dtype"] not in _DTYPES:
+    raise ValueError(
+      f"pretrained weights: {name} in {path} has type {entry['dtype']}; it "
+      f"must be one of {sorted(_DTYPES)}"
+    )
+  values = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
+  return values.reshape(entry["shape"]).astype(np.float32)
 
 
 Rules = list[tuple[str, str | Callable[[re.Match], str]]]
