@@ -69,6 +69,14 @@ def default_config() -> ml_collections.ConfigDict:
   c.model = ml_collections.ConfigDict()
   c.model.name = "cnn"  # a key of kfkd_jax.models.MODELS
   c.model.width = config_dict.placeholder(int)  # None: the model's own
+  # cifar or imagenet, for small or large images; None: the model's own, cifar
+  # for resnet18 and resnet34 and imagenet for the others that have a choice.
+  c.model.stem = config_dict.placeholder(str)
+  c.model.patch = config_dict.placeholder(int)  # side of a token; None: 16
+  c.model.remat = False  # compute activations twice instead of keeping them
+  # A .safetensors file in timm's or Hugging Face's naming, from which every
+  # network's training starts; its head stays if the classes are as many.
+  c.model.pretrained = config_dict.placeholder(str)
   c.model.dtype = "float32"  # of the computation; parameters stay float32
 
   c.optim = ml_collections.ConfigDict()
@@ -268,7 +276,8 @@ def _from_json(path: epath.Path) -> ml_collections.ConfigDict:
 _OPTIONAL = {
   "seeds.model", "seeds.order", "seeds.augment", "seeds.noise",
   "seeds.selection", "data.num_train", "data.dir", "noise.field",
-  "model.width", "optim.clip_norm", "train.average_decay", "distill.epochs",
+  "model.width", "model.stem", "model.patch", "model.pretrained",
+  "optim.clip_norm", "train.average_decay", "distill.epochs",
 }  # fmt: skip
 
 Rule = tuple[str, str, Callable[[Any], bool]]
@@ -306,6 +315,13 @@ def _rules() -> list[Rule]:
     _between("augment.mixup", 0, 100),
     _one_of("model.name", sorted(models.MODELS)),
     _between("model.width", 1, 2**14),
+    _one_of("model.stem", models.STEMS),
+    _between("model.patch", 1, 512),
+    (
+      "model.pretrained",
+      "a path that ends in .safetensors",
+      lambda v: v.endswith(".safetensors"),
+    ),
     _one_of("model.dtype", DTYPES),
     _one_of("optim.name", optim.OPTIMIZERS),
     _between("optim.learning_rate", 0, 1e3),
@@ -394,6 +410,7 @@ def _shown(value: Any) -> str:
 
 
 def _check_pairs(config: ml_collections.ConfigDict) -> None:
+  _check_model(config.model)
   noise, kind = config.noise, config.noise.kind
   pairs = [
     (
@@ -436,6 +453,22 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
   for wrong, message in pairs:
     if wrong:
       raise ConfigError(message)
+
+
+def _check_model(model: ml_collections.ConfigDict) -> None:
+  known = models.option_names(model.name)
+  for key in ("stem", "patch", "remat"):
+    if model[key] and key not in known:
+      fitting = [n for n in models.MODELS if key in models.option_names(n)]
+      raise ConfigError(
+        f"model.{key}={model[key]!r} does not fit model.name={model.name!r}; "
+        f"it fits {', '.join(fitting)}"
+      )
+  if model.pretrained is not None and model.name in models.UNPUBLISHED:
+    raise ConfigError(
+      f"model.pretrained={model.pretrained!r} does not fit model.name="
+      f"{model.name!r}, for which nobody publishes weights"
+    )
 
 
 _HAS_TRANSITION = ("symmetric", "pair", "asymmetric")

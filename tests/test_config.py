@@ -43,6 +43,7 @@ def test_arguments_of_config_files():
     ("model.name", "mlp", "mlp"),
     ("model.width", "8", 8),
     ("model.width", "None", None),
+    ("model.pretrained", "None", None),
     ("data.dir", "None", None),
     ("data.dir", "3", "3"),
     ("optim.boundaries", "(0.1,0.2)", (0.1, 0.2)),
@@ -76,6 +77,19 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
     ({"noise__rate": "-0.1"}, "noise.rate=-0.1"),
     ({"noise__kind": "flip"}, "noise.kind='flip' .*symmetric, pair"),
     ({"model__name": "vgg"}, "model.name='vgg' .*allowed: cnn"),
+    ({"model__stem": "s2d"}, "model.stem='s2d' .*allowed: cifar, imagenet"),
+    ({"model__patch": "0"}, "model.patch=0 .*allowed: 1 to"),
+    ({"model__patch": "4"}, "model.patch=4 .*model.name='cnn'; .*vit_tiny"),
+    (
+      {"model__name": "vit_tiny", "model__stem": "cifar"},
+      "model.stem='cifar' .*model.name='vit_tiny'; it fits resnet18",
+    ),
+    ({"model__remat": "True"}, "model.remat=True does not fit .*'cnn'"),
+    ({"model__pretrained": "a.bin"}, "model.pretrained='a.bin' .*safetensors"),
+    (
+      {"model__pretrained": "a.safetensors"},
+      "model.pretrained='a.safetensors' .*model.name='cnn'",
+    ),
     ({"optim__boundaries": "0.9,0.1"}, "optim.boundaries=.*ascending"),
     ({"optim__boundaries": "a,b"}, "optim.boundaries=.*ascending"),
     ({"distill__teachers": "kf,kf"}, "distill.teachers=.*at most once"),
@@ -100,6 +114,19 @@ def test_mistakes_name_key_and_value(changes, message):
   with pytest.raises(config_lib.ConfigError, match=message) as caught:
     config_lib.validate(configured(**changes))
   assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"name": "vit_small", "patch": "4", "remat": "True"},
+    {"name": "resnet50", "stem": "cifar", "pretrained": "a.safetensors"},
+    {"name": "wide_resnet28_10", "width": "32"},
+  ],
+)
+def test_model_options_that_fit_each_other(changes):
+  keys = {f"model__{key}": text for key, text in changes.items()}
+  config_lib.validate(configured(**keys))
 
 
 def test_none_where_a_file_sets_it_is_refused():

@@ -8,6 +8,8 @@ step are averaged over that mesh axis.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +18,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kfkd_jax.models import convnext, maxvit, resnet, vit, wide_resnet
 from kfkd_jax.models.cnn import CNN
+from kfkd_jax.models.layers import STEMS as STEMS
 from kfkd_jax.models.mlp import MLP
-from kfkd_jax.models.resnet import ResNet18
+from kfkd_jax.models.pretrained import UNPUBLISHED as UNPUBLISHED
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
   "mlp": MLP,
   "cnn": CNN,
-  "resnet18": ResNet18,
+  "resnet18": resnet.ResNet18,
+  "resnet34": resnet.ResNet34,
+  "resnet50": resnet.ResNet50,
+  "wide_resnet28_10": wide_resnet.WideResNet28x10,
+  "convnext_tiny": convnext.ConvNeXtTiny,
+  "convnext_small": convnext.ConvNeXtSmall,
+  "convnext_base": convnext.ConvNeXtBase,
+  "convnext_large": convnext.ConvNeXtLarge,
+  "vit_tiny": vit.ViTTiny,
+  "vit_small": vit.ViTSmall,
+  "vit_base": vit.ViTBase,
+  "maxvit_tiny": maxvit.MaxViTTiny,
 }
 
 
@@ -36,12 +51,28 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
     **options: fields of that model, such as `width`, `dtype`, `axis_name`; an
       option of `None` keeps the model's own default.
   """
+  given = {k: v for k, v in options.items() if v is not None}
+  known = option_names(name)
+  for option, value in given.items():
+    if option not in known:
+      raise ValueError(
+        f"{option}={value!r} does not fit model {name!r}, which takes "
+        f"{sorted(known)}"
+      )
+  return MODELS[name](num_classes=num_classes, **given)
+
+
+def option_names(name: str) -> frozenset[str]:
+  """The options that the model called `name` takes."""
   if name not in MODELS:
     raise ValueError(
       f"model name {name!r} is unknown; choose one of {sorted(MODELS)}"
     )
-  given = {k: v for k, v in options.items() if v is not None}
-  return MODELS[name](num_classes=num_classes, **given)
+  model: Any = MODELS[name]
+  if isinstance(model, functools.partial):
+    model = model.func
+  names = {field.name for field in dataclasses.fields(model)}
+  return frozenset(names - {"num_classes", "parent", "name"})
 
 
 def init(

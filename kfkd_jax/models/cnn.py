@@ -8,6 +8,8 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kfkd_jax.models import layers
+
 
 class CNN(nn.Module):
   """Two stages of two 3x3 convolutions with BatchNorm, then global pooling.
@@ -25,13 +27,7 @@ class CNN(nn.Module):
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
     conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
-    norm = functools.partial(
-      nn.BatchNorm,
-      use_running_average=not train,
-      momentum=self.norm_momentum,
-      dtype=self.dtype,
-      axis_name=self.axis_name if train else None,
-    )
+    norm = layers.batch_norm(self, train=train)
     x = x.astype(self.dtype)
     for stage, features in enumerate((self.width, 2 * self.width)):
       for layer in range(2):

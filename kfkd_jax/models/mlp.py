@@ -6,6 +6,8 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kfkd_jax.models import layers
+
 
 class MLP(nn.Module):
   """`depth` hidden layers of `width` units with BatchNorm, then the classes."""
@@ -20,13 +22,8 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
     x = x.reshape(x.shape[0], -1).astype(self.dtype)
+    norm = layers.batch_norm(self, train=train)
     for _ in range(self.depth):
       x = nn.Dense(self.width, dtype=self.dtype)(x)
-      x = nn.BatchNorm(
-        use_running_average=not train,
-        momentum=self.norm_momentum,
-        dtype=self.dtype,
-        axis_name=self.axis_name if train else None,
-      )(x)
-      x = nn.relu(x)
+      x = nn.relu(norm()(x))
     return nn.Dense(self.num_classes, dtype=jnp.float32)(x)

@@ -20,6 +20,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import data as data_lib
 from kfkd_jax import models, optim, parallel
 from kfkd_jax.data import augment, splits
+from kfkd_jax.models import pretrained
 from kfkd_jax.training import loop
 from kfkd_jax.training.step import Views
 
@@ -225,9 +226,28 @@ def make_module(config: ml_collections.ConfigDict, task: Task) -> nn.Module:
     config.model.name,
     task.num_classes,
     width=config.model.width,
+    stem=config.model.stem,
+    patch=config.model.patch,
+    remat=config.model.remat or None,
     dtype=jnp.dtype(config.model.dtype),
     axis_name=parallel.DATA_AXIS,
   )
+
+
+def initial_variables(
+  config: ml_collections.ConfigDict, task: Task, seeds: loop.Seeds
+) -> dict[str, Any] | None:
+  """What training starts from: a pretrained file's weights, None if fresh.
+
+  What the file does not decide, such as a head for other classes, is drawn
+  from the model's stream.
+  """
+  if config.model.pretrained is None:
+    return None
+  fresh = models.init(
+    make_module(config, task), jax.random.key(seeds.model), task.images[:1]
+  )
+  return pretrained.load(config.model.pretrained, fresh, name=config.model.name)
 
 
 def make_recipe(

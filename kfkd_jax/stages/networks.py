@@ -102,6 +102,7 @@ def train(
     config, task, epochs=plan.epochs, keep_history=plan.keep_history
   )
   lesson = plan.lesson()
+  seeds = experiment.seeds_for(config, plan.member)
   with Progress(run, plan.name, tensorboard=config.runtime.tensorboard) as show:
     trained = loop.train(
       run,
@@ -109,9 +110,10 @@ def train(
       lesson.objective,
       {"image": task.images, "label": task.given, **(lesson.extra or {})},
       experiment.predicted_splits(config, task),
-      seeds=experiment.seeds_for(config, plan.member),
+      seeds=seeds,
       mesh=parallel.data_mesh(),
       frozen=lesson.frozen,
+      init_from=experiment.initial_variables(config, task, seeds),
       observe=show,
     )
   if trained.average:

@@ -152,7 +152,8 @@ def train(
     seeds: the random streams.
     mesh: from `parallel.data_mesh`.
     frozen: arrays handed to the objective's targets.
-    init_from: variables to start from instead of fresh ones.
+    init_from: `{"params", "batch_stats"}` to start from instead of fresh
+      ones.
     observe: called after each epoch.
 
   Returns:
@@ -296,6 +297,8 @@ def _initial_state(recipe, seeds, training_set, init_from) -> TrainState:
   )
   if init_from is not None:
     state = state._replace(**init_from)
+    if recipe.average_decay is not None:
+      state = state._replace(average=init_from)
   return state
 
 
