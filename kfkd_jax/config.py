@@ -23,6 +23,7 @@ from kfkd_jax.data.splits import NOISE_KINDS
 DTYPES = ("float32", "bfloat16")
 STORE_DTYPES = ("float32", "float16")
 TEACHERS = ("kf", "mixture")
+EXPORTABLE = ("final", *TEACHERS, *(f"{teacher}_kd" for teacher in TEACHERS))
 
 
 class ConfigError(ValueError):
@@ -118,6 +119,11 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.report = ml_collections.ConfigDict()
   c.report.num_examples = 12  # forgotten examples shown as pictures
+
+  c.export = ml_collections.ConfigDict()
+  c.export.models = config_dict.placeholder(tuple)  # of EXPORTABLE; None: all
+  c.export.parity_examples = 256  # test images to compare with the live model
+  c.export.saved_model = True  # as well, where TensorFlow is installed
 
   c.bench = ml_collections.ConfigDict()
   c.bench.fusion = "memory"  # history to fuse: tiny, memory or disk (9 GB)
@@ -218,6 +224,7 @@ _OPTIONAL = {
   "seeds.model", "seeds.order", "seeds.augment", "seeds.noise",
   "seeds.selection", "data.num_train", "data.dir", "noise.field",
   "model.width", "optim.clip_norm", "train.average_decay", "distill.epochs",
+  "export.models",
 }  # fmt: skip
 
 Rule = tuple[str, str, Callable[[Any], bool]]
@@ -298,6 +305,12 @@ def _rules() -> list[Rule]:
     _between("compare.bootstrap_samples", 100, 10**6),
     _between("compare.level", 0.5, 0.9999),
     _between("report.num_examples", 0, 1000),
+    (
+      "export.models",
+      f"a tuple of {EXPORTABLE}, each at most once",
+      lambda v: v and set(v) <= set(EXPORTABLE) and len(set(v)) == len(v),
+    ),
+    _between("export.parity_examples", 1, 10**6),
     _one_of("bench.fusion", ("tiny", "memory", "disk")),
   ]
 
@@ -333,6 +346,10 @@ def _check_type(key: str, value: Any, expected: type | None) -> None:
 
 def _check_pairs(config: ml_collections.ConfigDict) -> None:
   noise, kind = config.noise, config.noise.kind
+  taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
+  untaught = sorted(
+    set(config.export.models or ()) - {"final", *TEACHERS, *taught}
+  )
   pairs = [
     (
       kind in ("none", "field") and noise.rate,
@@ -363,6 +380,11 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       config.distill.hard and config.distill.temperature != 1.0,
       "distill.hard=True has no use for distill.temperature="
       f"{config.distill.temperature}; leave it at 1",
+    ),
+    (
+      untaught,
+      f"export.models names {untaught}, whom distill.teachers="
+      f"{tuple(config.distill.teachers)} does not teach",
     ),
   ]
   for wrong, message in pairs:
