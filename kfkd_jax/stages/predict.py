@@ -258,7 +258,8 @@ def read_image(
       f"resized from {image.width}x{image.height} to {width}x{height}"
     )
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-  return np.asarray(image, np.uint8).reshape(image_shape), changes
+  pixels = np.asarray(image, np.uint8)
+  return (pixels if channels > 1 else pixels[..., None]), changes
 
 
 def _opened(path: epath.Path) -> Image.Image:
