@@ -118,7 +118,7 @@ def load(path: epath.Path) -> Exported:
   except Exception as error:  # the reader fails in as many ways as bytes can
     raise ValueError(
       f"{path} is not a model that `kfkd export` wrote, or is damaged: "
-      f"{type(error).__name__}"
+      f"{_first_line(error)}"
     ) from error
   _check_runs_here(path, exported)
   call = jax.jit(exported.call)
@@ -128,10 +128,14 @@ def load(path: epath.Path) -> Exported:
   except Exception as error:
     raise ValueError(
       f"{path} is damaged, or jax {jax.__version__} cannot read it: "
-      f"{str(error).splitlines()[0]}; run `kfkd export` again"
+      f"{_first_line(error)}; run `kfkd export` again"
     ) from error
   names = class_names or [str(k) for k in range(num_classes)]
   return Exported(path, call, image_shape, names)
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _signature(exported: jax.export.Exported) -> tuple:
