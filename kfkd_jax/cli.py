@@ -18,6 +18,8 @@ _STAGES = {
   "distill": "teach one network what the fused checkpoints know",
   "compare": "score every method on the test points",
   "report": "write the report page",
+  "export": "write networks and ensembles as files to ship",
+  "predict": "predict INPUT... with an exported --model",
   "sweep": "the whole run for several seeds, and one table over them",
   "bench": "measure speed and memory on this machine",
 }
@@ -39,10 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   argv = sys.argv[1:] if argv is None else list(argv)
   parser = _parser()
-  options, rest = parser.parse_known_args(argv)
+  options, rest = parser.parse_known_intermixed_args(argv)
   try:
+    overrides = _overrides(rest)
+    _check_predict(options)
     with _exit_on_sigterm():
-      return _dispatch(options, _overrides(rest))
+      return _dispatch(options, overrides)
   except KeyboardInterrupt:
     print("kfkd: interrupted; run again to continue", file=sys.stderr)
     return _INTERRUPTED
@@ -84,12 +88,19 @@ def _parser() -> argparse.ArgumentParser:
       "  kfkd run\n"
       "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
       "  kfkd run --config=configs/cifar100.py:noise=asymmetric,rate=0.4\n"
-      "  kfkd fuse --predictions=probs.npz\n\n"
+      "  kfkd fuse --predictions=probs.npz\n"
+      "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
       "Every key and its default: kfkd_jax/config.py"
     ),
   )
   parser.add_argument(
     "stage", choices=_STAGES, metavar="STAGE", help="what to do, see below"
+  )
+  parser.add_argument(
+    "inputs",
+    nargs="*",
+    metavar="INPUT",
+    help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8",
   )
   parser.add_argument(
     "--config",
@@ -117,9 +128,38 @@ def _parser() -> argparse.ArgumentParser:
     help="for sweep: how many seeds (default: %(default)s)",
   )
   parser.add_argument(
+    "--model",
+    metavar="MODEL",
+    help="for predict: a .jaxexp file, or a name in the working directory",
+  )
+  parser.add_argument(
+    "--output",
+    metavar="FILE.npz",
+    help="for predict: where the probabilities go (default: probs.npz)",
+  )
+  parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
   )
   return parser
+
+
+def _check_predict(options) -> None:
+  """Refuses arguments of `predict` for another stage, and `predict` without."""
+  from kfkd_jax.config import ConfigError
+
+  if options.stage == "predict":
+    if not options.model:
+      raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
+    return
+  if options.inputs:
+    raise ConfigError(
+      f"argument {options.inputs[0]!r} is unknown; only predict takes inputs"
+    )
+  for name in ("model", "output"):
+    if getattr(options, name) is not None:
+      raise ConfigError(
+        f"--{name} goes with predict, not with {options.stage!r}"
+      )
 
 
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
@@ -156,6 +196,12 @@ def _dispatch(options, overrides) -> int:
     from kfkd_jax.stages import bench
 
     print(bench.run(config, workdir))
+    return 0
+  if options.stage == "predict":
+    from kfkd_jax.stages import predict
+
+    output = options.output or "probs.npz"
+    print(predict.run(options.model, options.inputs, output, workdir))
     return 0
   if options.stage == "sweep":
     from kfkd_jax.stages import sweep

@@ -26,6 +26,7 @@ DTYPES = ("float32", "bfloat16")
 STORE_DTYPES = ("float32", "float16")
 TEACHERS = ("kf", "mixture")
 _MAX_COUNT = 2**31 - 1
+EXPORTABLE = ("final", *TEACHERS, *(f"{teacher}_kd" for teacher in TEACHERS))
 
 
 class ConfigError(ValueError):
@@ -129,6 +130,11 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.report = ml_collections.ConfigDict()
   c.report.num_examples = 12  # forgotten examples shown as pictures
+
+  c.export = ml_collections.ConfigDict()
+  c.export.models = config_dict.placeholder(tuple)  # of EXPORTABLE; None: all
+  c.export.parity_examples = 256  # test images to compare with the live model
+  c.export.saved_model = True  # as well, where TensorFlow is installed
 
   c.bench = ml_collections.ConfigDict()
   c.bench.fusion = "memory"  # history to fuse: tiny, memory or disk (9 GB)
@@ -277,7 +283,7 @@ _OPTIONAL = {
   "seeds.model", "seeds.order", "seeds.augment", "seeds.noise",
   "seeds.selection", "data.num_train", "data.dir", "noise.field",
   "model.width", "model.stem", "model.patch", "model.pretrained",
-  "optim.clip_norm", "train.average_decay", "distill.epochs",
+  "optim.clip_norm", "train.average_decay", "distill.epochs", "export.models",
 }  # fmt: skip
 
 Rule = tuple[str, str, Callable[[Any], bool]]
@@ -365,6 +371,12 @@ def _rules() -> list[Rule]:
     _between("compare.bootstrap_samples", 100, 10**6),
     _between("compare.level", 0.5, 0.9999),
     _between("report.num_examples", 0, 1000),
+    (
+      "export.models",
+      f"a tuple of {EXPORTABLE}, each at most once",
+      lambda v: v and set(v) <= set(EXPORTABLE) and len(set(v)) == len(v),
+    ),
+    _between("export.parity_examples", 1, 10**6),
     _one_of("bench.fusion", ("tiny", "memory", "disk")),
   ]
 
@@ -412,6 +424,10 @@ def _shown(value: Any) -> str:
 def _check_pairs(config: ml_collections.ConfigDict) -> None:
   _check_model(config.model)
   noise, kind = config.noise, config.noise.kind
+  taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
+  untaught = sorted(
+    set(config.export.models or ()) - {"final", *TEACHERS, *taught}
+  )
   pairs = [
     (
       kind in ("none", "field") and noise.rate,
@@ -448,6 +464,11 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       config.distill.hard and config.distill.temperature != 1.0,
       "distill.hard=True has no use for distill.temperature="
       f"{config.distill.temperature}; leave it at 1",
+    ),
+    (
+      untaught,
+      f"export.models names {untaught}, whom distill.teachers="
+      f"{tuple(config.distill.teachers)} does not teach",
     ),
   ]
   for wrong, message in pairs:

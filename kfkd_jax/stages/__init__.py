@@ -1,4 +1,4 @@
-"""The pipeline: train, diagnose, fuse, distil, compare, report.
+"""The pipeline: train, diagnose, fuse, distil, compare, report, export.
 
 A stage is `run(config, workdir) -> str`: it reads files, writes files and
 returns what to print. `manifest.json` notes for each what it was made from;
@@ -20,6 +20,7 @@ from kfkd_jax.stages import (
   compare,
   diagnose,
   distill,
+  export,
   fuse,
   networks,
   report,
@@ -82,6 +83,17 @@ STAGES: dict[str, Stage] = {
   ),
 }
 
+# Stages that only their own command runs.
+ON_REQUEST: dict[str, Stage] = {
+  "export": Stage(
+    export.run,
+    keys=("export",),
+    needs=("train", "fuse", "distill", "compare"),
+    artefacts=export.artefacts,
+  ),
+}
+_KNOWN = {**STAGES, **ON_REQUEST}
+
 
 class MissingStageError(ValueError):
   """A stage was asked for whose predecessors have not run."""
@@ -89,7 +101,7 @@ class MissingStageError(ValueError):
 
 def inputs_of(config: ml_collections.ConfigDict, name: str) -> dict[str, str]:
   """Digests of all that decides a stage's outcome, by where it comes from."""
-  stage = STAGES[name]
+  stage = _KNOWN[name]
   return {
     "version": kfkd_jax.__version__,
     "config": files.digest(config_lib.subset(config, stage.keys)),
@@ -104,7 +116,7 @@ def is_up_to_date(
   note = _manifest(workdir).get(name)
   if note is None or note["inputs"] != inputs_of(config, name):
     return False
-  return all((workdir / a).exists() for a in STAGES[name].artefacts(config))
+  return all((workdir / a).exists() for a in _KNOWN[name].artefacts(config))
 
 
 def run_stage(
@@ -127,7 +139,7 @@ def _run_stage(config, workdir, name, say) -> bool:
   if is_up_to_date(config, workdir, name):
     say(f"{name}: up to date")
     return False
-  for need in STAGES[name].needs:
+  for need in _KNOWN[name].needs:
     if not is_up_to_date(config, workdir, need):
       raise MissingStageError(
         f"{name} needs {need}, which has not run with this configuration in "
@@ -136,7 +148,7 @@ def _run_stage(config, workdir, name, say) -> bool:
   _note(workdir, name, None)
   files.write_text(workdir / "config.json", config_lib.to_json(config))
   say(f"{name} ...")
-  result = STAGES[name].run(config, workdir)
+  result = _KNOWN[name].run(config, workdir)
   _note(workdir, name, inputs_of(config, name))
   say(f"{name}: {result}")
   return True

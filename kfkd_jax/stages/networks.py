@@ -178,13 +178,15 @@ def read_members(
   config: ml_collections.ConfigDict,
   workdir: epath.Path,
   weights: np.ndarray,
+  *,
+  name: str = experiment.TEACHER,
 ) -> tuple[dict[str, Any], np.ndarray]:
-  """The teacher's checkpoints that carry weight.
+  """The checkpoints that carry weight, of the teacher or another run.
 
   Returns:
     Stacked variables `[M, ...]` and their weights `[M]`.
   """
-  path = run_path(workdir, experiment.TEACHER) / "history"
+  path = run_path(workdir, name) / "history"
   with checkpoints.Checkpoints(path) as history:
     epochs = history.steps()
     if len(epochs) != len(weights):

@@ -1,0 +1,414 @@
+"""Writes networks and fused ensembles as files that need none of this package.
+
+Each model leaves in `export/` a program with its weights inside, StableHLO
+through `jax.export` for any batch size and several kinds of device, and its
+weights by name. A card says what they are and what they scored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.resources
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import jinja2
+import ml_collections
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
+
+import kfkd_jax
+from kfkd_jax import config as config_lib
+from kfkd_jax import files, fusion, history, models, plots
+from kfkd_jax.data import splits
+from kfkd_jax.stages import distill, experiment, fuse, networks, saved_model
+from kfkd_jax.training import step
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+# Largest difference of a probability from the live model's, by compute type:
+# the compiler may keep or drop roundings to bfloat16 as it likes.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+_MAX_BYTES = 2**31 - 2**20  # what a flatbuffer holds, and room for the program
+
+
+class ParityError(ValueError):
+  """An exported model does not say what the live one says."""
+
+
+class Model(NamedTuple):
+  """A model to export: one network, or several with weights.
+
+  Attributes:
+    method: its slug.
+    epochs: of each network, M numbers.
+    stacked: variables `[M, ...]`.
+    weights: `f32[M]`, convex.
+  """
+
+  method: str
+  epochs: list[int]
+  stacked: dict[str, Any]
+  weights: np.ndarray
+
+  @property
+  def is_fusion(self) -> bool:
+    return self.method in config_lib.TEACHERS
+
+
+ApplyFn = Callable[[Any, jax.Array], jax.Array]
+PredictFn = Callable[[jax.Array], Any]
+
+
+def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+  """Writes `export/`; returns what is in it and how exact it is."""
+  folder = epath.Path(workdir) / "export"
+  apply_fn = make_apply_fn(config)
+  found = [read(config, workdir, method) for method in methods(config)]
+  programs = {m.method: serialise(config, apply_fn, m) for m in found}
+  gaps = check_parity(config, apply_fn, found, programs)
+  _clear(folder)
+  written = {m.method: _write(config, folder, m, programs) for m in found}
+  said = _save_models(config, apply_fn, found, folder)
+  card = make_card(config, workdir, found, written, gaps)
+  files.write_text(folder / "README.md", render_card(card))
+  files.write_json(folder / "card.json", card)
+  size = sum(f["bytes"] for part in written.values() for f in part.values())
+  return (
+    f"export/ with {', '.join(programs)}, {size / 1e6:.1f} MB; differs from "
+    f"the live models by at most {max(gaps.values()):.1e}; {said}"
+  )
+
+
+def artefacts(config: ml_collections.ConfigDict) -> list[str]:
+  """What the stage leaves in the working directory."""
+  names = [f"{method}.jaxexp" for method in methods(config)]
+  return [f"export/{name}" for name in (*names, "card.json")]
+
+
+def methods(config: ml_collections.ConfigDict) -> list[str]:
+  """The slugs of what is exported."""
+  if config.export.models is not None:
+    return list(config.export.models)
+  students = [distill.student_name(t) for t in config.distill.teachers]
+  return ["final", *config_lib.TEACHERS, *students]
+
+
+def make_apply_fn(config: ml_collections.ConfigDict) -> ApplyFn:
+  """`(variables, images u8[B, H, W, Ch]) -> logits[B, K]`, in eval mode."""
+  task = experiment.load_task(config)
+  views = experiment.make_views(config, task)
+  logits = step.eval_apply(experiment.make_module(config, task))
+  return lambda variables, images: logits(variables, views.clean(images))
+
+
+def read(
+  config: ml_collections.ConfigDict, workdir: epath.Path, method: str
+) -> Model:
+  """The networks behind a method and their weights, from the disk."""
+  epochs = files.read_json(workdir / "fusion.json")["epochs"]
+  run_name = experiment.TEACHER
+  if method in config_lib.TEACHERS:
+    weights = fuse.weights_of(workdir, method)
+  elif method == "final":
+    weights = np.asarray(fusion.final_only(len(epochs)))
+  else:
+    run_name, weights = method, np.ones(1, np.float32)
+    epochs = [config.distill.epochs or config.train.epochs]
+  members = [epochs[c] for c in np.flatnonzero(weights)]
+  return Model(
+    method,
+    members,
+    *networks.read_members(config, workdir, weights, name=run_name),
+  )
+
+
+def make_predict(apply_fn: ApplyFn, model: Model) -> PredictFn:
+  """`images u8[B, H, W, Ch] -> probs f32[B, K]`, the weights inside.
+
+  An ensemble's networks run one after the other in a loop, so that the program
+  is as small as that of one.
+  """
+  if len(model.weights) == 1:
+    variables = history.take_checkpoints(model.stacked, 0)
+
+    def predict(images):
+      return history.predict(apply_fn, variables, images)
+
+  else:
+
+    def predict(images):
+      return history.fused_predict(
+        apply_fn, model.stacked, model.weights, images, impl="map"
+      )
+
+  return predict
+
+
+def serialise(
+  config: ml_collections.ConfigDict, apply_fn: ApplyFn, model: Model
+) -> bytes:
+  """The content of a `.jaxexp` file."""
+  size = sum(x.nbytes for x in jax.tree.leaves(model.stacked))
+  if size > _MAX_BYTES:
+    raise ValueError(
+      f"{model.method} has {len(model.epochs)} networks of together "
+      f"{size / 2**30:.1f} GiB, and a file holds less than 2 GiB; leave it out "
+      "of export.models, or fuse fewer networks (fuse.max_members)"
+    )
+  (batch,) = jax.export.symbolic_shape("b")
+  images = jax.ShapeDtypeStruct((batch, *_image_shape(config)), jnp.uint8)
+  predict = jax.jit(make_predict(apply_fn, model))
+  with _no_source_paths():
+    exported = jax.export.export(predict, platforms=PLATFORMS)(images)
+    return bytes(exported.serialize(vjp_order=0))
+
+
+def check_parity(
+  config: ml_collections.ConfigDict,
+  apply_fn: ApplyFn,
+  found: Sequence[Model],
+  programs: Mapping[str, bytes],
+) -> dict[str, float]:
+  """Largest difference of each program from its live model, by method.
+
+  The programs run in a process of their own, which knows JAX alone. Both sides
+  use the CPU: an accelerator cannot be shared between processes, and rounds
+  more.
+
+  Raises:
+    ParityError: a difference is above what rounding explains.
+  """
+  task = experiment.load_task(config)
+  images = task.splits["test"].images[: config.export.parity_examples]
+  outside = run_outside(programs, images)
+  tolerance = TOLERANCE[config.model.dtype]
+  gaps = {}
+  for model in found:
+    live = live_probs(apply_fn, model, images)
+    gap = float(np.abs(outside[model.method] - live).max())
+    if not gap <= tolerance:  # not a number must fail as well
+      raise ParityError(
+        f"{model.method}.jaxexp differs from the live model by {gap:.1e}, "
+        f"above {tolerance:.0e}; nothing was exported"
+      )
+    gaps[model.method] = gap
+  return gaps
+
+
+def live_probs(
+  apply_fn: ApplyFn, model: Model, images: np.ndarray
+) -> np.ndarray:
+  """What the model says before export, network by network: `f64[N, K]`."""
+  with jax.default_device(_cpu()):
+    probs = [
+      history.predict(apply_fn, member, images)
+      for member in history.unstack_checkpoints(model.stacked)
+    ]
+  return np.einsum("m,mnk->nk", model.weights.astype(np.float64), probs)
+
+
+def run_outside(
+  programs: Mapping[str, bytes], images: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Probabilities by method, from a process that imports JAX alone."""
+  script = importlib.resources.files("kfkd_jax.stages") / "standalone.py"
+  with (
+    importlib.resources.as_file(script) as main,
+    tempfile.TemporaryDirectory() as temporary,
+  ):
+    folder = pathlib.Path(temporary)
+    np.save(folder / "images.npy", images)
+    arguments = [str(folder / "images.npy")]
+    for name, program in programs.items():
+      (folder / f"{name}.jaxexp").write_bytes(program)
+      arguments += [str(folder / f"{name}{e}") for e in (".jaxexp", ".npy")]
+    done = subprocess.run(
+      [sys.executable, "-P", str(main), *arguments],
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    if done.returncode:
+      last = (done.stderr.strip() or "no message").splitlines()[-1]
+      raise ParityError(f"the exported models do not run: {last}")
+    return {name: np.load(folder / f"{name}.npy") for name in programs}
+
+
+def weights_file(config: ml_collections.ConfigDict, model: Model) -> bytes:
+  """The content of a `.safetensors` file: arrays by name, and what they are.
+
+  Names are paths such as `params/Dense_0/kernel`; a fusion's have the leading
+  axis M, and `weights` holds the networks' weights `[M]`.
+  """
+  variables = model.stacked
+  if not model.is_fusion:
+    variables = history.take_checkpoints(variables, 0)
+  tensors = traverse_util.flatten_dict(variables, sep="/")
+  if model.is_fusion:
+    tensors["weights"] = model.weights
+  task = experiment.load_task(config)
+  views = experiment.make_views(config, task)
+  described = {
+    "method": model.method,
+    "model": config_lib.subset(config, ["model"])["model"],
+    "epochs": model.epochs,
+    "image_shape": _image_shape(config),
+    "mean": views.mean,
+    "std": views.std,
+    "class_names": task.class_names,
+  }
+  return safetensors.numpy.save(
+    {k: np.ascontiguousarray(v) for k, v in tensors.items()},
+    {
+      "format": "flax",
+      "kfkd_jax": kfkd_jax.__version__,
+      **{name: files.to_json(value) for name, value in described.items()},
+    },
+  )
+
+
+def make_card(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  found: Sequence[Model],
+  written: Mapping[str, Mapping[str, Any]],
+  gaps: Mapping[str, float],
+) -> dict[str, Any]:
+  """What the files are, where they come from and what they scored."""
+  task = experiment.load_task(config)
+  views = experiment.make_views(config, task)
+  rows = {
+    row["method"]: row
+    for row in files.read_json_lines(workdir / "results.jsonl")
+    if row["split"] in ("test", "test/0")  # the fold that chose the weights
+  }
+  ledger = splits.read_ledger(workdir / "noise.npz")
+  one = history.take_checkpoints(found[0].stacked, 0)
+  return {
+    "versions": {"kfkd_jax": kfkd_jax.__version__, "jax": jax.__version__},
+    "platforms": PLATFORMS,
+    "input": {"dtype": "uint8", "shape": _image_shape(config)},
+    "normalisation": {"mean": views.mean, "std": views.std},
+    "class_names": task.class_names,
+    "data": {"name": task.name, "num_train": len(task.given)},
+    "noise": {
+      "kind": config.noise.kind,
+      "rate": ledger.realised_rate("train"),
+    },
+    "network": {
+      **config_lib.subset(config, ["model"])["model"],
+      "num_parameters": models.num_parameters(one),
+    },
+    "level": config.compare.level,
+    "parity_examples": config.export.parity_examples,
+    "models": {
+      model.method: {
+        "title": plots.method_name(model.method),
+        "epochs": model.epochs,
+        "weights": model.weights,
+        "result": rows[model.method],
+        "parity": gaps[model.method],
+        "files": written[model.method],
+      }
+      for model in found
+    },
+  }
+
+
+def render_card(card: Mapping[str, Any]) -> str:
+  """The card as Markdown."""
+  environment = jinja2.Environment(
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+  )
+  environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+  source = importlib.resources.files("kfkd_jax.stages").joinpath("card.md")
+  return environment.from_string(source.read_text("utf-8")).render(card)
+
+
+def _write(config, folder, model, programs) -> dict[str, dict[str, Any]]:
+  """Writes a model's files; returns the size and sum of each by its name."""
+  contents = {
+    f"{model.method}.jaxexp": programs[model.method],
+    f"{model.method}.safetensors": weights_file(config, model),
+  }
+  for name, content in contents.items():
+    files.write_bytes(folder / name, content)
+  return {
+    name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()}
+    for name, c in contents.items()
+  }
+
+
+def _save_models(config, apply_fn, found, folder) -> str:
+  """Writes SavedModels where TensorFlow is; says whether it did."""
+  if not config.export.saved_model:
+    return "no SavedModel (export.saved_model=False)"
+  if not saved_model.is_available():
+    return "no SavedModel (TensorFlow is not installed)"
+  task = experiment.load_task(config)
+  images = task.splits["test"].images[: config.export.parity_examples]
+  for model in found:
+    path = folder / f"{model.method}.savedmodel"
+    predict = make_predict(apply_fn, model)
+    shape = _image_shape(config)
+    with _no_source_paths():
+      saved_model.write(path, predict, shape, platforms=PLATFORMS)
+    probs = saved_model.probabilities(path, images)
+    gap = np.abs(probs - live_probs(apply_fn, model, images)).max()
+    if not gap <= TOLERANCE[config.model.dtype]:
+      path.rmtree()
+      raise ParityError(f"{path.name} differs from the live model by {gap:.1e}")
+  return "SavedModels beside them"
+
+
+@contextlib.contextmanager
+def _no_source_paths() -> Iterator[None]:
+  """Keeps where each operation was written out of the program.
+
+  JAX notes it for error messages; a file to ship would tell folder names, and
+  the same model exported elsewhere would be another file.
+  """
+  name = "jax_traceback_in_locations_limit"
+  before = getattr(jax.config, name)
+  jax.config.update(name, 0)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+
+
+def _clear(folder: epath.Path) -> None:
+  """Removes models of an earlier export, and nothing else."""
+  for suffix in (".jaxexp", ".safetensors"):
+    for path in folder.glob(f"*{suffix}"):
+      path.unlink()
+  for path in folder.glob("*.savedmodel"):
+    path.rmtree()
+
+
+def _image_shape(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  return experiment.load_task(config).images.shape[1:]
+
+
+def _cpu() -> jax.Device:
+  try:
+    return jax.devices("cpu")[0]
+  except RuntimeError as error:
+    raise ValueError(
+      f"export compares on the CPU, which JAX_PLATFORMS="
+      f"{os.environ.get('JAX_PLATFORMS')!r} leaves out; add cpu to it"
+    ) from error

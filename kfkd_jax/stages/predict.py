@@ -1,0 +1,312 @@
+"""Predicts images with an exported model; needs no configuration and no run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.export
+import numpy as np
+from etils import epath
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kfkd_jax import files
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
+# Pixels wider than eight bits would be cut off, not scaled.
+_WIDE_MODES = ("I", "F")
+_BATCH = 1024
+_SHOWN = 5
+
+
+class Exported(NamedTuple):
+  """An exported model.
+
+  Attributes:
+    path: its file.
+    call: `u8[B, H, W, Ch] -> f32[B, K]`, compiled once a batch size.
+    image_shape: H, W, Ch.
+    class_names: K names; numbers where no card tells.
+  """
+
+  path: epath.Path
+  call: Callable[[np.ndarray], jax.Array]
+  image_shape: tuple[int, int, int]
+  class_names: list[str]
+
+
+class Inputs(NamedTuple):
+  """Images as a model takes them.
+
+  Attributes:
+    images: `u8[N, H, W, Ch]`.
+    names: N, the file and, for an `.npz`, the row.
+    notes: what was changed to make them fit.
+  """
+
+  images: np.ndarray
+  names: list[str]
+  notes: list[str]
+
+
+def run(
+  model: str, inputs: Sequence[str], output: str, workdir: epath.Path
+) -> str:
+  """Writes the probabilities of all inputs to `output`; returns a summary.
+
+  Args:
+    model: a `.jaxexp` file, or the name of a model in `workdir/export`.
+    inputs: image files, and `.npz` files with `images`.
+    output: the `.npz` to write: `probs` f32[N, K], `names` [N], `classes` [K].
+    workdir: where models are found by name.
+  """
+  if not output.endswith(".npz"):
+    raise ValueError(f"--output={output} must end in .npz")
+  if os.path.abspath(output) in map(os.path.abspath, inputs):
+    raise ValueError(f"--output={output} is also an input; name another file")
+  exported = load(find(model, workdir))
+  found = read_inputs(inputs, exported.image_shape)
+  probs = probabilities(exported, found.images)
+  files.write_npz(
+    epath.Path(output),
+    probs=probs,
+    names=np.array(found.names),
+    classes=np.array(exported.class_names),
+  )
+  notes = [f"note: {note}" for note in found.notes]
+  return "\n".join([
+    *notes,
+    *summary(probs, found.names, exported.class_names),
+    f"{len(probs)} x {probs.shape[1]} probabilities written to {output}",
+  ])  # fmt: skip
+
+
+def find(model: str, workdir: epath.Path) -> epath.Path:
+  """The file that `--model` means."""
+  if model.endswith(".jaxexp"):
+    path = epath.Path(model)
+    if not path.exists():
+      raise ValueError(f"--model={model}: there is no such file")
+    return path
+  folder = epath.Path(workdir) / "export"
+  path = folder / f"{model}.jaxexp"
+  if not path.exists():
+    there = sorted(p.stem for p in folder.glob("*.jaxexp"))
+    raise ValueError(
+      f"--model={model} is neither a .jaxexp file nor a model in {folder}, "
+      f"which holds {there or 'none; run `kfkd export` first'}"
+    )
+  return path
+
+
+def load(path: epath.Path) -> Exported:
+  """Reads an exported model and checks that it is whole and takes images.
+
+  A `card.json` beside it that lists the file must agree with its bytes.
+  """
+  path = epath.Path(path)
+  content = path.read_bytes()
+  class_names = _names_on_card(path, content)
+  try:
+    exported = jax.export.deserialize(bytearray(content))
+    image_shape, num_classes = _signature(exported)
+  except Exception as error:  # the reader fails in as many ways as bytes can
+    raise ValueError(
+      f"{path} is not a model that `kfkd export` wrote, or is damaged: "
+      f"{_first_line(error)}"
+    ) from error
+  _check_runs_here(path, exported)
+  call = jax.jit(exported.call)
+  one = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+  try:
+    call.lower(one)  # reads the program, which deserialising leaves packed
+  except Exception as error:
+    raise ValueError(
+      f"{path} is damaged, or jax {jax.__version__} cannot read it: "
+      f"{_first_line(error)}; run `kfkd export` again"
+    ) from error
+  names = class_names or [str(k) for k in range(num_classes)]
+  return Exported(path, call, image_shape, names)
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _signature(exported: jax.export.Exported) -> tuple:
+  """(H, W, Ch) and K; fails where the program is of another kind."""
+  (images,), (probs,) = exported.in_avals, exported.out_avals
+  _, height, width, channels = images.shape
+  _, num_classes = probs.shape
+  if images.dtype != np.uint8 or probs.dtype != np.float32:
+    raise TypeError(f"takes {images}, returns {probs}")
+  return (height, width, channels), num_classes
+
+
+def _check_runs_here(path: epath.Path, exported: jax.export.Exported) -> None:
+  backend = jax.default_backend()
+  platform = {"gpu": "cuda"}.get(backend, backend)
+  if platform not in exported.platforms:
+    raise ValueError(
+      f"{path} was exported for {', '.join(exported.platforms)}, but this "
+      f"machine runs on {platform}; set JAX_PLATFORMS=cpu"
+    )
+  if exported.nr_devices != 1:  # an older jax reads a newer file as this
+    raise ValueError(
+      f"{path} was written by a newer jax than this one ({jax.__version__}); "
+      "use that one, or run `kfkd export` here"
+    )
+
+
+def _names_on_card(path: epath.Path, content: bytes) -> list[str] | None:
+  """Class names from the card beside the file, if it knows the file."""
+  card = path.parent / "card.json"
+  described = files.read_json(card) if card.exists() else {}
+  listed = described.get("models", {}).get(path.stem, {}).get("files", {})
+  if path.name not in listed:
+    return None
+  if listed[path.name]["sha256"] != hashlib.sha256(content).hexdigest():
+    raise ValueError(
+      f"{path} is damaged or not the file that {card} describes: their "
+      "SHA-256 sums differ; run `kfkd export` again"
+    )
+  return described["class_names"]
+
+
+def read_inputs(
+  paths: Sequence[str], image_shape: tuple[int, int, int]
+) -> Inputs:
+  """Reads image files and `.npz` arrays, in the order they are named.
+
+  Image files are made to fit: turned as their camera says, resized, grey or
+  RGB. Arrays must fit as they are.
+
+  Args:
+    paths: of the files.
+    image_shape: H, W, Ch of the model.
+  """
+  if not paths:
+    raise ValueError("predict needs inputs: image files, or .npz with `images`")
+  parts: list[np.ndarray] = []
+  names: list[str] = []
+  changed: dict[str, list[str]] = {}
+  for path in paths:
+    if path.endswith(".npz"):
+      images = read_arrays(epath.Path(path), image_shape)
+      names += [f"{path}[{row}]" for row in range(len(images))]
+    else:
+      image, changes = read_image(epath.Path(path), image_shape)
+      images = image[None]
+      names.append(path)
+      for change in changes:
+        changed.setdefault(change, []).append(path)
+    parts.append(images)
+  return Inputs(np.concatenate(parts), names, _notes(changed))
+
+
+def _notes(changed: Mapping[str, Sequence[str]]) -> list[str]:
+  return [
+    f"{change}: {who[0]}"
+    + (f" and {len(who) - 1} more" if len(who) > 1 else "")
+    for change, who in changed.items()
+  ]
+
+
+def read_arrays(
+  path: epath.Path, image_shape: tuple[int, int, int]
+) -> np.ndarray:
+  """`images` u8[N, H, W, Ch] of an `.npz`."""
+  arrays = files.read_npz(path)
+  if "images" not in arrays:
+    raise ValueError(f"{path} holds {sorted(arrays)} but no `images`")
+  images = arrays["images"]
+  if images.ndim != 4 or images.shape[1:] != image_shape:
+    wanted = ", ".join(map(str, image_shape))
+    raise ValueError(
+      f"{path}: images have shape {images.shape}; the model takes (N, {wanted})"
+    )
+  if images.dtype != np.uint8:
+    raise ValueError(
+      f"{path}: images are {images.dtype}; the model takes uint8, 0 to 255, "
+      "and normalises them itself"
+    )
+  if not len(images):
+    raise ValueError(f"{path}: images are none, shape {images.shape}")
+  return images
+
+
+def read_image(
+  path: epath.Path, image_shape: tuple[int, int, int]
+) -> tuple[np.ndarray, list[str]]:
+  """One image file as `u8[H, W, Ch]`, and what was changed to make it fit."""
+  height, width, channels = image_shape
+  if channels not in _PILLOW_MODES:
+    raise ValueError(
+      f"{path}: the model takes images of {channels} channels; give them as "
+      ".npz with `images`"
+    )
+  image, mode = _opened(path), _PILLOW_MODES[channels]
+  changes = []
+  if image.has_transparency_data:
+    changes.append("transparency ignored")
+  if mode == "L" and image.mode not in ("1", "L", "LA"):
+    changes.append("colours turned to grey")
+  image = image.convert(mode)
+  if image.size != (width, height):
+    changes.append(
+      f"resized from {image.width}x{image.height} to {width}x{height}"
+    )
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+  pixels = np.asarray(image, np.uint8)
+  return (pixels if channels > 1 else pixels[..., None]), changes
+
+
+def _opened(path: epath.Path) -> Image.Image:
+  """The decoded image, turned as its EXIF tag says."""
+  try:
+    image = Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS)
+    image.load()
+  except UnidentifiedImageError as error:
+    raise ValueError(
+      f"{path} is neither an .npz nor an image of these formats: "
+      f"{', '.join(_FORMATS)}"
+    ) from error
+  except FileNotFoundError:
+    raise
+  except Exception as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+  if image.mode.startswith(_WIDE_MODES):
+    raise ValueError(
+      f"{path} has pixels of more than 8 bits (mode {image.mode}); save it "
+      "with 8"
+    )
+  return ImageOps.exif_transpose(image)
+
+
+def probabilities(model: Exported, images: np.ndarray) -> np.ndarray:
+  """`f32[N, K]` for `u8[N, H, W, Ch]` images, in batches of one size."""
+  size = min(len(images), _BATCH)
+  parts = []
+  for start in range(0, len(images), size):
+    # The last example fills the last batch up: another size compiles anew.
+    rows = np.minimum(np.arange(start, start + size), len(images) - 1)
+    parts.append(np.asarray(model.call(images[rows])))
+  return np.concatenate(parts)[: len(images)]
+
+
+def summary(
+  probs: np.ndarray, names: Sequence[str], class_names: Sequence[str]
+) -> list[str]:
+  """The top class of the first few inputs."""
+  top = probs.argmax(-1)
+  lines = [
+    f"{name}: {class_names[k]} ({row[k]:.3f})"
+    for name, row, k in zip(names[:_SHOWN], probs, top, strict=False)
+  ]
+  rest = len(names) - len(lines)
+  return [*lines, f"... and {rest} more"] if rest else lines

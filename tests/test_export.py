@@ -1,0 +1,374 @@
+"""Exported files say what the networks said, to those who have only JAX."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
+
+from kfkd_jax import cli, files, fusion, history, models, stages
+from kfkd_jax import config as config_lib
+from kfkd_jax.stages import experiment, export, networks, saved_model
+
+METHODS = ["final", "kf", "mixture", "kf_kd"]
+MIXED = [0.2, 0.3, 0.5]
+
+
+def tiny_config(**changes):
+  config = config_lib.default_config()
+  config.data.num_train = 120
+  config.selection.num = 60
+  config.model.name = "mlp"
+  config.model.width = 8
+  config.augment.pad = config.augment.cutout = 0
+  config.train.epochs = 3
+  config.train.batch_size = 40
+  config.distill.teachers = ("kf",)
+  config.compare.independent = 1
+  config.compare.bootstrap_samples = 100
+  config.export.parity_examples = 50
+  config.export.saved_model = False
+  for key, text in changes.items():
+    config_lib.override(config, key.replace("__", "."), text)
+  config_lib.validate(config)
+  return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run without an export, whose mixture has three members."""
+  folder = epath.Path(tmp_path_factory.mktemp("tiny"))
+  for stage in ("train", "fuse", "distill", "compare"):
+    stages.run_stage(tiny_config(), folder, stage, say=lambda line: None)
+  content = files.read_json(folder / "fusion.json")
+  content["folds"][0]["methods"]["mixture"]["weights"] = MIXED
+  files.write_json(folder / "fusion.json", content)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def exported(finished):
+  lines = []
+  stages.run_stage(tiny_config(), finished, "export", say=lines.append)
+  assert "differs from the live models by at most" in lines[-1]
+  return finished / "export"
+
+
+@pytest.fixture
+def restored(exported):
+  """Leaves the export as it was, whatever a test does to it."""
+  before = {p.name: p.read_bytes() for p in exported.iterdir()}
+  yield exported
+  for path in exported.iterdir():
+    if path.is_file():
+      path.unlink()
+  for name, content in before.items():
+    (exported / name).write_bytes(content)
+
+
+def stored_probs(workdir, method):
+  """What the run itself wrote down about the test images."""
+  if method.endswith("_kd"):
+    store = networks.predictions(workdir, method, "test")
+    return store[len(store) - 1]
+  store = networks.predictions(workdir, "teacher", "test")
+  if method == "final":
+    return store[len(store) - 1]
+  chosen = files.read_json(workdir / "fusion.json")["folds"][0]["methods"]
+  return fusion.fuse(store, np.asarray(chosen[method]["weights"], np.float32))
+
+
+def programs_of(folder):
+  return {m: (folder / f"{m}.jaxexp").read_bytes() for m in METHODS}
+
+
+@pytest.mark.parametrize("count", [1, 500])
+def test_another_process_says_what_the_run_wrote_down(
+  finished, exported, count
+):
+  """Every method, with batches of other sizes than any seen at export."""
+  images = experiment.load_task(tiny_config()).splits["test"].images[:count]
+  outside = export.run_outside(programs_of(exported), images)
+  for method in METHODS:
+    assert outside[method].shape == (count, 10)
+    assert outside[method].dtype == np.float32
+    np.testing.assert_allclose(
+      outside[method], stored_probs(finished, method)[:count], atol=1e-5
+    )
+
+
+def test_methods_differ_so_that_parity_means_something(finished):
+  probs = {m: stored_probs(finished, m) for m in METHODS}
+  assert np.abs(probs["mixture"] - probs["final"]).max() > 1e-2
+  assert np.abs(probs["kf_kd"] - probs["final"]).max() > 1e-2
+
+
+def test_card_tells_the_results(finished, exported):
+  card = files.read_json(exported / "card.json")
+  rows = {
+    row["method"]: row
+    for row in files.read_json_lines(finished / "results.jsonl")
+  }
+  assert list(card["models"]) == sorted(METHODS)
+  for method, model in card["models"].items():
+    assert model["result"] == rows[method]
+    assert 0 <= model["parity"] <= 1e-5
+    for name, file in model["files"].items():
+      content = (exported / name).read_bytes()
+      assert file["bytes"] == len(content)
+      assert file["sha256"] == hashlib.sha256(content).hexdigest()
+  assert card["models"]["mixture"]["epochs"] == [1, 2, 3]
+  assert card["models"]["mixture"]["weights"] == pytest.approx(MIXED)
+  assert card["models"]["final"]["epochs"] == [3]
+  assert card["noise"] == {"kind": "pair", "rate": 55 / 120}
+  assert card["network"]["num_parameters"] == 64 * 8 + 8 * 8 + 80 + 26 + 32
+  assert card["platforms"] == ["cpu", "cuda", "tpu"]
+  assert card["class_names"] == list("0123456789")
+
+
+def test_readable_card_tells_the_same(exported):
+  card = files.read_json(exported / "card.json")
+  text = (exported / "README.md").read_text()
+  for method, model in card["models"].items():
+    row = model["result"]
+    low, high = (f"{100 * x:.1f}" for x in row["accuracy_interval"])
+    (line,) = [x for x in text.splitlines() if x.startswith(f"| `{method}`")]
+    assert f"{100 * row['accuracy']:.1f} [{low}, {high}]" in line
+    assert f"| {row['selected_on'] or 'nothing'} |" in line
+  assert "45.8 % of the training labels were wrong" in text
+  assert "{{" not in text and "{%" not in text
+  assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+def test_clean_labels_are_called_clean(exported):
+  card = files.read_json(exported / "card.json")
+  clean = {**card, "noise": {"kind": "none", "rate": 0.0}}
+  assert "none was added" in export.render_card(clean)
+  assert "wrong on purpose" not in export.render_card(clean)
+
+
+def test_files_tell_no_folder_names(exported):
+  for content in programs_of(exported).values():
+    assert b".py" not in content
+    assert b"kfkd_jax" not in content
+
+
+def test_program_of_an_ensemble_is_that_of_one_network(finished):
+  config = tiny_config()
+  apply_fn = export.make_apply_fn(config)
+  three = export.read(config, finished, "mixture")
+  many = export.Model(
+    "mixture",
+    [1] * 24,
+    history.take_checkpoints(three.stacked, np.arange(24) % 3),
+    np.full(24, 1 / 24, np.float32),
+  )
+  sizes = [len(export.serialise(config, apply_fn, m)) for m in (three, many)]
+  weights = [
+    sum(x.nbytes for x in jax.tree.leaves((m.stacked, m.weights)))
+    for m in (three, many)
+  ]
+  assert sizes[1] - sizes[0] <= weights[1] - weights[0] + 200
+  assert sizes[1] < weights[1] + 20_000
+
+
+def network_from(path):
+  """Rebuilds a network as somebody with Flax would."""
+  with safetensors.safe_open(str(path), framework="numpy") as file:
+    metadata = {k: json.loads(v) for k, v in read_text(file.metadata())}
+  tensors = safetensors.numpy.load_file(str(path))
+  options = dict(metadata["model"])
+  module = models.create(
+    options.pop("name"), len(metadata["class_names"]), **options
+  )
+  weights = tensors.pop("weights", None)
+  variables = traverse_util.unflatten_dict(tensors, sep="/")
+
+  def predict(images):
+    mean, std = np.array(metadata["mean"]), np.array(metadata["std"])
+    logits = module.apply(variables, (images / 255 - mean) / std)
+    return jax.nn.softmax(logits)
+
+  return predict, weights, variables, metadata
+
+
+def read_text(metadata):
+  return [
+    (k, v) for k, v in metadata.items() if k not in ("format", "kfkd_jax")
+  ]
+
+
+@pytest.mark.parametrize("method", ["final", "kf_kd"])
+def test_weights_by_name_rebuild_the_network(finished, exported, method):
+  path = exported / f"{method}.safetensors"
+  predict, weights, variables, metadata = network_from(path)
+  assert weights is None
+  assert set(variables) == {"params", "batch_stats"}
+  assert metadata["image_shape"] == [8, 8, 1]
+  images = experiment.load_task(tiny_config()).splits["test"].images
+  np.testing.assert_allclose(
+    predict(images), stored_probs(finished, method), atol=1e-5
+  )
+
+
+def test_weights_of_a_fusion_are_stacked(exported):
+  path = exported / "mixture.safetensors"
+  _, weights, variables, metadata = network_from(path)
+  assert weights == pytest.approx(MIXED)
+  assert metadata["epochs"] == [1, 2, 3]
+  assert variables["params"]["Dense_0"]["kernel"].shape == (3, 64, 8)
+
+
+@pytest.fixture
+def trusted(monkeypatch):
+  """Takes the process outside for granted: other tests run it."""
+
+  def outside(programs, images):
+    return {method: probs[: len(images)] for method, probs in says.items()}
+
+  says: dict[str, np.ndarray] = {}
+  monkeypatch.setattr(export, "run_outside", outside)
+  return says
+
+
+@pytest.mark.parametrize("wrong", [2e-5, -2e-5, np.nan])
+def test_a_difference_stops_the_export(finished, restored, trusted, wrong):
+  trusted.update({m: stored_probs(finished, m) for m in METHODS})
+  trusted["kf_kd"] = np.array(trusted["kf_kd"])
+  trusted["kf_kd"][7, 3] += wrong
+  before = {p.name: p.read_bytes() for p in restored.iterdir()}
+  with pytest.raises(export.ParityError, match=r"kf_kd\.jaxexp differs"):
+    export.run(tiny_config(), finished)
+  assert before == {p.name: p.read_bytes() for p in restored.iterdir()}
+
+
+def test_a_program_that_does_not_run_stops_the_export():
+  with pytest.raises(export.ParityError, match=r"do not run: .*buffer"):
+    export.run_outside({"final": b"nothing"}, np.zeros((1, 8, 8, 1), np.uint8))
+
+
+def test_too_large_for_a_file(finished, monkeypatch):
+  config = tiny_config()
+  model = export.read(config, finished, "mixture")
+  monkeypatch.setattr(export, "_MAX_BYTES", 1000)
+  with pytest.raises(ValueError, match=r"mixture has 3 networks .*export\.mod"):
+    export.serialise(config, export.make_apply_fn(config), model)
+
+
+def test_another_choice_of_models_replaces_the_first(
+  finished, restored, trusted
+):
+  trusted["kf_kd"] = stored_probs(finished, "kf_kd")
+  (restored / "notes.txt").write_text("mine")
+  said = export.run(tiny_config(export__models="kf_kd"), finished)
+  assert "export/ with kf_kd, " in said
+  assert sorted(p.name for p in restored.iterdir()) == [
+    "README.md", "card.json", "kf_kd.jaxexp", "kf_kd.safetensors", "notes.txt",
+  ]  # fmt: skip
+  assert list(files.read_json(restored / "card.json")["models"]) == ["kf_kd"]
+
+
+def test_second_export_does_nothing_and_repeats_to_the_byte(finished, restored):
+  config, lines = tiny_config(), []
+  assert not stages.run_stage(config, finished, "export", say=lines.append)
+  assert lines == ["export: up to date"]
+  before = programs_of(restored)
+  (restored / "final.jaxexp").unlink()
+  assert stages.run_stage(config, finished, "export", say=lines.append)
+  assert programs_of(restored) == before
+
+
+def test_export_before_its_turn(tmp_path):
+  with pytest.raises(stages.MissingStageError, match="export needs train"):
+    stages.run_stage(tiny_config(), epath.Path(tmp_path), "export")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"export__models": "mixture_kd"}, "does not teach"),
+    ({"export__models": "kf,kf"}, "each at most once"),
+    ({"export__models": "()"}, r"export.models=\(\) is not possible"),
+    ({"export__models": "swa"}, "a tuple of"),
+    ({"export__parity_examples": "0"}, "parity_examples=0"),
+  ],
+)
+def test_impossible_configurations(changes, message):
+  with pytest.raises(config_lib.ConfigError, match=message):
+    tiny_config(**changes)
+
+
+@pytest.mark.parametrize(
+  ("name", "dtype"),
+  [
+    ("cnn", "float32"),
+    ("mlp", "bfloat16"),
+    pytest.param("resnet18", "bfloat16", marks=pytest.mark.slow),
+  ],
+)
+def test_other_networks_export_alike(name, dtype):
+  """Convolutions and half precision, from fresh weights of two seeds."""
+  config = tiny_config(model__name=name, model__dtype=dtype, model__width="4")
+  task = experiment.load_task(config)
+  module = experiment.make_module(config, task)
+  images = task.splits["test"].images[:20]
+  both = [models.init(module, jax.random.key(s), images[:1]) for s in (0, 1)]
+  model = export.Model(
+    "kf", [1, 2], history.stack_checkpoints(both), np.array([0.4, 0.6])
+  )
+  apply_fn = export.make_apply_fn(config)
+  programs = {"kf": export.serialise(config, apply_fn, model)}
+  gaps = export.check_parity(config, apply_fn, [model], programs)
+  assert gaps["kf"] <= export.TOLERANCE[dtype]
+
+
+def test_saved_model_is_left_out_and_said_so(
+  finished, restored, trusted, monkeypatch
+):
+  trusted["final"] = stored_probs(finished, "final")
+  monkeypatch.setattr(saved_model, "is_available", lambda: False)
+  config = tiny_config(export__models="final", export__saved_model="True")
+  assert "TensorFlow is not installed" in export.run(config, finished)
+  config = tiny_config(export__models="final")
+  assert "export.saved_model=False" in export.run(config, finished)
+
+
+@pytest.mark.skipif(
+  not saved_model.is_available(), reason="TensorFlow is not installed"
+)
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own
+def test_saved_model_says_the_same(finished, tmp_path):
+  config = tiny_config()
+  model = export.read(config, finished, "mixture")
+  predict = export.make_predict(export.make_apply_fn(config), model)
+  path = epath.Path(tmp_path) / "mixture.savedmodel"
+  saved_model.write(path, predict, (8, 8, 1), platforms=export.PLATFORMS)
+  images = experiment.load_task(config).splits["test"].images[:30]
+  np.testing.assert_allclose(
+    saved_model.probabilities(path, images),
+    stored_probs(finished, "mixture")[:30],
+    atol=1e-5,
+  )
+
+
+def test_predict_takes_an_exported_model_by_name(
+  finished, exported, tmp_path, capsys
+):
+  images = experiment.load_task(tiny_config()).splits["test"].images[:6]
+  np.savez(tmp_path / "i.npz", images=images)
+  arguments = [
+    "predict", "--model=mixture", f"{tmp_path / 'i.npz'}",
+    f"--workdir={finished}", f"--output={tmp_path / 'p.npz'}",
+  ]  # fmt: skip
+  assert cli.main(arguments) == 0
+  assert "6 x 10 probabilities" in capsys.readouterr().out
+  arrays = files.read_npz(epath.Path(tmp_path / "p.npz"))
+  np.testing.assert_allclose(
+    arrays["probs"], stored_probs(finished, "mixture")[:6], atol=1e-5
+  )
+  assert arrays["classes"].tolist() == list("0123456789")
