@@ -222,16 +222,26 @@ def selected_on(config: ml_collections.ConfigDict, fold: Fold) -> str:
 
 def make_module(config: ml_collections.ConfigDict, task: Task) -> nn.Module:
   """The configured network, ready for the sharded step."""
+  options = model_options(config)
   return models.create(
-    config.model.name,
+    options.pop("name"),
     task.num_classes,
-    width=config.model.width,
-    stem=config.model.stem,
-    patch=config.model.patch,
-    remat=config.model.remat or None,
-    dtype=jnp.dtype(config.model.dtype),
+    **{**options, "dtype": jnp.dtype(config.model.dtype)},
     axis_name=parallel.DATA_AXIS,
   )
+
+
+def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What `models.create` must be told to build the configured network."""
+  options = {
+    "name": config.model.name,
+    "width": config.model.width,
+    "stem": config.model.stem,
+    "patch": config.model.patch,
+    "remat": config.model.remat or None,
+    "dtype": config.model.dtype,
+  }
+  return {k: v for k, v in options.items() if v is not None}
 
 
 def initial_variables(

@@ -261,7 +261,7 @@ def weights_file(config: ml_collections.ConfigDict, model: Model) -> bytes:
   views = experiment.make_views(config, task)
   described = {
     "method": model.method,
-    "model": config_lib.subset(config, ["model"])["model"],
+    "model": experiment.model_options(config),
     "epochs": model.epochs,
     "image_shape": _image_shape(config),
     "mean": views.mean,
@@ -307,7 +307,7 @@ def make_card(
       "rate": ledger.realised_rate("train"),
     },
     "network": {
-      **config_lib.subset(config, ["model"])["model"],
+      **experiment.model_options(config),
       "num_parameters": models.num_parameters(one),
     },
     "level": config.compare.level,
