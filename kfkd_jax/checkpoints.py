@@ -23,6 +23,9 @@ from kfkd_jax import parallel
 logging.getLogger("absl").setLevel(logging.ERROR)  # a line a save otherwise
 
 
+_REMEDY = "remove it and run again"
+
+
 class DamagedCheckpointError(ValueError):
   """A checkpoint that is there but cannot be trusted; names its folder."""
 
@@ -52,7 +55,7 @@ class Checkpoints:
 
   def save(self, step: int, tree: Any) -> None:
     """Starts saving global arrays `tree` as number `step`, in its place."""
-    if step in self.steps():
+    if step in self._manager.all_steps():
       self.wait()
       self._manager.delete(step)
     arguments = ocp.args.Composite(
@@ -63,8 +66,13 @@ class Checkpoints:
       raise RuntimeError(f"{self.path}: checkpoint {step} was not saved")
 
   def steps(self) -> list[int]:
-    """Numbers of the checkpoints on disk, ascending."""
-    return sorted(self._manager.all_steps())
+    """Numbers of the checkpoints, ascending; emptied folders are none."""
+
+    def is_emptied(step):
+      folder = self.path / str(step)  # not there yet while it is being saved
+      return folder.is_dir() and not any(folder.iterdir())
+
+    return sorted(s for s in self._manager.all_steps() if not is_emptied(s))
 
   def wait(self) -> None:
     """Returns once everything is on disk."""
@@ -73,7 +81,7 @@ class Checkpoints:
   def delete_after(self, step: int) -> None:
     """Removes every checkpoint numbered above `step`."""
     self.wait()
-    for later in (s for s in self.steps() if s > step):
+    for later in (s for s in self._manager.all_steps() if s > step):
       self._manager.delete(later)
 
   def restore(self, step: int, template: Any) -> Any:
@@ -92,11 +100,13 @@ class Checkpoints:
       )
     except Exception as error:
       raise DamagedCheckpointError(
-        f"{self.path / str(step)} cannot be read: {_first_line(error)}"
+        f"{self.path / str(step)} cannot be read ({_first_line(error)}); "
+        f"{_REMEDY}"
       ) from error
     if _digests(restored["tree"]) != restored["digests"]:
       raise DamagedCheckpointError(
-        f"{self.path / str(step)} is damaged: its checksums do not match"
+        f"{self.path / str(step)} is damaged (its checksums do not match); "
+        f"{_REMEDY}"
       )
     return restored["tree"]
 
@@ -145,4 +155,6 @@ def _digests(tree: Any) -> dict[str, str]:
 
 
 def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).split("\n")[0]
+  """The beginning of it; Orbax's may hold whole specifications."""
+  line = (str(error) or type(error).__name__).split("\n")[0]
+  return line if len(line) <= 120 else f"{line[:120]}..."

@@ -19,19 +19,35 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+_REMEDY = "remove it and run again"
+_IS_A_FOLDER = f"is a folder where a file belongs; {_REMEDY}"
+
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
   """Writes beside `path` and renames, so that no reader sees half a file."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  temporary.write_bytes(content)
-  temporary.replace(path)
+  try:
+    temporary.write_bytes(content)
+    if path.is_dir():
+      raise IsADirectoryError(f"{path} {_IS_A_FOLDER}")
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
 
 
 def write_text(path: epath.Path, content: str) -> None:
   """`write_bytes` for UTF-8 text."""
   write_bytes(path, content.encode())
+
+
+def _read_bytes(path: epath.Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except IsADirectoryError:
+    raise IsADirectoryError(f"{path} {_IS_A_FOLDER}") from None
 
 
 def to_json(value: Any) -> str:
@@ -48,9 +64,11 @@ def read_json(path: epath.Path) -> Any:
   """The value in a JSON file; an error names the file."""
   path = epath.Path(path)
   try:
-    return json.loads(path.read_text())
+    return json.loads(_read_bytes(path))
   except ValueError as error:
-    raise ValueError(f"{path} is damaged, not valid JSON: {error}") from error
+    raise ValueError(
+      f"{path} is damaged, not valid JSON ({error}); {_REMEDY}"
+    ) from error
 
 
 def write_json_lines(path: epath.Path, rows: Iterable[Mapping]) -> None:
@@ -68,7 +86,7 @@ def append_json_line(path: epath.Path, row: Mapping) -> None:
 def read_json_lines(path: epath.Path) -> list[dict]:
   """The rows of a JSON-lines file; a line cut short at the end is left out."""
   rows = []
-  lines = epath.Path(path).read_text().split("\n")
+  lines = _read_bytes(epath.Path(path)).decode(errors="replace").split("\n")
   for number, line in enumerate(lines):
     if not line:
       continue
@@ -77,7 +95,9 @@ def read_json_lines(path: epath.Path) -> list[dict]:
     except ValueError as error:
       if number == len(lines) - 1:  # no newline: the writer was killed here
         break
-      raise ValueError(f"{path} line {number + 1} is damaged") from error
+      raise ValueError(
+        f"{path} line {number + 1} is damaged; {_REMEDY}"
+      ) from error
   return rows
 
 
@@ -88,16 +108,20 @@ def write_npz(path: epath.Path, **arrays: np.ndarray) -> None:
   write_bytes(path, buffer.getvalue())
 
 
-def read_npz(path: epath.Path) -> dict[str, np.ndarray]:
-  """The arrays of an `.npz`, checksums verified; an error names the file."""
+def read_npz(
+  path: epath.Path, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+  """The arrays `names`, or all, of an `.npz` that `write_npz` wrote.
+
+  Checksums are verified; an error names the file and says what to do.
+  """
   path = epath.Path(path)
+  content = _read_bytes(path)
   try:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-      return {name: archive[name] for name in archive.files}
-  except FileNotFoundError:
-    raise
+    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+      return {name: archive[name] for name in names or archive.files}
   except Exception as error:
-    raise ValueError(f"{path} is damaged or not an .npz: {error}") from error
+    raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
 
 
 class RefusedError(ValueError):

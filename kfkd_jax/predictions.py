@@ -15,6 +15,8 @@ from etils import epath
 
 from kfkd_jax import files
 
+_EXAMPLES = ("labels", "ids", "num_classes", "dtype")
+
 
 class PredictionStore:
   """Probabilities `[C, N, K]` on disk, in order of epochs.
@@ -27,7 +29,7 @@ class PredictionStore:
   def __init__(self, path: epath.Path):
     """Opens an existing store; see `create`."""
     self.path = epath.Path(path)
-    examples = files.read_npz(self.path / "examples.npz")
+    examples = files.read_npz(self.path / "examples.npz", _EXAMPLES)
     self.labels = examples["labels"]
     self.ids = examples["ids"]
     self._num_classes = int(examples["num_classes"])
@@ -85,7 +87,7 @@ class PredictionStore:
 
   def read(self, epoch: int) -> np.ndarray:
     """Probabilities `[N, K]` after `epoch` finished epochs."""
-    return files.read_npz(self._file(epoch))["probs"]
+    return files.read_npz(self._file(epoch), ("probs",))["probs"]
 
   def write(self, epoch: int, probs: np.ndarray) -> None:
     """Stores probabilities `[N, K]` after `epoch` finished epochs."""

@@ -8,7 +8,7 @@ a stage runs again only if that changed or its artefacts are gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 from etils import epath
@@ -35,7 +35,8 @@ class Stage(NamedTuple):
     run: does the work.
     keys: configuration that decides its outcome.
     needs: stages whose artefacts it reads.
-    artefacts: what it leaves in the working directory, by configuration.
+    artefacts: what it leaves in the working directory, by configuration: files,
+      and folders of runs.
   """
 
   run: Callable[[ml_collections.ConfigDict, epath.Path], str]
@@ -49,7 +50,7 @@ STAGES: dict[str, Stage] = {
     train.run,
     keys=networks.TRAINING_KEYS,
     needs=(),
-    artefacts=lambda config: ("noise.npz", "runs/teacher/finished.json"),
+    artefacts=train.artefacts,
   ),
   "diagnose": Stage(
     diagnose.run,
@@ -112,11 +113,40 @@ def inputs_of(config: ml_collections.ConfigDict, name: str) -> dict[str, str]:
 def is_up_to_date(
   config: ml_collections.ConfigDict, workdir: epath.Path, name: str
 ) -> bool:
-  """Whether a stage finished from these inputs and its artefacts are there."""
+  """Whether a stage finished from these inputs and left what is there now."""
+  ran = _note_of(config, workdir, name) is not None
+  return ran and not _spoilt(config, workdir, name)
+
+
+def _note_of(config, workdir, name) -> dict[str, Any] | None:
+  """What is noted of a stage that finished from these inputs."""
   note = _manifest(workdir).get(name)
-  if note is None or note["inputs"] != inputs_of(config, name):
-    return False
-  return all((workdir / a).exists() for a in _KNOWN[name].artefacts(config))
+  same = note is not None and note["inputs"] == inputs_of(config, name)
+  return note if same else None
+
+
+def _spoilt(config, workdir, name) -> list[str]:
+  """Artefacts of a finished stage that are not as it left them."""
+  note = _note_of(config, workdir, name)
+  if note is None:
+    return []
+  seals = _seals(config, workdir, name)
+  return [a for a, seal in seals.items() if note["outputs"].get(a) != seal]
+
+
+def _seals(config, workdir, name) -> dict[str, str]:
+  artefacts = _KNOWN[name].artefacts(config)
+  return {artefact: _seal(workdir / artefact) for artefact in artefacts}
+
+
+def _seal(path: epath.Path) -> str:
+  """What changes with a file's content, or with what a run's folder holds."""
+  if not path.exists():
+    return "missing"
+  if path.is_dir():
+    whole = networks.is_whole(path)
+    return files.digest(networks.contents(path)) if whole else "incomplete"
+  return files.digest(path.read_bytes())
 
 
 def run_stage(
@@ -137,21 +167,41 @@ def run_stage(
 
 def _run_stage(config, workdir, name, say) -> bool:
   if is_up_to_date(config, workdir, name):
+    _write_config(config, workdir)
     say(f"{name}: up to date")
     return False
   for need in _KNOWN[name].needs:
-    if not is_up_to_date(config, workdir, need):
-      raise MissingStageError(
-        f"{name} needs {need}, which has not run with this configuration in "
-        f"{workdir}; run `kfkd {need}` first, or `kfkd run` for everything"
-      )
+    _check_ran(config, workdir, name, need)
+  for artefact in _spoilt(config, workdir, name):
+    say(f"{name}: {artefact} is damaged or incomplete, making it again")
   _note(workdir, name, None)
-  files.write_text(workdir / "config.json", config_lib.to_json(config))
+  _write_config(config, workdir)
   say(f"{name} ...")
   result = _KNOWN[name].run(config, workdir)
-  _note(workdir, name, inputs_of(config, name))
+  _note(
+    workdir,
+    name,
+    {
+      "inputs": inputs_of(config, name),
+      "outputs": _seals(config, workdir, name),
+    },
+  )
   say(f"{name}: {result}")
   return True
+
+
+def _check_ran(config, workdir, name, need) -> None:
+  spoilt = _spoilt(config, workdir, need)
+  if spoilt:
+    why = f"of which {workdir / spoilt[0]} is damaged or incomplete"
+  elif _note_of(config, workdir, need) is None:
+    why = f"which has not run with this configuration in {workdir}"
+  else:
+    return
+  raise MissingStageError(
+    f"{name} needs {need}, {why}; run `kfkd {need}` first, or `kfkd run` for "
+    "everything"
+  )
 
 
 def run(
@@ -170,17 +220,33 @@ def run(
   return any(ran)
 
 
-def _manifest(workdir: epath.Path) -> dict:
+def _write_config(config, workdir) -> None:
+  path, content = workdir / "config.json", config_lib.to_json(config)
+  if _seal(path) != files.digest(content.encode()):
+    files.write_text(path, content)
+
+
+def _manifest(workdir: epath.Path) -> dict[str, Any]:
+  """`inputs` and `outputs` of the stages that finished."""
   path = workdir / "manifest.json"
-  return files.read_json(path) if path.exists() else {}
+  if not path.exists():
+    return {}
+  manifest = files.read_json(path)
+  try:
+    return {
+      name: {key: dict(note[key]) for key in ("inputs", "outputs")}
+      for name, note in manifest.items()
+    }
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise ValueError(
+      f"{path} is damaged; remove it and run again: what is finished stays"
+    ) from error
 
 
-def _note(
-  workdir: epath.Path, name: str, inputs: dict[str, str] | None
-) -> None:
-  """Records that a stage finished from `inputs`, or that it is under way."""
+def _note(workdir: epath.Path, name: str, note: dict[str, Any] | None) -> None:
+  """Records that a stage finished, or that it is under way."""
   manifest = _manifest(workdir)
   manifest.pop(name, None)
-  if inputs is not None:
-    manifest[name] = {"inputs": inputs}
+  if note is not None:
+    manifest[name] = note
   files.write_json(workdir / "manifest.json", manifest)

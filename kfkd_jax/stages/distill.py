@@ -26,8 +26,11 @@ def student_name(teacher: str) -> str:
 
 def artefacts(config: ml_collections.ConfigDict) -> list[str]:
   """What the stage leaves in the working directory."""
-  names = [student_name(teacher) for teacher in config.distill.teachers]
-  return [f"runs/{name}/finished.json" for name in names]
+  return [
+    f"runs/{name}"
+    for teacher in config.distill.teachers
+    for name in networks.run_names(config, student_name(teacher))
+  ]
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:

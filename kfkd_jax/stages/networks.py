@@ -84,6 +84,39 @@ def run_path(workdir: epath.Path, name: str) -> epath.Path:
   return epath.Path(workdir) / "runs" / name
 
 
+def run_names(config: ml_collections.ConfigDict, name: str) -> list[str]:
+  """The folders that training the run `name` makes."""
+  averages = config.train.average_decay is not None
+  return [name, f"{name}_ema"] if averages else [name]
+
+
+def contents(run: epath.Path) -> list[str]:
+  """The checkpoints and predictions of a run; empty folders count as none."""
+  found = [f"history/{p.name}" for p in _filled(run / "history")]
+  for split in _filled(run / "predictions"):
+    found += [f"predictions/{split.name}/{p.name}" for p in _filled(split)]
+  return sorted(found)
+
+
+def is_whole(run: epath.Path) -> bool:
+  """Whether a run finished and still holds what it held then."""
+  note = run / "finished.json"
+  try:
+    return files.read_json(note) == {"contents": contents(run)}
+  except (FileNotFoundError, ValueError):
+    return False
+
+
+def _filled(folder: epath.Path) -> list[epath.Path]:
+  if not folder.is_dir():
+    return []
+  return [
+    p
+    for p in folder.iterdir()
+    if not p.name.startswith(".") and (p.is_file() or any(p.iterdir()))
+  ]
+
+
 def train(
   config: ml_collections.ConfigDict, workdir: epath.Path, plan: Plan
 ) -> None:
@@ -95,7 +128,9 @@ def train(
     "epochs": plan.epochs,
     **plan.inputs,
   }
-  if _is_finished(run, inputs):
+  _prepare(run, inputs)
+  names = run_names(config, plan.name)
+  if all(is_whole(run_path(workdir, name)) for name in names):
     return
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(
@@ -118,20 +153,23 @@ def train(
     )
   if trained.average:
     store(config, workdir, f"{plan.name}_ema", trained.average)
-  files.write_json(run / "finished.json", {"epochs": recipe.epochs})
+  _finish(run)
 
 
-def _is_finished(run: epath.Path, inputs: dict[str, Any]) -> bool:
+def _prepare(run: epath.Path, inputs: dict[str, Any]) -> None:
   """Clears a run made from other inputs; notes the inputs of a new one."""
   note = run / "inputs.json"
   wanted = {"digest": files.digest(inputs)}
   if note.exists() and files.read_json(note) == wanted:
-    return (run / "finished.json").exists()
+    return
   if run.exists():
     print(f"{run.name}: its inputs changed, starting it again")
     _discard(run)
   files.write_json(note, wanted)
-  return False
+
+
+def _finish(run: epath.Path) -> None:
+  files.write_json(run / "finished.json", {"contents": contents(run)})
 
 
 def _discard(run: epath.Path) -> None:
@@ -167,6 +205,7 @@ def store(
     ).write(recipe.epochs, predictor(variables, predictor.put(part.images)))
   with checkpoints.Checkpoints(run / "history") as history:
     history.save(recipe.epochs, variables)
+  _finish(run)
 
 
 def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:

@@ -9,6 +9,12 @@ from kfkd_jax.data import splits
 from kfkd_jax.stages import experiment, networks
 
 
+def artefacts(config: ml_collections.ConfigDict) -> list[str]:
+  """What the stage leaves in the working directory."""
+  names = networks.run_names(config, experiment.TEACHER)
+  return ["noise.npz", *(f"runs/{name}" for name in names)]
+
+
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
   task = experiment.load_task(config)
