@@ -48,6 +48,9 @@ def finished(tmp_path_factory):
   content = files.read_json(folder / "fusion.json")
   content["folds"][0]["methods"]["mixture"]["weights"] = MIXED
   files.write_json(folder / "fusion.json", content)
+  note = files.read_json(folder / "manifest.json")
+  note["fuse"]["outputs"] = stages._seals(tiny_config(), folder, "fuse")
+  files.write_json(folder / "manifest.json", note)
   return folder
 
 
