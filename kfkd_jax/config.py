@@ -76,7 +76,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.model.patch = config_dict.placeholder(int)  # side of a token; None: 16
   c.model.remat = False  # compute activations twice instead of keeping them
   # A .safetensors file in timm's or Hugging Face's naming, from which every
-  # network's training starts; its head stays if the classes are as many.
+  # network's training starts, with a fresh head where the classes differ.
   c.model.pretrained = config_dict.placeholder(str)
   c.model.dtype = "float32"  # of the computation; parameters stay float32
 
@@ -325,8 +325,8 @@ def _rules() -> list[Rule]:
     _between("model.patch", 1, 512),
     (
       "model.pretrained",
-      "a path that ends in .safetensors",
-      lambda v: v.endswith(".safetensors"),
+      "an existing .safetensors file",
+      lambda v: v.endswith(".safetensors") and epath.Path(v).exists(),
     ),
     _one_of("model.dtype", DTYPES),
     _one_of("optim.name", optim.OPTIMIZERS),

@@ -85,11 +85,11 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
       "model.stem='cifar' .*model.name='vit_tiny'; it fits resnet18",
     ),
     ({"model__remat": "True"}, "model.remat=True does not fit .*'cnn'"),
-    ({"model__pretrained": "a.bin"}, "model.pretrained='a.bin' .*safetensors"),
     (
       {"model__pretrained": "a.safetensors"},
-      "model.pretrained='a.safetensors' .*model.name='cnn'",
+      "model.pretrained='a.safetensors' .*an existing .safetensors file",
     ),
+    ({"model__pretrained": __file__}, "model.pretrained=.*safetensors file"),
     ({"optim__boundaries": "0.9,0.1"}, "optim.boundaries=.*ascending"),
     ({"optim__boundaries": "a,b"}, "optim.boundaries=.*ascending"),
     ({"distill__teachers": "kf,kf"}, "distill.teachers=.*at most once"),
@@ -120,13 +120,24 @@ def test_mistakes_name_key_and_value(changes, message):
   "changes",
   [
     {"name": "vit_small", "patch": "4", "remat": "True"},
-    {"name": "resnet50", "stem": "cifar", "pretrained": "a.safetensors"},
+    {"name": "resnet50", "stem": "cifar"},
     {"name": "wide_resnet28_10", "width": "32"},
   ],
 )
 def test_model_options_that_fit_each_other(changes):
   keys = {f"model__{key}": text for key, text in changes.items()}
   config_lib.validate(configured(**keys))
+
+
+def test_pretrained_weights_fit_models_that_have_some(tmp_path):
+  path = tmp_path / "w.safetensors"
+  path.touch()
+  pretrained = {"model__pretrained": str(path)}
+  config_lib.validate(configured(model__name="resnet18", **pretrained))
+  with pytest.raises(
+    config_lib.ConfigError, match=r"w\.safetensors' .*model.name='cnn'"
+  ):
+    config_lib.validate(configured(**pretrained))
 
 
 def test_none_where_a_file_sets_it_is_refused():
