@@ -221,9 +221,9 @@ def read_arrays(
   path: epath.Path, image_shape: tuple[int, int, int]
 ) -> np.ndarray:
   """`images` u8[N, H, W, Ch] of an `.npz`."""
-  arrays = files.read_npz(path)
+  arrays = files.read_foreign_npz(path, ("images",))
   if "images" not in arrays:
-    raise ValueError(f"{path} holds {sorted(arrays)} but no `images`")
+    raise ValueError(f"{path} holds no array called `images`")
   images = arrays["images"]
   if images.ndim != 4 or images.shape[1:] != image_shape:
     wanted = ", ".join(map(str, image_shape))
