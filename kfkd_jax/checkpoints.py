@@ -7,9 +7,11 @@ with the SHA-256 of every leaf: Orbax itself does not notice a flipped bit.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +22,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from kfkd_jax import parallel
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # a line a save otherwise
+# A line a save otherwise, and every failure at length before it is raised.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 _REMEDY = "remove it and run again"
@@ -62,7 +65,9 @@ class Checkpoints:
       tree=ocp.args.PyTreeSave(tree),
       digests=ocp.args.JsonSave(_digests(parallel.to_host(tree))),
     )
-    if not self._manager.save(step, args=arguments, force=True):
+    with self._writing():
+      saved = self._manager.save(step, args=arguments, force=True)
+    if not saved:
       raise RuntimeError(f"{self.path}: checkpoint {step} was not saved")
 
   def steps(self) -> list[int]:
@@ -76,7 +81,8 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns once everything is on disk."""
-    self._manager.wait_until_finished()
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def delete_after(self, step: int) -> None:
     """Removes every checkpoint numbered above `step`."""
@@ -123,9 +129,22 @@ class Checkpoints:
   def __enter__(self) -> Checkpoints:
     return self
 
-  def __exit__(self, *unused: object) -> None:
+  def __exit__(self, kind: type | None, *unused: object) -> None:
     """Waits for what is being saved and releases the background threads."""
-    self._manager.close()
+    # An error on the way here says more than one that follows from it.
+    with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+      with self._writing():
+        self._manager.close()
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Names the folder in whatever stops a save, also one begun before."""
+    try:
+      yield
+    except Exception as error:
+      number = getattr(error, "errno", None) or errno.EIO
+      reason = f"a checkpoint cannot be written ({_first_line(error)})"
+      raise OSError(number, reason, str(self.path)) from error
 
 
 def _absolute(path: epath.Path) -> epath.Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ValueError, OSError, FloatingPointError) as error:
     if options.debug:
       raise
-    print(f"kfkd: {_one_line(error)}", file=sys.stderr)
+    advice = _advice(error, options.workdir)
+    print(f"kfkd: {_one_line(error)}{advice}", file=sys.stderr)
     diverged = isinstance(error, FloatingPointError)
     return _DIVERGED if diverged else _USER_ERROR
 
@@ -257,12 +259,32 @@ def _foreign(options, config) -> int:
 def _set_up_jax(config) -> None:
   import jax
 
+  sys.excepthook = _report_exception
   if config.runtime.compilation_cache:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
       os.path.expanduser("~"), ".cache", "kfkd_jax", "xla"
     )
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _report_exception(kind, error, trace) -> None:
+  """Hides what TensorStore's threads print after Orbax gave up on a save."""
+  if str(error) != "Event loop is closed":
+    sys.__excepthook__(kind, error, trace)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _advice(error: Exception, workdir: str) -> str:
+  number = getattr(error, "errno", None)
+  if number in _NO_ROOM:
+    return f"; make room in {workdir} and run again: what is written stays"
+  if number in _FORBIDDEN:
+    return f"; {workdir} must be writable, or choose another --workdir"
+  return ""
 
 
 def _one_line(error: Exception) -> str:

@@ -107,3 +107,18 @@ def test_importing_the_package_touches_no_device_and_no_tensorflow():
     "assert 'tensorflow' not in sys.modules\n"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
+NETWORK = {"socket", "urllib", "requests", "http", "httpx", "aiohttp", "ftplib"}
+
+
+@pytest.mark.parametrize(
+  "path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_nothing_is_unpickled_and_nothing_calls_home(path):
+  outside = {name.split(".")[0] for name in imported_names(path)}
+  assert not outside & UNSAFE
+  assert "allow_pickle=True" not in path.read_text()
+  if room_of(path) not in ("data", "lock"):  # downloads; the host's name
+    assert not outside & NETWORK

@@ -11,7 +11,7 @@ import optax
 import pytest
 from etils import epath
 
-from kfkd_jax import checkpoints, files, parallel
+from kfkd_jax import checkpoints, files, fusion, parallel
 from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import loop, objective, step, termination
@@ -322,3 +322,28 @@ def test_fewer_examples_than_devices_or_than_a_batch(tmp_path):
     eight,
     one,
   )
+
+
+def test_same_seed_twice_is_the_same_bits(whole, tmp_path):
+  assert_same(train(tmp_path), whole[0])
+  assert_same(contents(tmp_path)["probs"], whole[1]["probs"])
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_devices_agree_after_an_epoch_and_fuse_alike(
+  whole, tmp_path, num_devices
+):
+  one = train(tmp_path / "one", make_recipe(epochs=1))
+  more = train(
+    tmp_path / "more", make_recipe(epochs=1), num_devices=num_devices
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), more, one
+  )
+  train(tmp_path / "whole", num_devices=num_devices)
+  labels = make_data()[1]["test"].labels
+  weights = [
+    fusion.knowledge_fusion(probs, labels).weights
+    for probs in (contents(tmp_path / "whole")["probs"], whole[1]["probs"])
+  ]
+  np.testing.assert_array_equal(*weights)

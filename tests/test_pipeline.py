@@ -5,6 +5,7 @@ a change that is meant to change training, noise, splits or fusion; say so in
 the commit that changes them.
 """
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -131,6 +132,16 @@ def test_every_method_is_scored_with_its_costs(workdir):
   assert rows["independent"]["train_cost"] == 2
   assert rows["kf_kd"]["inference_cost"] == rows["kf_soup"]["num_members"] == 1
   assert rows["kf_kd"]["train_cost"] > 2 > rows["kf"]["train_cost"] > 1
+
+
+def test_rows_say_what_made_them(workdir, tmp_path):
+  final = rows_of(workdir)["final"]
+  assert final["versions"]["jax"] == jax.__version__
+  assert final["device_kind"] == jax.devices()[0].device_kind
+  same = tiny_config(report__num_examples="1", runtime__tensorboard="True")
+  assert compare._origin(same)["config_hash"] == final["config_hash"]
+  other = tiny_config(fuse__window="0")
+  assert compare._origin(other)["config_hash"] != final["config_hash"]
 
 
 def test_nothing_is_reported_on_the_points_that_chose(workdir):

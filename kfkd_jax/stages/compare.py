@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
 
+import kfkd_jax
 from kfkd_jax import averaging, files, forgetting, fusion, metrics
+from kfkd_jax import config as config_lib
 from kfkd_jax.data import order
 from kfkd_jax.predictions import Subset
 from kfkd_jax.stages import distill, experiment, fuse, networks
@@ -48,15 +51,35 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   _train_independent(config, workdir)
   _make_soup(config, workdir)
   rows = []
+  origin = _origin(config)
   for number, fold in enumerate(task.folds):
     entries = [
       *_history_entries(config, workdir, number),
       *(_network_entries(config, workdir) if number == 0 else ()),
     ]
     split = "test" if len(task.folds) == 1 else f"test/{number}"
-    rows += score(config, entries, fold.test_rows, split=split)
+    scored = score(config, entries, fold.test_rows, split=split)
+    rows += [{**row, **origin} for row in scored]
   files.write_json_lines(workdir / "results.jsonl", rows)
   return table(rows)
+
+
+_NO_NUMBERS = ("bench", "report", "runtime")  # sections that decide none
+
+
+def _origin(config) -> dict[str, Any]:
+  """What made the numbers, for every row."""
+  deciding = [section for section in config if section not in _NO_NUMBERS]
+  return {
+    "config_hash": files.digest(config_lib.subset(config, deciding)),
+    "device_kind": jax.devices()[0].device_kind,
+    "versions": {
+      "kfkd_jax": kfkd_jax.__version__,
+      "jax": jax.__version__,
+      "flax": flax.__version__,
+      "numpy": np.__version__,
+    },
+  }
 
 
 def score(
