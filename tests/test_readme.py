@@ -1,0 +1,52 @@
+"""What README shows works as shown."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from kfkd_jax import cli
+from kfkd_jax import config as config_lib
+
+README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+
+
+def test_first_screen_holds_exactly_two_commands():
+  lines = [line for line in SHELL.splitlines() if "venv" in line]
+  assert len(lines) == 2
+  assert all(README.index(line) < 2000 for line in lines)
+  assert lines[0].endswith("/kfkd run")
+
+
+def test_code_of_the_functional_door_runs():
+  (code,) = (
+    block
+    for block in re.findall(r"```python\n(.*?)```", README, re.S)
+    if "from kfkd_jax import" in block
+  )
+  names = {}
+  exec(code, names)
+  assert names["fused"].shape == (300, 10)
+  np.testing.assert_allclose(names["fused"].sum(-1), 1, atol=1e-5)
+  assert names["mixed"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+  "override",
+  sorted(
+    set(re.findall(r"--config\.([\w.]+=[^\s`)]+)", README))
+    - {"section.key=value"}
+  ),
+)
+def test_every_key_that_is_shown_exists(override):
+  key, _, text = override.partition("=")
+  if text == "FILE.safetensors":
+    text = "None"
+  config_lib.override(config_lib.default_config(), key, text.rstrip("."))
+
+
+def test_every_command_that_is_shown_exists():
+  for stage in re.findall(r"^kfkd (\w+)", SHELL, re.M):
+    assert stage in cli._STAGES
