@@ -91,3 +91,23 @@ def test_killed_and_run_again_equals_never_killed(whole, tmp_path, seed):
     assert actual.keys() == wanted.keys(), name
     for key in wanted:
       np.testing.assert_array_equal(actual[key], wanted[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["teacher", "kf_kd"])
+def test_sigterm_leaves_soon_with_its_code_and_continues(whole, tmp_path, name):
+  expected, seconds = whole
+  process = start(tmp_path)
+  begun = time.monotonic()
+  while not (tmp_path / "runs" / name / "metrics.jsonl").exists():
+    assert time.monotonic() - begun < 60 + 3 * seconds
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  sent = time.monotonic()
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 143, errors
+  assert time.monotonic() - sent < 10
+  assert not errors
+  finish(tmp_path)
+  for text in TEXTS:
+    actual = pathlib.Path(tmp_path / text).read_bytes()
+    assert actual == (expected / text).read_bytes(), text
