@@ -223,13 +223,12 @@ class Predictor:
     """Probabilities `f32[N, K]` of `variables` on `images` from `put`."""
     count = images.shape[0]
     size = parallel.round_up(min(count, self._batch), self._mesh)
+    index, _ = order.padded_batches(count, size)
     parts = []
-    for start in range(0, count, size):
-      # Fill rows repeat the last example and are cut off below.
-      index = np.minimum(np.arange(start, start + size), count - 1)
-      rows = parallel.shard(index.astype(np.int32), self._mesh)
+    for rows in index:
+      rows = parallel.shard(rows, self._mesh)
       parts.append(parallel.to_host(self._predict(variables, images, rows)))
-    return np.concatenate(parts)[:count]
+    return np.concatenate(parts)[:count]  # padding is at the end
 
 
 def _make_epoch(recipe, objective, seeds, mesh):
