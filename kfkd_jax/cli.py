@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
       "  kfkd run --config=configs/cifar100.py:noise=asymmetric,rate=0.4\n"
       "  kfkd fuse --predictions=probs.npz\n"
       "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
-      "Every key and its default: kfkd_jax/config.py"
+      "Every key and its default: kfkd_jax/config/keys.py"
     ),
   )
   parser.add_argument(

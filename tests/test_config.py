@@ -193,7 +193,7 @@ def mutations(count, seed=0):
   """Argument lists that change a shipped config in one to three places."""
   generator = random.Random(seed)
   keys = [
-    *config_lib._keys(config_lib.default_config()),
+    *config_lib.names(config_lib.default_config()),
     *("train", "model.name.x", "", ".", "train.", ".seed", "KEY", "sede"),
   ]
   for _ in range(count):

@@ -1,0 +1,32 @@
+"""The configuration: every key, what is allowed, how it is read.
+
+A config file is a Python file with `get_config(args="")` that changes
+`default_config()`; on the command line any key is set by
+`--config.section.key=value`. A key that is not in `keys.py` does not exist.
+"""
+
+from kfkd_jax.config.keys import default_config
+from kfkd_jax.config.reading import (
+  load_config,
+  override,
+  parse_arguments,
+  read,
+  subset,
+  to_json,
+)
+from kfkd_jax.config.rules import TEACHERS, validate
+from kfkd_jax.config.tree import ConfigError, names
+
+__all__ = [
+  "TEACHERS",
+  "ConfigError",
+  "default_config",
+  "load_config",
+  "names",
+  "override",
+  "parse_arguments",
+  "read",
+  "subset",
+  "to_json",
+  "validate",
+]

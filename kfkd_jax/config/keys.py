@@ -1,0 +1,118 @@
+"""Every key, its default and its meaning."""
+
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Digits with 40 % pair label noise and a small convolutional network."""
+  c = ml_collections.ConfigDict()
+  # Root of all randomness; `seeds` may set single streams apart from it.
+  c.seed = 0
+  c.seeds = ml_collections.ConfigDict()
+  c.seeds.model = config_dict.placeholder(int)  # initial parameters
+  c.seeds.order = config_dict.placeholder(int)  # order of examples
+  c.seeds.augment = config_dict.placeholder(int)  # crops, flips, mixing
+  c.seeds.noise = config_dict.placeholder(int)  # which labels are wrong
+  c.seeds.selection = config_dict.placeholder(int)  # who selects, who tests
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = "digits"  # a package builder or any TFDS image set
+  c.data.dir = config_dict.placeholder(str)  # TFDS directory; None: its own
+  c.data.num_train = config_dict.placeholder(int)  # None: all that is left
+
+  c.noise = ml_collections.ConfigDict()
+  c.noise.kind = "pair"  # one of NOISE_KINDS
+  c.noise.rate = 0.4  # share of labels that change; 0 for none and field
+  c.noise.field = config_dict.placeholder(str)  # label column for kind=field
+
+  c.selection = ml_collections.ConfigDict()
+  c.selection.source = "train"  # carved from train, or half of test
+  c.selection.num = 400  # examples carved from train; half of test needs none
+  c.selection.labels = "clean"  # or noisy: what the selecting points carry
+  c.selection.halvings = 3  # of the test split, where source is test
+
+  c.augment = ml_collections.ConfigDict()
+  c.augment.pad = 1  # pixels around a random crop to the old size
+  c.augment.flip = False  # mirror half of the images
+  c.augment.cutout = 2  # side of a blanked square
+  c.augment.mixup = 0.0  # Beta concentration; 0: no mixing
+
+  c.model = ml_collections.ConfigDict()
+  c.model.name = "cnn"  # a key of kfkd_jax.models.MODELS
+  c.model.width = config_dict.placeholder(int)  # None: the model's own
+  # cifar or imagenet, for small or large images; None: the model's own, cifar
+  # for resnet18 and resnet34 and imagenet for the others that have a choice.
+  c.model.stem = config_dict.placeholder(str)
+  c.model.patch = config_dict.placeholder(int)  # side of a token; None: 16
+  c.model.remat = False  # compute activations twice instead of keeping them
+  # A .safetensors file in timm's or Hugging Face's naming, from which every
+  # network's training starts, with a fresh head where the classes differ.
+  c.model.pretrained = config_dict.placeholder(str)
+  c.model.dtype = "float32"  # of the computation; parameters stay float32
+
+  c.optim = ml_collections.ConfigDict()
+  c.optim.name = "sgd"  # sgd or adamw
+  c.optim.learning_rate = 0.1  # its peak
+  c.optim.momentum = 0.9
+  c.optim.nesterov = False
+  c.optim.weight_decay = 5e-4
+  c.optim.decay_everything = False  # biases and norm parameters as well
+  c.optim.clip_norm = config_dict.placeholder(float)  # None: never clip
+  c.optim.schedule = "cosine"  # constant, cosine or step
+  c.optim.warmup_epochs = 0
+  c.optim.boundaries = (0.5, 0.75)  # step: shares of the run
+  c.optim.decay = 0.1  # step: factor at each boundary
+
+  c.train = ml_collections.ConfigDict()
+  c.train.epochs = 60
+  c.train.batch_size = 64  # of all devices together
+  c.train.label_smoothing = 0.0
+  c.train.average_decay = config_dict.placeholder(float)  # EMA; None: none
+
+  c.history = ml_collections.ConfigDict()
+  c.history.every = 1  # epochs between kept checkpoints
+  c.history.resume_every = 10  # epochs between full states
+
+  c.predictions = ml_collections.ConfigDict()
+  c.predictions.batch_size = 1024  # examples predicted at once
+  c.predictions.dtype = "float32"  # or float16, half the disk
+  c.predictions.train = True  # training points too: what noise was memorised
+
+  c.fuse = ml_collections.ConfigDict()
+  c.fuse.window = 1  # neighbours averaged on either side
+  c.fuse.num_epsilons = 101  # grid of mixing weights
+  c.fuse.max_members = 20
+  c.fuse.transition = "none"  # known: mixture told the noise of its labels
+  c.fuse.tolerance = 1e-3  # optimality gap of the mixture
+
+  c.distill = ml_collections.ConfigDict()
+  c.distill.teachers = ("kf", "mixture")  # fusions to distil
+  c.distill.targets = "cached"  # or live: teachers see the student's view
+  c.distill.hard = False  # learn the teacher's top class only
+  c.distill.alpha = 1.0  # weight of the teacher; the rest: given labels
+  c.distill.temperature = 1.0
+  c.distill.epochs = config_dict.placeholder(int)  # None: train.epochs
+
+  c.compare = ml_collections.ConfigDict()
+  c.compare.independent = 3  # networks of the independent ensemble; 1: none
+  c.compare.bootstrap_samples = 2000
+  c.compare.level = 0.95  # of the intervals
+
+  c.report = ml_collections.ConfigDict()
+  c.report.num_examples = 12  # forgotten examples shown as pictures
+
+  c.export = ml_collections.ConfigDict()
+  c.export.models = config_dict.placeholder(tuple)  # of EXPORTABLE; None: all
+  c.export.parity_examples = 256  # test images to compare with the live model
+  c.export.saved_model = True  # as well, where TensorFlow is installed
+
+  c.bench = ml_collections.ConfigDict()
+  c.bench.fusion = "memory"  # history to fuse: tiny, memory or disk (9 GB)
+
+  c.runtime = ml_collections.ConfigDict()
+  c.runtime.compilation_cache = True  # keep compiled programs between runs
+  c.runtime.tensorboard = False  # event files beside metrics.jsonl
+  return c

@@ -1,0 +1,168 @@
+"""From files and the command line to a validated configuration."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from kfkd_jax import files
+from kfkd_jax.config import rules, tree
+from kfkd_jax.config.keys import default_config
+from kfkd_jax.config.tree import ConfigError
+
+
+def parse_arguments(text: str, **defaults: Any) -> ml_collections.ConfigDict:
+  """A config file's string argument, `"noise=pair,rate=0.4,runlocal"`.
+
+  Args:
+    text: comma-separated `name=value`; a bare name means True.
+    **defaults: every allowed name with its default, which sets the type.
+
+  Returns:
+    The values, typed like their defaults.
+  """
+  values = ml_collections.ConfigDict(defaults)
+  for part in filter(None, (p.strip() for p in text.split(","))):
+    name, _, value = part.partition("=")
+    if name not in defaults:
+      raise ConfigError(
+        f"config argument {name!r} is unknown; this file takes "
+        f"{sorted(defaults)}"
+      )
+    values[name] = _typed(name, value or "True", defaults[name], None)
+  return values
+
+
+def load_config(spec: str | None) -> ml_collections.ConfigDict:
+  """The config of `FILE.py` or `FILE.py:arguments`; None: the default."""
+  if spec is None:
+    return default_config()
+  path, _, arguments = spec.partition(":")
+  if not epath.Path(path).exists():
+    raise ConfigError(f"--config: there is no file {path}")
+  module_spec = importlib.util.spec_from_file_location("kfkd_config", path)
+  if module_spec is None or module_spec.loader is None:
+    raise ConfigError(f"--config: {path} is not a Python file (.py)")
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+    config = module.get_config(arguments)
+  except ConfigError:
+    raise
+  except Exception as error:
+    raise ConfigError(
+      f"--config: {path} failed: {type(error).__name__}: {error}"
+    ) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise ConfigError(
+      f"--config: get_config of {path} returns a {type(config).__name__}; it "
+      "must return a ConfigDict, from default_config()"
+    )
+  return config
+
+
+def read(
+  spec: str | None,
+  overrides: Iterable[tuple[str, str]] = (),
+  *,
+  saved: epath.Path | None = None,
+) -> ml_collections.ConfigDict:
+  """The validated config of a command.
+
+  Args:
+    spec: for `load_config`.
+    overrides: keys and their values as text, set on top.
+    saved: `config.json` of a working directory, which is continued where
+      there is one and no `spec`.
+  """
+  if spec is None and saved is not None and saved.exists():
+    config = _from_json(saved)
+  else:
+    config = load_config(spec)
+  for key, text in overrides:
+    override(config, key, text)
+  rules.validate(config)
+  return config
+
+
+def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
+  """Sets `key` (dotted) from the text given on the command line."""
+  *sections, name = key.split(".")
+  node = config
+  for section in sections:
+    node = node.get(section) if tree.is_section(node, section) else None
+  if node is None or name not in node or tree.is_section(node, name):
+    close = tree.closest(key, tree.names(config))
+    raise ConfigError(f"config key {key!r} is unknown; did you mean {close}?")
+  node[name] = _typed(key, text, node[name], node.get_type(name))
+
+
+def subset(
+  config: ml_collections.ConfigDict, keys: Sequence[str]
+) -> dict[str, Any]:
+  """The values under `keys`, each a section or a dotted key."""
+  found = {key: tree.get(config, key) for key in keys}
+  return {
+    key: v.to_dict() if isinstance(v, ml_collections.ConfigDict) else v
+    for key, v in found.items()
+  }
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+  """The config as readable JSON, in the order of `default_config`."""
+  return json.dumps(config.to_dict(), indent=1, default=list) + "\n"
+
+
+def _from_json(path: epath.Path) -> ml_collections.ConfigDict:
+  """The config that `to_json` wrote; keys that are new since keep defaults."""
+  config = default_config()
+  try:
+    saved = ml_collections.ConfigDict(files.read_json(path))
+    for key in tree.names(saved):
+      value = tree.get(saved, key)
+      override(config, key, value if isinstance(value, str) else repr(value))
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ConfigError(
+      f"{path} cannot be continued ({error}); name a --config or another "
+      "--workdir"
+    ) from error
+  return config
+
+
+def _typed(key: str, text: str, current: Any, expected: type | None) -> Any:
+  """Reads `text` as the type that `key` has."""
+  expected = expected or type(current)
+  if expected is str:
+    return None if text == "None" and key in rules.OPTIONAL else text
+  value = _literal(text)
+  if expected is tuple and isinstance(value, str):
+    value = tuple(filter(None, (v.strip() for v in value.split(","))))
+  if expected is tuple and isinstance(value, (int, float)):
+    value = (value,)
+  rules.check_type(key, value, expected)
+  if value is None:
+    return None
+  try:
+    return expected(value)
+  except OverflowError:
+    raise ConfigError(
+      f"{key}={rules.shown(value)} is not possible; it does not fit a "
+      f"{expected.__name__}"
+    ) from None
+
+
+def _literal(text: str) -> Any:
+  """The Python literal that `text` spells, else `text` itself."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")  # such as an escape that does not exist
+      return ast.literal_eval(text)
+  except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+    return text

@@ -1,0 +1,249 @@
+"""What is allowed: types, ranges and pairs of keys."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from kfkd_jax import data, models, optim
+from kfkd_jax.config import tree
+from kfkd_jax.config.keys import default_config
+from kfkd_jax.config.tree import ConfigError
+from kfkd_jax.data.splits import NOISE_KINDS, NUM_HALVINGS
+
+DTYPES = ("float32", "bfloat16")
+STORE_DTYPES = ("float32", "float16")
+TEACHERS = ("kf", "mixture")
+EXPORTABLE = ("final", *TEACHERS, *(f"{teacher}_kd" for teacher in TEACHERS))
+_MAX_COUNT = 2**31 - 1
+_HAS_TRANSITION = ("symmetric", "pair", "asymmetric")
+OPTIONAL = frozenset(
+  key
+  for key in tree.names(default_config())
+  if tree.get(default_config(), key) is None
+)
+
+Rule = tuple[str, str, Callable[[Any], bool]]
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+  """Raises a `ConfigError` naming the first key that cannot work."""
+  _check_structure(config)
+  for key, allowed, fits in _rules():
+    value = tree.get(config, key)
+    if value is None and tree.get_type(config, key) is not None:
+      if key not in OPTIONAL:
+        raise ConfigError(f"{key} is None; it must be {allowed}")
+      continue
+    if not fits(value):
+      raise ConfigError(
+        f"{key}={shown(value)} is not possible; allowed: {allowed}"
+      )
+  _check_pairs(config)
+
+
+def _at_least(key: str, low: int) -> Rule:
+  return key, f"{low} or more", lambda v: low <= v <= _MAX_COUNT
+
+
+def _between(key: str, low: float, high: float) -> Rule:
+  return key, f"{low:g} to {high:g}", lambda v: low <= v <= high
+
+
+def _one_of(key: str, choices: Sequence[str]) -> Rule:
+  return key, ", ".join(choices), lambda v: v in choices
+
+
+def _rules() -> list[Rule]:
+  return [
+    _at_least("seed", 0),
+    *[
+      _at_least(f"seeds.{s}", 0)
+      for s in ("model", "order", "augment", "noise", "selection")
+    ],
+    ("data.name", f"such as {', '.join(data.NAMES)}", lambda v: bool(v)),
+    _at_least("data.num_train", 1),
+    _one_of("noise.kind", NOISE_KINDS),
+    _between("noise.rate", 0, 1),
+    _one_of("selection.source", ("train", "test")),
+    _at_least("selection.num", 1),
+    _one_of("selection.labels", ("clean", "noisy")),
+    _between("selection.halvings", 1, NUM_HALVINGS),
+    _between("augment.pad", 0, 64),
+    _between("augment.cutout", 0, 512),
+    _between("augment.mixup", 0, 100),
+    _one_of("model.name", sorted(models.MODELS)),
+    _between("model.width", 1, 2**14),
+    _one_of("model.stem", models.STEMS),
+    _between("model.patch", 1, 512),
+    (
+      "model.pretrained",
+      "an existing .safetensors file",
+      lambda v: v.endswith(".safetensors") and epath.Path(v).exists(),
+    ),
+    _one_of("model.dtype", DTYPES),
+    _one_of("optim.name", optim.OPTIMIZERS),
+    _between("optim.learning_rate", 0, 1e3),
+    _between("optim.momentum", 0, 1),
+    _between("optim.weight_decay", 0, 10),
+    _between("optim.clip_norm", 1e-12, 1e12),
+    _one_of("optim.schedule", optim.SCHEDULES),
+    _at_least("optim.warmup_epochs", 0),
+    (
+      "optim.boundaries",
+      "ascending shares of the run between 0 and 1",
+      lambda v: (
+        all(isinstance(b, (int, float)) and 0 < b < 1 for b in v)
+        and list(v) == sorted(set(v))
+      ),
+    ),
+    _between("optim.decay", 0, 1),
+    _between("train.epochs", 1, 10**6),
+    _between("train.batch_size", 1, 2**20),
+    _between("train.label_smoothing", 0, 1),
+    _between("train.average_decay", 0, 1),
+    _at_least("history.every", 1),
+    _at_least("history.resume_every", 1),
+    _between("predictions.batch_size", 1, 2**20),
+    _one_of("predictions.dtype", STORE_DTYPES),
+    _between("fuse.window", 0, 10**6),
+    _between("fuse.num_epsilons", 2, 10**5),
+    _between("fuse.max_members", 1, 10**4),
+    _one_of("fuse.transition", ("none", "known")),
+    _between("fuse.tolerance", 1e-7, 1),
+    (
+      "distill.teachers",
+      f"a tuple of {TEACHERS}, each at most once",
+      lambda v: all(v.count(t) == 1 and t in TEACHERS for t in v),
+    ),
+    _one_of("distill.targets", ("cached", "live")),
+    _between("distill.alpha", 0, 100),
+    _between("distill.temperature", 1e-2, 100),
+    _between("distill.epochs", 1, 10**6),
+    _between("compare.independent", 1, 1000),
+    _between("compare.bootstrap_samples", 100, 10**6),
+    _between("compare.level", 0.5, 0.9999),
+    _between("report.num_examples", 0, 1000),
+    (
+      "export.models",
+      f"a tuple of {EXPORTABLE}, each at most once",
+      lambda v: v and set(v) <= set(EXPORTABLE) and len(set(v)) == len(v),
+    ),
+    _between("export.parity_examples", 1, 10**6),
+    _one_of("bench.fusion", ("tiny", "memory", "disk")),
+  ]
+
+
+def _check_structure(config: ml_collections.ConfigDict) -> None:
+  reference = default_config()
+  try:
+    known, given = tree.names(reference), tree.names(config)
+  except TypeError as error:  # ml_collections sorts, and takes numbers as keys
+    raise ConfigError(f"config keys must be names: {error}") from error
+  for key in given:
+    if key not in known:
+      close = tree.closest(key, known)
+      raise ConfigError(f"config key {key!r} is unknown; did you mean {close}?")
+  for key in known:
+    if key not in given:
+      raise ConfigError(
+        f"config key {key!r} is missing; start from default_config()"
+      )
+    check_type(key, tree.get(config, key), tree.get_type(reference, key))
+
+
+def check_type(key: str, value: Any, expected: type | None) -> None:
+  if value is None and key in OPTIONAL:
+    return
+  if expected is float and type(value) is int:
+    return
+  if expected is tuple and isinstance(value, list):
+    return
+  if expected is not None and type(value) is not expected:
+    raise ConfigError(
+      f"{key}={shown(value)} has type {type(value).__name__}; it must be "
+      f"{expected.__name__}"
+    )
+
+
+def shown(value: Any) -> str:
+  """`repr`, shortened; a whole number of thousands of digits has none."""
+  try:
+    return reprlib.repr(value)
+  except ValueError:
+    return "a number of thousands of digits"
+
+
+def _check_pairs(config: ml_collections.ConfigDict) -> None:
+  _check_model(config.model)
+  noise, kind = config.noise, config.noise.kind
+  taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
+  untaught = sorted(
+    set(config.export.models or ()) - {"final", *TEACHERS, *taught}
+  )
+  pairs = [
+    (
+      kind in ("none", "field") and noise.rate,
+      f"noise.kind={kind!r} takes no rate but noise.rate={noise.rate}; set "
+      "noise.rate=0",
+    ),
+    (
+      kind == "field" and noise.field is None,
+      "noise.kind='field' needs noise.field, the name of a label column; it "
+      "is None",
+    ),
+    (
+      kind != "field" and noise.field is not None,
+      f"noise.field={noise.field!r} needs noise.kind='field', not {kind!r}",
+    ),
+    (
+      config.fuse.transition == "known"
+      and (config.selection.labels == "clean" or kind not in _HAS_TRANSITION),
+      "fuse.transition='known' needs selection.labels='noisy' and a noise.kind "
+      f"with a matrix, got {config.selection.labels!r} and {kind!r}",
+    ),
+    (
+      config.optim.warmup_epochs >= config.train.epochs,
+      f"optim.warmup_epochs={config.optim.warmup_epochs} leaves nothing of "
+      f"train.epochs={config.train.epochs}",
+    ),
+    (
+      config.distill.epochs is not None
+      and config.optim.warmup_epochs >= config.distill.epochs,
+      f"optim.warmup_epochs={config.optim.warmup_epochs} leaves nothing of "
+      f"distill.epochs={config.distill.epochs}",
+    ),
+    (
+      config.distill.hard and config.distill.temperature != 1.0,
+      "distill.hard=True has no use for distill.temperature="
+      f"{config.distill.temperature}; leave it at 1",
+    ),
+    (
+      untaught,
+      f"export.models names {untaught}, whom distill.teachers="
+      f"{tuple(config.distill.teachers)} does not teach",
+    ),
+  ]
+  for wrong, message in pairs:
+    if wrong:
+      raise ConfigError(message)
+
+
+def _check_model(model: ml_collections.ConfigDict) -> None:
+  known = models.option_names(model.name)
+  for key in ("stem", "patch", "remat"):
+    if model[key] and key not in known:
+      fitting = [n for n in models.MODELS if key in models.option_names(n)]
+      raise ConfigError(
+        f"model.{key}={model[key]!r} does not fit model.name={model.name!r}; "
+        f"it fits {', '.join(fitting)}"
+      )
+  if model.pretrained is not None and model.name in models.UNPUBLISHED:
+    raise ConfigError(
+      f"model.pretrained={model.pretrained!r} does not fit model.name="
+      f"{model.name!r}, for which nobody publishes weights"
+    )
