@@ -32,7 +32,7 @@ class Clock(NamedTuple):
   def epochs(self, tick: int) -> int | float:
     """Finished epochs after `tick`, whole ones as whole numbers."""
     epochs = self.ends[tick - 1] / self.steps_per_epoch
-    return int(epochs) if epochs.is_integer() else epochs
+    return int(epochs) if epochs.is_integer() else round(epochs, 4)
 
 
 def make_clock(

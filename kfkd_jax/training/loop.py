@@ -19,9 +19,10 @@ from etils import epath
 from kfkd_jax import checkpoints, files, parallel
 from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
+from kfkd_jax.training import clock as clock_lib
 from kfkd_jax.training import memory
 from kfkd_jax.training import step as step_lib
-from kfkd_jax.training.clock import Clock, make_clock
+from kfkd_jax.training.clock import Clock
 from kfkd_jax.training.objective import Objective
 from kfkd_jax.training.state import TrainState, init_state, put
 from kfkd_jax.training.termination import Terminated, Termination
@@ -180,7 +181,7 @@ def train(
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
   ):
     stores = _open_stores(run, splits, recipe)
-    clock = _make_clock(recipe, len(training_set["label"]))
+    clock = make_clock(recipe, len(training_set["label"]))
     start = _initial_state(
       recipe, objective, seeds, training_set, init_from, mesh
     )
@@ -310,8 +311,9 @@ def _batches(
     yield {"index": index[place], "weight": weight[place], "position": position}
 
 
-def _make_clock(recipe: Recipe, count: int) -> Clock:
-  return make_clock(
+def make_clock(recipe: Recipe, count: int) -> Clock:
+  """The clock of a run on `count` training examples."""
+  return clock_lib.make_clock(
     recipe.epochs,
     order.num_batches(count, recipe.batch_size),
     every=recipe.history_every,
