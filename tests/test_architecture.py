@@ -18,6 +18,7 @@ ROOMS = (
   "forgetting",
   "fusion",
   "losses",
+  "relabelling",
   "history",
   "averaging",
   "theory",
