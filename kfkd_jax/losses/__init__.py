@@ -9,7 +9,10 @@ only the last axis matters, any leading axes do in place of B, none too.
 from kfkd_jax.losses.basic import (
   cross_entropy,
   distillation,
+  early_learning,
+  generalised_cross_entropy,
   hard_targets,
+  symmetric_cross_entropy,
   temper,
 )
 from kfkd_jax.losses.relations import (
@@ -35,11 +38,14 @@ __all__ = [
   "cross_entropy",
   "decoupled_distillation",
   "distillation",
+  "early_learning",
   "extrapolated_targets",
+  "generalised_cross_entropy",
   "hard_targets",
   "partial_targets",
   "relational_angles",
   "relational_distances",
   "standardized_distillation",
+  "symmetric_cross_entropy",
   "temper",
 ]
