@@ -251,6 +251,23 @@ def make_predict_step(
   return predict
 
 
+def make_feature_step(
+  module: nn.Module, views: Views
+) -> Callable[[Any, chex.Array, chex.Array], chex.Array]:
+  """Builds `read(variables, images, index) -> features` for one device."""
+
+  def read(variables, images, index):
+    _, seen = module.apply(
+      variables,
+      views.clean(images[index]),
+      train=False,
+      mutable=["intermediates"],
+    )
+    return seen["intermediates"]["features"][0].astype(jnp.float32)
+
+  return read
+
+
 def eval_apply(module: nn.Module) -> Callable[[Any, chex.Array], chex.Array]:
   """`module` as a pure function `(variables, images) -> logits`, eval mode."""
 
@@ -321,6 +338,8 @@ def _updated(state, optimizer, grads, batch_stats, average_decay):
 def _sums(learnt: _Lesson, batch, variables, opened) -> StepMetrics:
   labels, count = batch["label"], jnp.sum(batch["weight"])
   logits = learnt.logits
+  if logits.ndim == 3:  # several networks at once: the first one counts
+    logits = logits[:, 0]
   if labels.ndim == logits.ndim:  # mixed labels count by their larger part
     labels = jnp.argmax(labels, -1)
   correct = (jnp.argmax(logits, -1) == labels) * batch["weight"]
