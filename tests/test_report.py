@@ -73,6 +73,7 @@ def make_task(rng, *, num_classes, channels, noisy, halved):
     transition=None,
     splits=parts,
     folds=folds,
+    rest=parts["train"].images[:0],
   )
 
 

@@ -347,7 +347,7 @@ def test_an_open_gate_adds_the_teacher_and_a_shut_one_does_not(tmp_path):
     found, reports = train(tmp_path / f"b{threshold}", "", lesson=gated)
     assert_close(found, expected)
     for report in reports:
-      assert report["fit/gate"] == pytest.approx(threshold < 0)
+      assert report["fit/gate"] == pytest.approx(float(threshold < 0))
 
 
 def test_the_unlabelled_learn_from_the_teacher_alone():

@@ -20,9 +20,15 @@ from kfkd_jax.training import clock
 DTYPES = ("float32", "bfloat16")
 STORE_DTYPES = ("float32", "float16")
 TEACHERS = ("kf", "mixture")
+STRATEGIES = (
+  "air", "air_soft", "air_previous", "ps_kd", "self_adaptive", "mutual",
+  "online_fusion", "sckd", "dkd", "dist", "standardized_kd", "relational_kd",
+  "xi_kd", "partial_kd", "agreement_kd", "propagation",
+)  # fmt: skip
 METHODS = (
   "uniform_soup", "greedy_soup", "swa", "snapshot", "fge",
   "independent_equal_budget", "gce", "sce", "elr", "label_smoothing", "mixup",
+  *STRATEGIES,
 )  # fmt: skip
 ROWS = (
   "final", "horizontal", "fixed_jumps", "random_epochs", "best_epoch",
@@ -108,6 +114,34 @@ def _baseline_rules() -> list[Rule]:
   ]
 
 
+def _strategy_rules() -> list[Rule]:
+  return [
+    _one_of("strategy.teacher", TEACHERS),
+    _between("strategy.label_weight", 0, 100),
+    _between("strategy.temperature", 1e-2, 100),
+    *[
+      _between(f"strategy.{key}", 0, 1)
+      for key in (
+        "air_share", "ps_kd_share", "self_adaptive_start",
+        "self_adaptive_decay",
+      )
+    ],
+    _between("strategy.sckd_threshold", -1, 1),
+    *[
+      (
+        f"strategy.{name}_weights",
+        "two numbers, 0 or more",
+        lambda v: _are_numbers(v, 2) and min(v) >= 0,
+      )
+      for name in ("dkd", "dist", "rkd")
+    ],
+    _between("strategy.standardized_weight", 0, 1e3),
+    _between("strategy.xi", 0, 100),
+    _between("strategy.neighbours", 1, 10**4),
+    _between("strategy.propagation_decay", 0, 0.9999),
+  ]  # fmt: skip
+
+
 def _are_numbers(values: Any, count: int) -> bool:
   return len(values) == count and all(
     isinstance(v, (int, float)) and math.isfinite(v) for v in values
@@ -185,6 +219,10 @@ def _rules() -> list[Rule]:
     _between("distill.alpha", 0, 100),
     _between("distill.temperature", 1e-2, 100),
     _between("distill.epochs", 1, 10**6),
+    _between("distill.rounds", 1, 1000),
+    _one_of("distill.rounds_stop", ("none", "accuracy", "nll")),
+    _one_of("distill.inputs", ("train", "extra", "both")),
+    ("distill.extra", "rest, or the name of a data set", lambda v: bool(v)),
     _between("compare.independent", 1, 1000),
     _some_of("compare.methods", METHODS),
     _some_of("compare.temperature", ROWS),
@@ -192,6 +230,7 @@ def _rules() -> list[Rule]:
     _between("compare.views", 2, 1000),
     _at_least("compare.patience", 1),
     *_baseline_rules(),
+    *_strategy_rules(),
     _between("compare.bootstrap_samples", 100, 10**6),
     _between("compare.level", 0.5, 0.9999),
     _between("report.num_examples", 0, 1000),
@@ -252,7 +291,13 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
   untaught = sorted(
     set(config.export.models or ()) - {"final", *TEACHERS, *taught}
   )
+  distill = config.distill
   pairs = [
+    (
+      distill.rounds == 1 and distill.rounds_stop != "none",
+      f"distill.rounds_stop={distill.rounds_stop!r} needs distill.rounds above "
+      "1; it is 1",
+    ),
     (
       kind in ("none", "field") and noise.rate,
       f"noise.kind={kind!r} takes no rate but noise.rate={noise.rate}; set "

@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
@@ -45,7 +46,8 @@ class Lesson(NamedTuple):
 
   Attributes:
     objective: what it learns.
-    extra: more arrays `[N, ...]` of the training set that the loss reads.
+    extra: more arrays `[N, ...]` of the training set that the loss reads, and
+      `image` and `label` where it is not the task's.
     frozen: arrays for the objective's targets.
     review: what to learn from next, given what was predicted so far.
   """
@@ -69,6 +71,7 @@ class Plan(NamedTuple):
     init: makes `{"params", "batch_stats"}` to start from; None starts as
       configured.
     keep_history: keep checkpoints as configured, not only the last.
+    module: makes the module to train from the configured one.
   """
 
   name: str
@@ -78,6 +81,7 @@ class Plan(NamedTuple):
   changes: Mapping[str, Any] = types.MappingProxyType({})
   init: Callable[[], dict[str, Any]] | None = None
   keep_history: bool = False
+  module: Callable[[nn.Module], nn.Module] = lambda module: module
 
 
 def supervised(config: ml_collections.ConfigDict) -> Lesson:
@@ -95,6 +99,11 @@ def run_names(config: ml_collections.ConfigDict, name: str) -> list[str]:
   """The folders that training the run `name` makes."""
   averages = config.train.average_decay is not None
   return [name, f"{name}_ema"] if averages else [name]
+
+
+def origin(workdir: epath.Path, name: str) -> str:
+  """What stands for all that the run `name` was trained from."""
+  return files.read_json(run_path(workdir, name) / "inputs.json")["digest"]
 
 
 def contents(run: epath.Path) -> list[str]:
@@ -141,15 +150,26 @@ def train(
   if all(is_whole(run_path(workdir, name)) for name in names):
     return
   task = experiment.load_task(config)
-  recipe = experiment.make_recipe(config, task, keep_history=plan.keep_history)
   lesson = plan.lesson()
+  examples = {
+    "image": task.images,
+    "label": task.given,
+    **(lesson.extra or {}),
+  }
+  recipe = experiment.make_recipe(
+    config,
+    task,
+    keep_history=plan.keep_history,
+    num_train=len(examples["label"]),
+  )
+  recipe = recipe._replace(module=plan.module(recipe.module))
   seeds = experiment.seeds_for(config, plan.member)
   with Progress(run, plan.name, tensorboard=config.runtime.tensorboard) as show:
     trained = loop.train(
       run,
       recipe,
       lesson.objective,
-      {"image": task.images, "label": task.given, **(lesson.extra or {})},
+      examples,
       experiment.predicted_splits(config, task),
       seeds=seeds,
       mesh=parallel.data_mesh(),
@@ -251,10 +271,14 @@ def read_members(
   return stacked, np.asarray(weights)[members]
 
 
-def template(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The shapes of the configured network's variables."""
+def template(
+  config: ml_collections.ConfigDict,
+  *,
+  module: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> dict[str, Any]:
+  """The shapes of a network's variables, of the configured one or a plan's."""
   task = experiment.load_task(config)
-  module = experiment.make_module(config, task)
+  network = module(experiment.make_module(config, task))
   return jax.eval_shape(
-    lambda: models.init(module, jax.random.key(0), task.images[:1])
+    lambda: models.init(network, jax.random.key(0), task.images[:1])
   )

@@ -146,14 +146,14 @@ def cached_distillation(
 ) -> Objective:
   """Distils `teacher_probs` that the training set carries.
 
-  Examples whose `unlabelled` the training set carries as 1 learn from the
+  Where it carries `unlabelled` too, examples whose entry is 1 learn from the
   teacher alone, whatever alpha is.
   """
 
   def loss(logits, batch):
     share = alpha
     if "unlabelled" in batch:
-      share = jnp.where(batch["unlabelled"] > 0, 1.0, alpha)
+      share = alpha + (1 - alpha) * batch["unlabelled"]
     return losses.distillation(
       logits,
       batch["teacher_probs"],

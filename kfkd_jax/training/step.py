@@ -309,7 +309,7 @@ def _mixed(
   everyone = {
     name: lax.all_gather(value, DATA_AXIS, tiled=True)
     for name, value in batch.items()
-    if name in ("image", "label", "teacher_probs")
+    if name in ("image", "label", "teacher_probs", "unlabelled")
   }
   size = everyone["image"].shape[0]
   partner = (batch["position"] + 1) % size
