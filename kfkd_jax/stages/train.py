@@ -18,6 +18,8 @@ def artefacts(config: ml_collections.ConfigDict) -> list[str]:
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
   task = experiment.load_task(config)
+  if config.distill.inputs != "train":
+    experiment.extra_images(config)  # what is missing shows before training
   splits.write_ledger(workdir / "noise.npz", task.ledger)
   plan = networks.Plan(
     experiment.TEACHER,
