@@ -130,7 +130,10 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
     ({"strategy__teacher": "final"}, "strategy.teacher='final' .*mixture"),
     ({"strategy__air_share": "1.5"}, "strategy.air_share=1.5 .*0 to 1"),
     ({"strategy__dkd_weights": "1"}, "strategy.dkd_weights=.*two numbers"),
-    ({"strategy__rkd_weights": "1,-1"}, "strategy.rkd_weights=.*0 or more"),
+    (
+      {"strategy__relational_weights": "1,-1"},
+      "strategy.relational_weights=.*0 or more",
+    ),
     ({"strategy__propagation_decay": "1"}, "propagation_decay=1.0 .*0.9999"),
   ],
 )

@@ -160,7 +160,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.strategy.sckd_by_group = False  # decide for each group of parameters
   c.strategy.dkd_weights = (1.0, 8.0)  # of the label's class, of the others
   c.strategy.dist_weights = (2.0, 2.0)  # between classes, between examples
-  c.strategy.rkd_weights = (25.0, 50.0)  # of distances, of angles
+  c.strategy.relational_weights = (25.0, 50.0)  # of distances, of angles
   c.strategy.standardized_weight = 9.0
   c.strategy.xi = 1.5  # xi_kd: share of the teacher; above 1, away from labels
   c.strategy.neighbours = 20  # propagation: of each example

@@ -133,7 +133,7 @@ def _strategy_rules() -> list[Rule]:
         "two numbers, 0 or more",
         lambda v: _are_numbers(v, 2) and min(v) >= 0,
       )
-      for name in ("dkd", "dist", "rkd")
+      for name in ("dkd", "dist", "relational")
     ],
     _between("strategy.standardized_weight", 0, 1e3),
     _between("strategy.xi", 0, 100),

@@ -177,7 +177,7 @@ def _with_targets(
 def _relational(config, teaching: Teaching) -> networks.Lesson:
   lesson = taught.relational(
     label_weight=config.strategy.label_weight,
-    weights=config.strategy.rkd_weights,
+    weights=config.strategy.relational_weights,
   )
   return networks.Lesson(
     lesson, extra={"teacher_features": _features(config, teaching)}
@@ -278,7 +278,7 @@ TAUGHT: dict[str, Method] = {
     ),
   ),
   "relational_kd": _taught(
-    "relational_kd", (*_BESIDE, "rkd_weights"), _relational
+    "relational_kd", (*_BESIDE, "relational_weights"), _relational
   ),
   "xi_kd": _taught(
     "xi_kd",
