@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import chex
+from typing import Any
+
 import jax
 import optax
 
@@ -47,7 +48,7 @@ def make_schedule(
   return optax.join_schedules([rise, main], [warmup_steps])
 
 
-def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:
+def decay_mask(params: Any) -> Any:
   """True for matrices and kernels, False for biases and norm parameters."""
   return jax.tree.map(lambda x: x.ndim > 1, params)
 
