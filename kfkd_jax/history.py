@@ -40,7 +40,8 @@ def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
     )
   if not checkpoints:
     raise ValueError("checkpoints must hold at least one; got none.")
-  first, structure = _leaves(checkpoints[0]), jax.tree.structure(checkpoints[0])
+  first = _leaves(checkpoints[0])
+  structure: Any = jax.tree.structure(checkpoints[0])
   for index, checkpoint in enumerate(checkpoints):
     _check_same_leaves(first, _leaves(checkpoint), index)
     if jax.tree.structure(checkpoint) != structure:

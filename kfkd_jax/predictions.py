@@ -6,9 +6,7 @@ which is all that `forgetting` and `fusion` ask for, so histories larger than
 memory need nothing special. Files carry checksums, verified on read.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from etils import epath
@@ -44,7 +42,7 @@ class PredictionStore:
     *,
     num_classes: int,
     dtype: str = "float32",
-  ) -> PredictionStore:
+  ) -> Self:
     """Makes an empty store, or opens one made for the same examples."""
     path = epath.Path(path)
     if not (path / "examples.npz").exists():

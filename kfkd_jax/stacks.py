@@ -135,11 +135,15 @@ def check_rows(name: str, probs: Any) -> None:
   """
   if isinstance(probs, jax.core.Tracer) or 0 in np.shape(probs):
     return
+  if isinstance(probs, jax.Array) and not probs.is_fully_addressable:
+    return
   rows = probs if hasattr(probs, "ndim") else np.asarray(probs)
-  while rows.ndim > 2:
-    rows = rows[-1]
-  rows = rows[:: max(1, len(rows) // _SAMPLED_ROWS)] if rows.ndim == 2 else rows
-  rows = np.asarray(rows, np.float32)
+  with jax.ensure_compile_time_eval():  # a constant inside jit has values too
+    while rows.ndim > 2:
+      rows = rows[-1]
+    if rows.ndim == 2:
+      rows = rows[:: max(1, len(rows) // _SAMPLED_ROWS)]
+    rows = np.asarray(rows, np.float32)
   sums, low = rows.sum(axis=-1), rows.min()
   off = np.where(rows.any(axis=-1), np.abs(sums - 1), 0)
   if low < 0 or np.any(off > _SUM_ROUNDING):  # both false of a nan
