@@ -55,7 +55,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
   protocol_version = "HTTP/1.1"
 
-  def do_GET(self):  # noqa: N802
+  def do_GET(self):
     path, query = self._parsed()
     name = path.partition("/o/")[2]
     if not name:
@@ -67,14 +67,14 @@ class Server(http.server.BaseHTTPRequestHandler):
     else:
       self._content(Bucket.store[f"/bucket/{name}"].getvalue())
 
-  def do_POST(self):  # noqa: N802
+  def do_POST(self):
     _, query = self._parsed()
     body = self.rfile.read(int(self.headers["Content-Length"]))
     Bucket().pipe_file(f"/bucket/{query['name']}", body)
     content = {"name": query["name"], "generation": str(_stamp(query["name"]))}
     self._send(200, json.dumps(content).encode())
 
-  def do_DELETE(self):  # noqa: N802
+  def do_DELETE(self):
     path, _ = self._parsed()
     Bucket.store.pop(f"/bucket/{path.partition('/o/')[2]}", None)
     self._send(204, b"")
@@ -198,9 +198,10 @@ TINY = (
   "--config.augment.pad=0",
   "--config.augment.cutout=0",
   "--config.compare.independent=1",
-  "--config.compare.bootstrap_samples=50",
+  "--config.compare.bootstrap_samples=100",
   "--config.distill.teachers=('kf',)",
   "--config.runtime.compilation_cache=False",
+  "--debug",
 )
 
 

@@ -9,6 +9,9 @@ import sys
 import jax
 import pytest
 
+from kfkd_jax import models
+from kfkd_jax.data import builders
+
 PAGE = pathlib.Path(__file__).parent.parent / "colabs" / "recipes.md"
 PARTS = {
   part.partition("\n")[0]: part for part in PAGE.read_text().split("\n## ")[1:]
@@ -64,3 +67,20 @@ def test_recipes_are_formatted_as_all_code():
       text=True,
       cwd=PAGE.parent.parent,
     )
+
+
+GUIDE = (PAGE.parent.parent / ".github" / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["A model", "A data set", "A strategy"])
+def test_what_contributing_shows_runs(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  # What the examples register is taken out again.
+  monkeypatch.setitem(models.MODELS, "tiny", None)
+  monkeypatch.setitem(builders.BUILDERS, "stripes", None)
+  text = GUIDE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+  program = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+  names = {"__name__": "shown"}
+  with jax.numpy_rank_promotion("allow"):
+    exec(program, names)
+  assert re.search(r"^assert ", program, re.M)
