@@ -10,6 +10,7 @@ from kfkd_jax import (
   label_noise,
   losses,
   metrics,
+  statistics,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
   "label_noise",
   "losses",
   "metrics",
+  "statistics",
 ]

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "kfkd_jax"
 ROOMS = (
   "label_noise",
   "metrics",
+  "statistics",
   "stacks",
   "forgetting",
   "fusion",

@@ -5,6 +5,7 @@ A config file is a Python file with `get_config(args="")` that changes
 `--config.section.key=value`. A key that is not in `keys.py` does not exist.
 """
 
+from kfkd_jax.config.grid import Axis, parse_grid
 from kfkd_jax.config.keys import default_config
 from kfkd_jax.config.reading import (
   load_config,
@@ -19,12 +20,14 @@ from kfkd_jax.config.tree import ConfigError, names
 
 __all__ = [
   "TEACHERS",
+  "Axis",
   "ConfigError",
   "default_config",
   "load_config",
   "names",
   "override",
   "parse_arguments",
+  "parse_grid",
   "read",
   "subset",
   "to_json",

@@ -74,7 +74,7 @@ STAGES: dict[str, Stage] = {
     compare.run,
     keys=("compare",),
     needs=("train", "fuse", "distill"),
-    artefacts=lambda config: ("results.jsonl",),
+    artefacts=lambda config: ("results.jsonl", "hits.npz"),
   ),
   "report": Stage(
     report.run,
