@@ -270,8 +270,8 @@ def _sweep(options, config, workdir) -> int:
   print(outcome.table)
   if outcome.busy:
     print(
-      f"\n{len(outcome.busy)} cells are at work elsewhere, such as "
-      f"{outcome.busy[0]}; `kfkd sweep --only-table` shows them once they are "
+      f"\nunder way elsewhere: {len(outcome.busy)}, such as "
+      f"{outcome.busy[0]}; `kfkd sweep --only-table` shows all once they are "
       "done"
     )
   for name, error in outcome.failed.items():
