@@ -7,6 +7,7 @@ A config file is a Python file with `get_config(args="")` that changes
 
 from kfkd_jax.config.grid import Axis, parse_grid
 from kfkd_jax.config.keys import default_config
+from kfkd_jax.config.protocols import PROTOCOLS, set_protocol
 from kfkd_jax.config.reading import (
   load_config,
   override,
@@ -19,6 +20,7 @@ from kfkd_jax.config.rules import TEACHERS, validate
 from kfkd_jax.config.tree import ConfigError, names
 
 __all__ = [
+  "PROTOCOLS",
   "TEACHERS",
   "Axis",
   "ConfigError",
@@ -29,6 +31,7 @@ __all__ = [
   "parse_arguments",
   "parse_grid",
   "read",
+  "set_protocol",
   "subset",
   "to_json",
   "validate",
