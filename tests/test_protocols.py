@@ -37,7 +37,7 @@ def test_protocols_set_who_selects_and_leave_the_rest():
 
 
 def test_unknown_protocol():
-  with pytest.raises(config_lib.ConfigError, match="'peper' .*paper, pract"):
+  with pytest.raises(config_lib.ConfigError, match=r"'peper' .*paper, pract"):
     configured("peper")
 
 
