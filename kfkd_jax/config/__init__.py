@@ -9,6 +9,7 @@ from kfkd_jax.config.grid import Axis, parse_grid
 from kfkd_jax.config.keys import default_config
 from kfkd_jax.config.protocols import PROTOCOLS, set_protocol
 from kfkd_jax.config.reading import (
+  changed,
   load_config,
   override,
   parse_arguments,
@@ -24,6 +25,7 @@ __all__ = [
   "TEACHERS",
   "Axis",
   "ConfigError",
+  "changed",
   "default_config",
   "load_config",
   "names",
