@@ -41,6 +41,15 @@ def test_arguments_of_config_files():
   assert (config.noise.kind, config.noise.rate) == ("pair", 0.25)
 
 
+def test_changed_copies_know_the_types_of_keys_that_are_none():
+  config = config_lib.default_config()
+  own = config_lib.changed(config, {"model.width": 8, "data.dir": "3"})
+  assert (own.model.width, own.data.dir) == (8, "3")
+  assert (config.model.width, config.data.dir) == (None, None)
+  with pytest.raises(config_lib.ConfigError, match="model.width='a' has type"):
+    config_lib.changed(config, {"model.width": "a"})
+
+
 def test_one_recipe_for_both_cifars():
   path = next(p for p in CONFIGS if p.name == "cifar.py")
   ten, hundred = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 import json
 import warnings
@@ -108,11 +109,11 @@ def changed(
   config: ml_collections.ConfigDict, changes: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
   """A validated copy with other values for some dotted keys."""
-  copy = ml_collections.ConfigDict(config.to_dict())
+  own = copy.deepcopy(config)  # with the types of keys that are None
   for key, value in changes.items():
-    override(copy, key, value if isinstance(value, str) else repr(value))
-  rules.validate(copy)
-  return copy
+    override(own, key, value if isinstance(value, str) else repr(value))
+  rules.validate(own)
+  return own
 
 
 def subset(
