@@ -8,7 +8,6 @@ and a cell that is finished or held is passed over.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import itertools
 import time
@@ -174,12 +173,9 @@ def _cells(config: ml_collections.ConfigDict, plan: Plan) -> Iterator[Cell]:
   keys = [axis.key for axis in plan.axes]
   for seed in plan.seeds:
     for values in itertools.product(*(axis.values for axis in plan.axes)):
-      own = copy.deepcopy(config)
-      own.seed = seed
-      for key, value in zip(keys, values, strict=True):
-        config_lib.override(own, key, value)
-      config_lib.validate(own)
-      point = tuple(f"{k}={v}" for k, v in zip(keys, values, strict=True))
+      changes = dict(zip(keys, values, strict=True))
+      own = config_lib.changed(config, {**changes, "seed": seed})
+      point = tuple(f"{key}={value}" for key, value in changes.items())
       yield Cell(point, own)
 
 
