@@ -46,7 +46,7 @@ def test_changed_copies_know_the_types_of_keys_that_are_none():
   own = config_lib.changed(config, {"model.width": 8, "data.dir": "3"})
   assert (own.model.width, own.data.dir) == (8, "3")
   assert (config.model.width, config.data.dir) == (None, None)
-  with pytest.raises(config_lib.ConfigError, match="model.width='a' has type"):
+  with pytest.raises(config_lib.ConfigError, match=r"model.width='a' has type"):
     config_lib.changed(config, {"model.width": "a"})
 
 
