@@ -268,12 +268,8 @@ def _sweep(options, config, workdir) -> int:
     against=against,
   )
   print(outcome.table)
-  if outcome.busy:
-    print(
-      f"\nunder way elsewhere: {len(outcome.busy)}, such as "
-      f"{outcome.busy[0]}; `kfkd sweep --only-table` shows all once they are "
-      "done"
-    )
+  for name, holder in outcome.busy.items():
+    print(f"kfkd: {name} is under way elsewhere: {holder}", file=sys.stderr)
   for name, error in outcome.failed.items():
     print(f"kfkd: {name} failed: {error}", file=sys.stderr)
   return _FAILED if outcome.failed else 0

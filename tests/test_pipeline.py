@@ -13,7 +13,7 @@ from etils import epath
 from kfkd_jax import cli, files, fusion, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.data import splits
-from kfkd_jax.stages import compare, distill, experiment, networks
+from kfkd_jax.stages import compare, distill, experiment, networks, tables
 
 METHODS = {
   "final",
@@ -289,8 +289,16 @@ def test_half_of_test_selects_three_times(tmp_path):
   assert student["selected_on"] == "test half (clean labels)"
   assert "ema" in {row["method"] for row in rows}
   assert list((tmp_path / "runs" / "teacher" / "tensorboard").iterdir())
-  for fold in experiment.load_task(config).folds:
+  hits = compare.read_hits(epath.Path(tmp_path))
+  for f, fold in enumerate(experiment.load_task(config).folds):
     assert not set(fold.select_rows) & set(fold.test_rows)
+    assert np.flatnonzero(hits.tested[f]).tolist() == list(fold.test_rows)
+  run_ = tables.Run(rows, hits)
+  for summary in tables.summarise([run_], num_samples=100):
+    own = [row for row in rows if row["method"] == summary["method"]]
+    for key in ("accuracy", "gain"):
+      mean = np.mean([row[key] for row in own])
+      assert summary[key] == pytest.approx(mean)
 
 
 def test_table_shows_every_row():

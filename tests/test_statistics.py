@@ -106,6 +106,17 @@ def test_sign_flips_by_enumeration(size):
     assert statistics.sign_flip_p_value(0, gains) == pytest.approx(expected)
 
 
+def test_equal_sums_count_as_equal_however_they_round():
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    points = rng.integers(-9, 10, 7)
+    signs = itertools.product((1, -1), repeat=7)
+    sums = [abs(sum(s * int(p) for s, p in zip(row, points))) for row in signs]
+    expected = np.mean(np.array(sums) >= abs(int(points.sum())))
+    found = statistics.sign_flip_p_value(0, points / 300)
+    assert found == pytest.approx(expected)
+
+
 def test_sign_flips_agree_with_scipy():
   gains = np.array([0.3, -0.1, 0.2, 0.5, 0.1, -0.05, 0.2])
   other = stats.permutation_test(

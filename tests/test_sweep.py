@@ -86,7 +86,7 @@ def test_seeds_alone_have_a_folder_each_and_run_once(cells):
   assert cells.ran == ["seed-0", "seed-1", "seed-2"]
   assert "### 3 seeds" in outcome.table
   assert "| final | 50.00 ± 0.00 |" in outcome.table
-  assert outcome.failed == {} and outcome.busy == []
+  assert outcome.failed == outcome.busy == {}
   note = files.read_json(cells.root / "sweep.json")
   assert note == {"axes": [], "seeds": [0, 1, 2]}
   assert (cells.root / "table.md").read_text() == outcome.table + "\n"
@@ -221,19 +221,20 @@ def test_held_cell_is_passed_over_and_looked_at_again(cells):
   with contextlib.ExitStack() as elsewhere:
     elsewhere.enter_context(lock.held(cells.root / "seed-0"))
     outcome = go(cells, num_seeds=2)
-    assert (cells.ran, outcome.busy) == (["seed-1"], ["seed-0"])
+    assert (cells.ran, list(outcome.busy)) == (["seed-1"], ["seed-0"])
+    assert "is at work in" in outcome.busy["seed-0"]
     assert "### 1 of 2 seeds" in outcome.table
     # Let go while the last cell runs: this command takes it in the end.
     cells.on_run = lambda name: name == "seed-2" and elsewhere.close()
     outcome = go(cells, num_seeds=3)
   assert cells.ran == ["seed-1", "seed-2", "seed-0"]
-  assert outcome.busy == [] and "### 3 seeds" in outcome.table
+  assert outcome.busy == {} and "### 3 seeds" in outcome.table
 
 
 def test_finished_cell_may_be_held(cells):
   go(cells, num_seeds=1)
   with lock.held(cells.root / "seed-0"):
-    assert go(cells).busy == []
+    assert go(cells).busy == {}
 
 
 def test_interrupt_is_no_failure(cells):
@@ -278,9 +279,9 @@ def test_command_line(cells, capsys):
   assert code == 2
   assert "--against='swa' is no method of this sweep; there are final" in err
   with lock.held(cells.root / "noise.kind=pair/noise.rate=0.2/seed-1"):
-    code, out, _ = kfkd(capsys, where)
+    code, _, err = kfkd(capsys, where)
   assert code == 0
-  assert "under way elsewhere: 1, such as noise.kind=pair/" in out
+  assert "seed-1 is under way elsewhere: process" in err
   cells.failing = {}
   assert kfkd(capsys, where)[0] == 0
 

@@ -67,12 +67,12 @@ class Outcome(NamedTuple):
   Attributes:
     table: of all finished cells.
     failed: the error of each cell that failed, by name.
-    busy: cells that other programs hold.
+    busy: who holds each cell that another program is at work in, by name.
   """
 
   table: str
   failed: dict[str, str]
-  busy: list[str]
+  busy: dict[str, str]
 
 
 def run(
@@ -97,24 +97,25 @@ def run(
   cells = list(_cells(config, wanted))
   old_errors = {cell.name: _error_of(workdir, cell) for cell in cells}
   failed: dict[str, str] = {}
+  busy: dict[str, str] = {}
   while cells:
-    busy = []
+    busy = {}
     for cell in cells:
       error = _error_of(workdir, cell)
       if error is None or error == old_errors[cell.name]:
         # Else it failed just now, under another command of this sweep.
         try:
           error = _run_cell(cell, workdir / cell.name)
-        except lock.LockedError:
-          busy.append(cell)
+        except lock.LockedError as held:
+          busy[cell.name] = str(held)
           continue
       if error is not None:
         failed[cell.name] = error.splitlines()[0]
     if len(busy) == len(cells):
       break
-    cells = busy
+    cells = [cell for cell in cells if cell.name in busy]
   table = _write_tables(config, workdir, noted, against)
-  return Outcome(table, failed, [cell.name for cell in cells])
+  return Outcome(table, failed, busy)
 
 
 def read_table(
