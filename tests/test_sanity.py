@@ -74,6 +74,16 @@ def test_rule_that_chooses_the_worst_fails():
   assert failed(worst, select, test) == {("random members", "kf")}
 
 
+@pytest.mark.parametrize(("behind", "passed"), [(1, True), (4, False)])
+def test_random_members_may_be_a_little_ahead(behind, passed):
+  """Of 100 points, the last of two checkpoints has 8 * `behind` more wrong."""
+  probs = np.tile(np.float32([0.9, 0.1]), (2, 100, 1))
+  probs[0, :20] = probs[1, : 20 + 8 * behind] = [0.1, 0.9]
+  select = sanity.Points(probs, np.zeros(100, int))
+  found = sanity._random(0, fusion.final_only(2), select, 20)
+  assert found.passed is passed
+
+
 def test_rule_that_does_not_keep_the_last_fails():
   select, test = points(0), points(1)
 

@@ -237,6 +237,14 @@ def test_finished_cell_may_be_held(cells):
     assert go(cells).busy == {}
 
 
+def test_sweep_that_another_program_holds_is_refused(cells, monkeypatch):
+  monkeypatch.setattr(sweep, "_PATIENCE", 0.1)
+  with lock.held(cells.root):
+    with pytest.raises(lock.LockedError, match="is at work in"):
+      go(cells, num_seeds=1)
+  assert cells.ran == []
+
+
 def test_interrupt_is_no_failure(cells):
   def interrupt(name):
     raise KeyboardInterrupt

@@ -228,8 +228,13 @@ def knows_nothing(
 def _random(
   seed: int, weights: np.ndarray, select: Points, num_draws: int
 ) -> Check:
-  """As many random checkpoints, on the points that chose KF's."""
+  """As many random checkpoints, on the points that chose KF's.
+
+  Random ones may come out a little ahead, where much is gained by averaging
+  and few labels, or noisy ones, choose: two standard errors are granted.
+  """
   chosen = select.accuracy(weights)
+  error = float(np.sqrt(chosen * (1 - chosen) / len(select.labels)))
   counts = len(weights), int(np.count_nonzero(weights))
   keys = jax.random.split(jax.random.key(seed), num_draws)
   drawn = [
@@ -239,9 +244,9 @@ def _random(
   return Check(
     "random members",
     "kf",
-    "chosen ones no worse where they were chosen",
-    f"accuracy {chosen:.4f}; random {_spread(drawn, '')}",
-    chosen >= float(np.mean(drawn)),
+    "chosen ones not clearly worse where they were chosen",
+    f"accuracy {chosen:.4f} ± {error:.4f}; random {_spread(drawn, '')}",
+    chosen + 2 * error >= float(np.mean(drawn)),
   )
 
 
