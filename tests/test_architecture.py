@@ -19,6 +19,7 @@ ROOMS = (
   "forgetting",
   "fusion",
   "losses",
+  "calibration",
   "history",
   "averaging",
   "theory",

@@ -12,8 +12,16 @@ from etils import epath
 
 from kfkd_jax import cli, files, fusion, stages
 from kfkd_jax import config as config_lib
+from kfkd_jax.config import rules
 from kfkd_jax.data import splits
-from kfkd_jax.stages import compare, distill, experiment, networks, tables
+from kfkd_jax.stages import (
+  compare,
+  distill,
+  experiment,
+  methods,
+  networks,
+  tables,
+)
 
 METHODS = {
   "final",
@@ -21,6 +29,7 @@ METHODS = {
   "fixed_jumps",
   "random_epochs",
   "best_epoch",
+  "early_stopping",
   "kf",
   "kf_one_step",
   "mixture",
@@ -166,6 +175,10 @@ def test_sanity_of_the_history(workdir, capsys):
   sure = ("identical checkpoints", "one checkpoint")
   assert all(c["passed"] for c in checks if c["name"] in sure)
   assert code == (0 if all(c["passed"] for c in checks) else 1)
+
+
+def test_configuration_and_methods_agree():
+  assert set(rules.METHODS) == set(methods.OPTIONAL)
 
 
 def test_rows_say_what_made_them(workdir, tmp_path):
