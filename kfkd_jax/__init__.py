@@ -37,6 +37,7 @@ from kfkd_jax import (
   label_noise,
   losses,
   metrics,
+  statistics,
 )
 from kfkd_jax.forgetting import (
   correctness,
@@ -102,5 +103,6 @@ __all__ = [
   "predict_checkpoints",
   "random_checkpoints",
   "stack_checkpoints",
+  "statistics",
   "symmetric",
 ]

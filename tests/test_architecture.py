@@ -15,6 +15,7 @@ ROOMS = (
   "stacks",
   "label_noise",
   "metrics",
+  "statistics",
   "forgetting",
   "fusion",
   "losses",
