@@ -91,7 +91,9 @@ class PredictionStore:
 
   def write(self, epoch: int, probs: np.ndarray) -> None:
     """Stores probabilities `[N, K]` after `epoch` finished epochs."""
-    expected = self.shape[1:]
+    # Without `shape`, which lists the folder: a run's time per epoch must not
+    # grow with its epochs.
+    expected = (len(self.labels), self._num_classes)
     if probs.shape != expected:
       raise ValueError(
         f"probs for {self.path} have shape {probs.shape}, not {expected}"
