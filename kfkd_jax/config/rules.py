@@ -107,6 +107,8 @@ def _rules() -> list[Rule]:
     _between("train.label_smoothing", 0, 1),
     _between("train.average_decay", 0, 1),
     _at_least("history.every", 1),
+    _at_least("history.keep", 2),
+    _one_of("history.dtype", DTYPES),
     _at_least("history.resume_every", 1),
     _between("predictions.batch_size", 1, 2**20),
     _one_of("predictions.dtype", STORE_DTYPES),
@@ -181,6 +183,7 @@ def shown(value: Any) -> str:
 def _check_pairs(config: ml_collections.ConfigDict) -> None:
   _check_model(config.model)
   noise, kind = config.noise, config.noise.kind
+  selection = config.selection
   taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
   untaught = sorted(
     set(config.export.models or ()) - {"final", *TEACHERS, *taught}
@@ -205,6 +208,14 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       and (config.selection.labels == "clean" or kind not in _HAS_TRANSITION),
       "fuse.transition='known' needs selection.labels='noisy' and a noise.kind "
       f"with a matrix, got {config.selection.labels!r} and {kind!r}",
+    ),
+    (
+      config.history.keep is not None
+      and (selection.source, selection.labels) != ("train", "clean"),
+      f"history.keep={config.history.keep} judges by clean labels of points "
+      "carved from train; it needs selection.source='train' and "
+      f"selection.labels='clean', got {selection.source!r} and "
+      f"{selection.labels!r}",
     ),
     (
       config.optim.warmup_epochs >= config.train.epochs,

@@ -152,7 +152,13 @@ def _history_entries(config, workdir, number: int) -> list[Entry]:
   test = networks.predictions(workdir, experiment.TEACHER, "test")
   chosen = files.read_json(workdir / "fusion.json")["folds"][number]["methods"]
   kf = fuse.weights_of(workdir, "kf", number)
-  unchosen = _unchosen(config, len(test), np.count_nonzero(kf), number)
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  unchosen = {
+    method: fuse.over_all(weights, kept, len(test))
+    for method, weights in _unchosen(
+      config, len(kept), np.count_nonzero(kf), number
+    ).items()
+  }
   best, best_gain = _best_epoch(config, workdir, fold)
   selecting = {
     "best_epoch": (best, best_gain),
@@ -192,10 +198,11 @@ def _best_epoch(config, workdir, fold) -> tuple[np.ndarray, float]:
   labels = experiment.selection_labels(
     config, experiment.load_task(config), fold
   )
-  correct = forgetting.correctness(Subset(store, fold.select_rows), labels)
-  accuracy = np.asarray(correct).mean(1)
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  chosen = Subset(store, fold.select_rows, kept)
+  accuracy = np.asarray(forgetting.correctness(chosen, labels)).mean(1)
   gain = float(accuracy.max() - accuracy[-1])
-  return fusion.best_checkpoint(accuracy), gain
+  return fuse.over_all(fusion.best_checkpoint(accuracy), kept, len(store)), gain
 
 
 def _network_entries(config, workdir) -> list[Entry]:

@@ -273,7 +273,7 @@ def make_recipe(
     config: the configuration.
     task: its data.
     epochs: None for `train.epochs`.
-    keep_history: keep checkpoints as `history.every` says, not only the last.
+    keep_history: keep checkpoints as `history` says, not only the last.
   """
   epochs = config.train.epochs if epochs is None else epochs
   steps = -(-len(task.given) // config.train.batch_size)
@@ -302,6 +302,8 @@ def make_recipe(
     batch_size=config.train.batch_size,
     average_decay=config.train.average_decay,
     history_every=config.history.every if keep_history else epochs,
+    history_dtype=config.history.dtype if keep_history else "float32",
+    history_keep=config.history.keep if keep_history else None,
     resume_every=config.history.resume_every,
     evaluation_batch=config.predictions.batch_size,
     prediction_dtype=config.predictions.dtype,

@@ -32,6 +32,8 @@ TRAINING_KEYS = (
   "optim",
   "train",
   "history.every",
+  "history.keep",
+  "history.dtype",
   "predictions",
   "selection.source",
   "selection.num",
@@ -226,18 +228,30 @@ def read_members(
     Stacked variables `[M, ...]` and their weights `[M]`.
   """
   path = run_path(workdir, name) / "history"
+  epochs = predictions(workdir, name, "test").epochs
+  members = np.flatnonzero(weights)
   with checkpoints.Checkpoints(path) as history:
-    epochs = history.steps()
-    if len(epochs) != len(weights):
+    kept = history.steps()
+    if len(epochs) != len(weights) or not {epochs[m] for m in members} <= {
+      *kept
+    }:
       raise ValueError(
-        f"{path} holds {len(epochs)} checkpoints but there are {len(weights)} "
-        "weights; run the fuse stage again"
+        f"{path} holds {len(kept)} checkpoints of {len(epochs)} epochs, which "
+        f"{len(members)} of {len(weights)} weights do not fit; run the fuse "
+        "stage again"
       )
-    members = np.flatnonzero(weights)
     stacked = history.restore_stacked(
       [epochs[m] for m in members], template(config)
     )
   return stacked, np.asarray(weights)[members]
+
+
+def kept_checkpoints(workdir: epath.Path, name: str) -> np.ndarray:
+  """Places in a run's stored predictions whose networks are kept, `i64[M]`."""
+  history = run_path(workdir, name) / "history"
+  epochs = predictions(workdir, name, "test").epochs
+  kept = {int(p.name) for p in _filled(history) if p.name.isdigit()}
+  return np.flatnonzero([epoch in kept for epoch in epochs])
 
 
 def template(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from etils import epath
 from kfkd_jax import checkpoints, files, parallel
 from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
+from kfkd_jax.training import retention
 from kfkd_jax.training import step as step_lib
 from kfkd_jax.training.objective import Objective
 from kfkd_jax.training.state import TrainState, init_state
@@ -36,6 +37,9 @@ class Recipe(NamedTuple):
     batch_size: of all devices together; divides over them.
     average_decay: of a moving average of the weights; None keeps none.
     history_every: epochs between kept checkpoints; the last is always kept.
+    history_dtype: of the checkpoints before the last.
+    history_keep: at most so many checkpoints, by what they remember on the
+      split `select`; None keeps all.
     resume_every: epochs between full states.
     evaluation_batch: examples predicted at once, over all devices.
     prediction_dtype: of the stored probabilities.
@@ -48,6 +52,8 @@ class Recipe(NamedTuple):
   batch_size: int
   average_decay: float | None = None
   history_every: int = 1
+  history_dtype: str = "float32"
+  history_keep: int | None = None
   resume_every: int = 1
   evaluation_batch: int = 1024
   prediction_dtype: str = "float32"
@@ -162,13 +168,15 @@ def train(
   _check_batch(recipe, mesh)
   with (
     Termination() as stop,
-    checkpoints.Checkpoints(run / "history") as history,
+    retention.History(
+      run, dtype=recipe.history_dtype, most=recipe.history_keep
+    ) as history,
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
   ):
     stores = _open_stores(run, splits, recipe)
     num_steps = order.num_batches(len(training_set["label"]), recipe.batch_size)
     state = _initial_state(recipe, seeds, training_set, init_from)
-    at = _resumed(run, state, num_steps, history, resume, recipe)
+    at = _resumed(run, state, num_steps, history, resume, recipe, stores)
     for store in stores.values():
       store.truncate(at.finished)
     at = at._replace(state=parallel.replicate(at.state, mesh))
@@ -182,7 +190,9 @@ def train(
       at, rate = run_epoch(at, frozen, resident, stop)
       epoch = at.finished + 1
       _check_finite(run, epoch, num_steps, at.fit)
-      probs = None if stop.requested else evaluation(at.state.variables, stop)
+      last = epoch == recipe.epochs
+      network = history.as_kept(at.state.variables, last=last)
+      probs = None if stop.requested else evaluation(network, stop)
       if probs is None:
         _save(history, resume, at, num_steps, mesh)
         print(f"{run.name}: stopped in epoch {epoch}; run again to continue")
@@ -190,7 +200,8 @@ def train(
       keep = _is_due(epoch, recipe.history_every, recipe.epochs)
       metrics = _fit_metrics(at.fit) | evaluation.score(epoch, probs, keep=keep)
       if keep:
-        history.save(epoch, at.state.variables)
+        history.save(epoch, network, last=last)
+        evaluation.retain(history, epoch)
       _append_metrics(run, epoch, metrics)
       at = Position(at.state, epoch, at.fit[:0])
       if _is_due(epoch, recipe.resume_every, recipe.epochs):
@@ -301,7 +312,9 @@ def _initial_state(recipe, seeds, training_set, init_from) -> TrainState:
   return state
 
 
-def _resumed(run, state, num_steps, history, resume, recipe) -> Position:
+def _resumed(
+  run, state, num_steps, history, resume, recipe, stores
+) -> Position:
   """The newest position that the history supports, or the start."""
   start = Position(state, 0, np.zeros((0, _FIT_COLUMNS), np.float32))
   template = jax.tree.map(np.asarray, _packed(start, num_steps))
@@ -312,15 +325,18 @@ def _resumed(run, state, num_steps, history, resume, recipe) -> Position:
     except checkpoints.DamagedCheckpointError as error:
       print(f"{error}; going back to an older one")
       continue
-    missing = set(_due(at.finished, recipe)) - set(history.steps())
+    due = _due(at.finished, recipe)
+    missing = history.missing(due)
+    for store in stores.values():  # what was dropped cannot predict again
+      missing += [e for e in history.gone(due) if not store.is_whole(e)]
     if not missing:
       break
-    print(f"{history.path} lacks {sorted(missing)}; going back to before them")
+    print(f"{history.path} lacks {missing}; going back to before them")
   else:
     at, number = start, 0
     if history.steps():
       print(f"{run.name}: nothing to continue from, starting again")
-  history.delete_after(at.finished)
+  history.restart(at.finished)
   resume.delete_after(number)
   metrics = run / "metrics.jsonl"
   if metrics.exists():
@@ -367,6 +383,9 @@ def _open_stores(run, splits, recipe) -> dict[str, PredictionStore]:
   }
 
 
+_JUDGE = "select"  # whose examples say what a checkpoint remembers
+
+
 class _Evaluation:
   """Predicts the splits after each epoch, stores and scores them."""
 
@@ -377,7 +396,8 @@ class _Evaluation:
     self._predictor = Predictor(recipe, mesh)
     self._images = {k: self._predictor.put(s.images) for k, s in splits.items()}
     self._right = {
-      name: _Bits(len(s.labels), recipe.epochs) for name, s in splits.items()
+      name: retention.RightBits(len(s.labels), recipe.epochs)
+      for name, s in splits.items()
     }
 
   def recall(self, history, epochs: list[int], template: Any) -> None:
@@ -393,6 +413,13 @@ class _Evaluation:
           store.write(epoch, self._predictor(variables, self._images[name]))
           probs = store.read(epoch)
         self._right[name].add(probs.argmax(-1) == self._splits[name].labels)
+        if name == _JUDGE:
+          self.retain(history, epoch)
+
+  def retain(self, history, epoch: int) -> None:
+    """Lets the history drop what remembers least; `epoch` came last."""
+    if _JUDGE in self._right:
+      history.retain(epoch, self._right[_JUDGE])
 
   def __call__(self, variables: Any, stop: Termination):
     """Probabilities by split, None if asked to stop meanwhile."""
@@ -423,30 +450,6 @@ class _Evaluation:
         found = found.astype(self._stores[name].dtype)
         self._right[name].add(found.argmax(-1) == labels)
     return scores
-
-
-class _Bits:
-  """Which examples were right at each kept epoch, a bit for each.
-
-  F_e against every new network needs them all: C x N bits in memory, 6 MB for
-  1,000 epochs of 50,000 examples, and as many read an epoch.
-  """
-
-  def __init__(self, num_examples: int, most: int):
-    self._rows = np.empty((most, -(-num_examples // 8)), np.uint8)
-    self._count = 0
-
-  def __len__(self) -> int:
-    return self._count
-
-  def add(self, right: np.ndarray) -> None:
-    self._rows[self._count] = np.packbits(right)
-    self._count += 1
-
-  def count_and_not(self, right: np.ndarray) -> np.ndarray:
-    """How many examples each row has that are not in `right`, `[C]`."""
-    only = self._rows[: self._count] & ~np.packbits(right)
-    return np.bitwise_count(only).sum(1)
 
 
 _REMEDY = (
@@ -481,7 +484,7 @@ def _scores(name, probs, labels, right) -> dict[str, float]:
     f"{name}/nll": float(nll.mean()),
   }
   if len(right):
-    most = right.count_and_not(hits).max()
+    most = right.remembered(hits).max()
     scores[f"{name}/max_forget"] = float(most) / len(labels)
   return scores
 
