@@ -121,6 +121,26 @@ class PredictionStore:
     return self.path / f"{epoch:05d}.npz"
 
 
+def disk_bytes(
+  num_checkpoints: int, num_examples: int, num_classes: int, dtype: str
+) -> int:
+  """What a store takes on disk, in blocks of 4 KiB."""
+  probs = num_examples * num_classes * np.dtype(dtype).itemsize
+  examples = num_examples * (4 + 8)  # labels and ids
+  return (
+    num_checkpoints * _blocks(probs + _BYTES_PER_ARRAY)
+    + _blocks(examples + 4 * _BYTES_PER_ARRAY)
+    + _blocks(1)  # the folder
+  )
+
+
+_BYTES_PER_ARRAY = 264  # what the format adds to it
+
+
+def _blocks(size: int) -> int:
+  return -(-size // 4096) * 4096
+
+
 class Subset:
   """Some examples of a `[C, N, K]` stack, read a checkpoint at a time.
 

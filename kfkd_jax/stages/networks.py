@@ -18,7 +18,7 @@ from etils import epath
 from kfkd_jax import checkpoints, files, models, parallel
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.stages import experiment
+from kfkd_jax.stages import experiment, forecast
 from kfkd_jax.stages.progress import Progress
 from kfkd_jax.training import loop, objective
 
@@ -138,6 +138,10 @@ def train(
   recipe = experiment.make_recipe(
     config, task, epochs=plan.epochs, keep_history=plan.keep_history
   )
+  splits = experiment.predicted_splits(config, task)
+  room = forecast.check(run, forecast.forecast(recipe, task.images, splits))
+  if plan.keep_history:
+    print(room)
   lesson = plan.lesson()
   seeds = experiment.seeds_for(config, plan.member)
   with Progress(run, plan.name, tensorboard=config.runtime.tensorboard) as show:
@@ -146,7 +150,7 @@ def train(
       recipe,
       lesson.objective,
       {"image": task.images, "label": task.given, **(lesson.extra or {})},
-      experiment.predicted_splits(config, task),
+      splits,
       seeds=seeds,
       mesh=parallel.data_mesh(),
       frozen=lesson.frozen,

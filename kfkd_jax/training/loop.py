@@ -184,7 +184,7 @@ def train(
     frozen = parallel.replicate(frozen, mesh)
     run_epoch = _make_epoch(recipe, objective, seeds, mesh)
     evaluation = _Evaluation(recipe, splits, stores, mesh)
-    evaluation.recall(history, _due(at.finished, recipe), at.state.variables)
+    evaluation.recall(history, due(at.finished, recipe), at.state.variables)
 
     while at.finished < recipe.epochs:
       at, rate = run_epoch(at, frozen, resident, stop)
@@ -325,10 +325,10 @@ def _resumed(
     except checkpoints.DamagedCheckpointError as error:
       print(f"{error}; going back to an older one")
       continue
-    due = _due(at.finished, recipe)
-    missing = history.missing(due)
+    wanted = due(at.finished, recipe)
+    missing = history.missing(wanted)
     for store in stores.values():  # what was dropped cannot predict again
-      missing += [e for e in history.gone(due) if not store.is_whole(e)]
+      missing += [e for e in history.gone(wanted) if not store.is_whole(e)]
     if not missing:
       break
     print(f"{history.path} lacks {missing}; going back to before them")
@@ -498,8 +498,8 @@ def _is_due(epoch: int, every: int, epochs: int) -> bool:
   return epoch % every == 0 or epoch == epochs
 
 
-def _due(finished: int, recipe: Recipe) -> list[int]:
-  """The kept epochs among the finished ones."""
+def due(finished: int, recipe: Recipe) -> list[int]:
+  """The epochs among the finished ones whose network and predictions stay."""
   every, epochs = recipe.history_every, recipe.epochs
   return [e for e in range(1, finished + 1) if _is_due(e, every, epochs)]
 
