@@ -14,7 +14,7 @@ from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import experiment, networks
 from kfkd_jax.training import loop
 
-EPOCHS, SETTLED, SPAN = 2000, 200, 200
+EPOCHS, SETTLED, SPAN = 2000, 200, 400
 
 pytestmark = [
   pytest.mark.slow,
@@ -61,9 +61,9 @@ def num_open_files():
 
 
 def assert_no_growth(seconds, opened):
-  """CPU seconds: another program's work does not count."""
-  first = np.median(seconds[SETTLED : SETTLED + SPAN])
-  assert np.median(seconds[-SPAN:]) < 1.3 * first
+  """The quickest CPU seconds: what others do on the machine counts least."""
+  early, late = seconds[SETTLED : SETTLED + SPAN], seconds[-SPAN:]
+  assert np.quantile(late, 0.05) < 1.5 * np.quantile(early, 0.05)
   # A save that is under way has files open.
   low = [o.min() for o in (opened[SETTLED : SETTLED + SPAN], opened[-SPAN:])]
   assert low[1] <= low[0] + 2
