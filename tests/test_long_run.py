@@ -64,9 +64,9 @@ def assert_no_growth(seconds, opened):
   """The quickest CPU seconds: what others do on the machine counts least."""
   early, late = seconds[SETTLED : SETTLED + SPAN], seconds[-SPAN:]
   assert np.quantile(late, 0.05) < 1.5 * np.quantile(early, 0.05)
-  # A save that is under way has files open.
+  # Saves under way have files open; one left open in 100 epochs would show.
   low = [o.min() for o in (opened[SETTLED : SETTLED + SPAN], opened[-SPAN:])]
-  assert low[1] <= low[0] + 2
+  assert low[1] <= low[0] + 10
 
 
 def test_epochs_without_checkpoints_cost_the_same_forever(tmp_path):
