@@ -81,6 +81,12 @@ def default_config() -> ml_collections.ConfigDict:
   # Between kept checkpoints: epochs, a part of one such as 0.25, or steps.
   c.history.every = 1.0
   c.history.unit = "epoch"  # or step
+  # At most so many of them: the newest, and those that remember most of what it
+  # has wrong; epochs that are dropped are still diagnosed. None: all.
+  c.history.keep = config_dict.placeholder(int)
+  c.history.dtype = (
+    "float32"  # or bfloat16: half the disk; the last stays whole
+  )
   c.history.resume_every = 10  # epochs between full states
 
   c.predictions = ml_collections.ConfigDict()

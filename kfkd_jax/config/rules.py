@@ -173,6 +173,8 @@ def _rules() -> list[Rule]:
       lambda v: 1e-4 <= v <= _MAX_COUNT and (v if v >= 1 else 1 / v) % 1 == 0,
     ),
     _one_of("history.unit", clock.UNITS),
+    _at_least("history.keep", 2),
+    _one_of("history.dtype", DTYPES),
     _at_least("history.resume_every", 1),
     _between("predictions.batch_size", 1, 2**20),
     _one_of("predictions.dtype", STORE_DTYPES),
@@ -254,6 +256,7 @@ def shown(value: Any) -> str:
 def _check_pairs(config: ml_collections.ConfigDict) -> None:
   _check_model(config.model)
   noise, kind = config.noise, config.noise.kind
+  selection = config.selection
   taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
   untaught = sorted(
     set(config.export.models or ()) - {"final", *TEACHERS, *taught}
@@ -294,6 +297,14 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       and config.optim.cycle is None,
       f"optim.schedule={config.optim.schedule!r} needs optim.cycle, "
       "epochs of a cycle; it is None",
+    ),
+    (
+      config.history.keep is not None
+      and (selection.source, selection.labels) != ("train", "clean"),
+      f"history.keep={config.history.keep} judges by clean labels of points "
+      "carved from train; it needs selection.source='train' and "
+      f"selection.labels='clean', got {selection.source!r} and "
+      f"{selection.labels!r}",
     ),
     (
       config.optim.warmup_epochs >= config.train.epochs,
