@@ -2,20 +2,23 @@
 
     kfkd run --config=configs/digits.py:noise=symmetric,rate=0.4
 
-`runlocal` is a short version that passes through every stage in seconds.
+`protocol=carved`, `paper` and `practitioner` say which points select, and with
+which labels (`kfkd_jax/config/protocols.py`). `runlocal` is a short version
+that passes through every stage in seconds.
 """
 
 from kfkd_jax import config as config_lib
 
 
 def get_config(args=""):
-  """Arguments: noise (kind), rate, runlocal."""
+  """Arguments: noise (kind), rate, protocol, runlocal."""
   arguments = config_lib.parse_arguments(
-    args, noise="pair", rate=0.4, runlocal=False
+    args, noise="pair", rate=0.4, protocol="carved", runlocal=False
   )
   config = config_lib.default_config()
   config.noise.kind = arguments.noise
   config.noise.rate = 0.0 if arguments.noise == "none" else arguments.rate
+  config_lib.set_protocol(config, arguments.protocol)
   if arguments.runlocal:
     config.data.num_train = 300
     config.selection.num = 100

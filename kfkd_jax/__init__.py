@@ -1,4 +1,31 @@
-"""Knowledge fusion and distillation over the history of one training run."""
+"""Knowledge fusion and distillation over the history of one training run.
+
+The functions of a short script, on NumPy or JAX arrays. Letters: C checkpoints
+in time order, N examples, B batch, K classes, M members.
+
+What was forgotten, from predictions `probs[C, N, K]` and `labels[N]`:
+`correctness`, `forget_fractions`, `learn_fractions`, `forgetting_curves`,
+`last_right`.
+
+Weights over the checkpoints, `weights[C]`:
+`knowledge_fusion`, `mixture_fusion`, `final_only`, `best_checkpoint`,
+`horizontal`, `fixed_jumps`, `random_checkpoints`; `fuse` applies them.
+
+Networks of any kind, as `apply_fn(variables, inputs) -> logits`:
+`stack_checkpoints`, `predict_checkpoints`, `fused_predict`.
+
+Losses per example, to distil with: `cross_entropy`, `distillation`.
+
+Wrong labels on purpose: `symmetric`, `pair`, `asymmetric` make a transition
+matrix, `corrupt_labels` draws from it.
+
+Scores: `accuracy`, `negative_log_likelihood`, `brier_score`,
+`calibration_error`.
+
+The modules they come from hold more, and `theory` the closed forms. Importing
+this package touches no device. Checkpoints and predictions on disk are in
+`kfkd_jax.checkpoints` and `kfkd_jax.predictions`.
+"""
 
 __version__ = "0.1.0"
 
@@ -10,14 +37,72 @@ from kfkd_jax import (
   label_noise,
   losses,
   metrics,
+  statistics,
+)
+from kfkd_jax.forgetting import (
+  correctness,
+  forget_fractions,
+  forgetting_curves,
+  last_right,
+  learn_fractions,
+)
+from kfkd_jax.fusion import (
+  best_checkpoint,
+  final_only,
+  fixed_jumps,
+  fuse,
+  horizontal,
+  knowledge_fusion,
+  mixture_fusion,
+  random_checkpoints,
+)
+from kfkd_jax.history import (
+  fused_predict,
+  predict_checkpoints,
+  stack_checkpoints,
+)
+from kfkd_jax.label_noise import asymmetric, corrupt_labels, pair, symmetric
+from kfkd_jax.losses import cross_entropy, distillation
+from kfkd_jax.metrics import (
+  accuracy,
+  brier_score,
+  calibration_error,
+  negative_log_likelihood,
 )
 
 __all__ = [
+  "accuracy",
+  "asymmetric",
   "averaging",
+  "best_checkpoint",
+  "brier_score",
+  "calibration_error",
+  "correctness",
+  "corrupt_labels",
+  "cross_entropy",
+  "distillation",
+  "final_only",
+  "fixed_jumps",
+  "forget_fractions",
   "forgetting",
+  "forgetting_curves",
+  "fuse",
+  "fused_predict",
   "fusion",
   "history",
+  "horizontal",
+  "knowledge_fusion",
   "label_noise",
+  "last_right",
+  "learn_fractions",
   "losses",
   "metrics",
+  "mixture_fusion",
+  "negative_log_likelihood",
+  "pair",
+  "predict_checkpoints",
+  "random_checkpoints",
+  "stack_checkpoints",
+  "statistics",
+  "symmetric",
 ]

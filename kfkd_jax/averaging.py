@@ -9,7 +9,6 @@ floats (counters) are taken from the newest model. Letters: C checkpoints.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 from jax import numpy as jnp
@@ -18,9 +17,7 @@ from jax.typing import ArrayLike
 from kfkd_jax import history
 
 
-def ema_update(
-  average: chex.ArrayTree, new: chex.ArrayTree, *, decay: ArrayLike
-) -> chex.ArrayTree:
+def ema_update(average: Any, new: Any, *, decay: ArrayLike) -> Any:
   """Returns decay * average + (1 - decay) * new.
 
   Args:
@@ -31,9 +28,7 @@ def ema_update(
   return _step_towards(average, new, 1 - jnp.asarray(decay, jnp.float32))
 
 
-def ema_debias(
-  average: chex.ArrayTree, *, decay: ArrayLike, count: ArrayLike
-) -> chex.ArrayTree:
+def ema_debias(average: Any, *, decay: ArrayLike, count: ArrayLike) -> Any:
   """Returns an EMA that began at zeros, scaled so that its weights sum to 1.
 
   Args:
@@ -47,9 +42,7 @@ def ema_debias(
   )
 
 
-def running_mean(
-  average: chex.ArrayTree, new: chex.ArrayTree, *, count: ArrayLike
-) -> chex.ArrayTree:
+def running_mean(average: Any, new: Any, *, count: ArrayLike) -> Any:
   """Adds one model to an equal-weight average (SWA, Izmailov et al. 2018).
 
   Args:
@@ -61,9 +54,7 @@ def running_mean(
   return _step_towards(average, new, 1 / (jnp.asarray(count) + 1))
 
 
-def weighted_average(
-  stacked: chex.ArrayTree, weights: ArrayLike
-) -> chex.ArrayTree:
+def weighted_average(stacked: Any, weights: ArrayLike) -> Any:
   """Returns the weighted sum of stacked models (uniform weights: a soup).
 
   A model of weight 0 is left out even where it is not finite.
@@ -99,9 +90,9 @@ def weighted_average(
 
 
 def greedy_soup(
-  stacked: chex.ArrayTree,
+  stacked: Any,
   scores: ArrayLike,
-  evaluate_fn: Callable[[chex.ArrayTree], float],
+  evaluate_fn: Callable[[Any], float],
 ) -> np.ndarray:
   """Chooses models whose average scores well (Wortsman et al. 2022).
 
@@ -139,10 +130,10 @@ def greedy_soup(
 
 
 def reestimate_batch_stats(
-  batch_stats_fn: Callable[[Any, Any], chex.ArrayTree],
+  batch_stats_fn: Callable[[Any, Any], Any],
   variables: Any,
   batches: Iterable[Any],
-) -> chex.ArrayTree:
+) -> Any:
   """Returns batch statistics for averaged parameters, from one pass over data.
 
   An average of networks has activations of its own, to which the average of
@@ -170,9 +161,7 @@ def reestimate_batch_stats(
   return average
 
 
-def _step_towards(
-  average: chex.ArrayTree, new: chex.ArrayTree, share: jax.Array
-) -> chex.ArrayTree:
+def _step_towards(average: Any, new: Any, share: jax.Array) -> Any:
   """Returns (1 - share) * average + share * new, leaf by leaf."""
 
   def mix(old, new):

@@ -21,12 +21,14 @@ _STAGES = {
   "report": "write the report page",
   "export": "write networks and ensembles as files to ship",
   "predict": "predict INPUT... with an exported --model",
-  "sweep": "the whole run for several seeds, and one table over them",
+  "sanity": "check on the history that fusing finds nothing in nothing",
+  "sweep": "the whole run for a grid of keys and several seeds, and tables",
   "bench": "measure speed and memory on this machine",
 }
 _DEFAULT_WORKDIR = "kfkd-workdir"
 
 
+_FAILED = 1
 _USER_ERROR = 2
 _DIVERGED = 3
 _INTERRUPTED = 130
@@ -37,15 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line.
 
   Returns:
-    The exit code: 0, 2 for what the user can correct, 3 where training left the
-    finite numbers, 130 after Ctrl-C. SIGTERM exits with 143.
+    The exit code: 0, 1 where a sanity check or a cell of a sweep failed, 2 for
+    what the user can correct, 3 where training left the finite numbers, 130
+    after Ctrl-C. SIGTERM exits with 143.
   """
   argv = sys.argv[1:] if argv is None else list(argv)
   parser = _parser()
   options, rest = parser.parse_known_intermixed_args(argv)
   try:
     overrides = _overrides(rest)
-    _check_predict(options)
+    _check_options(options)
     with _exit_on_sigterm():
       return _dispatch(options, overrides)
   except KeyboardInterrupt:
@@ -89,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
       "examples:\n"
       "  kfkd run\n"
       "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
-      "  kfkd run --config=configs/cifar100.py:noise=asymmetric,rate=0.4\n"
+      "  kfkd run --config=configs/cifar.py:data=cifar100,noise=asymmetric\n"
+      "  kfkd sweep --seeds=10 --grid noise.kind=pair,symmetric\n"
       "  kfkd fuse --predictions=probs.npz\n"
       "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
       "Every key and its default: kfkd_jax/config/keys.py"
@@ -125,9 +129,26 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--seeds",
     type=int,
-    default=5,
     metavar="S",
-    help="for sweep: how many seeds (default: %(default)s)",
+    help="for sweep: how many seeds (default: those so far, or 5)",
+  )
+  parser.add_argument(
+    "--grid",
+    action="append",
+    metavar="KEY=V1,V2,...",
+    help="for sweep: values of a key, each a run; several --grid multiply, and "
+    "a value with commas stands in parentheses",
+  )
+  parser.add_argument(
+    "--against",
+    metavar="METHOD",
+    help="for sweep: whom the others are compared with (default: final)",
+  )
+  parser.add_argument(
+    "--only-table",
+    action="store_const",
+    const=True,
+    help="for sweep: run nothing, show the table of what is finished",
   )
   parser.add_argument(
     "--model",
@@ -145,23 +166,29 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _check_predict(options) -> None:
-  """Refuses arguments of `predict` for another stage, and `predict` without."""
+_BELONGS = {
+  "predict": ("model", "output"),
+  "sweep": ("seeds", "grid", "against", "only_table"),
+}
+
+
+def _check_options(options) -> None:
+  """Refuses arguments of another stage, and `predict` without a model."""
   from kfkd_jax.config import ConfigError
 
-  if options.stage == "predict":
-    if not options.model:
-      raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
-    return
-  if options.inputs:
+  if options.stage == "predict" and not options.model:
+    raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
+  if options.inputs and options.stage != "predict":
     raise ConfigError(
       f"argument {options.inputs[0]!r} is unknown; only predict takes inputs"
     )
-  for name in ("model", "output"):
-    if getattr(options, name) is not None:
-      raise ConfigError(
-        f"--{name} goes with predict, not with {options.stage!r}"
-      )
+  for stage, names in _BELONGS.items():
+    for name in names:
+      if options.stage != stage and getattr(options, name) is not None:
+        raise ConfigError(
+          f"--{name.replace('_', '-')} goes with {stage}, not with "
+          f"{options.stage!r}"
+        )
 
 
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
@@ -186,9 +213,10 @@ def _dispatch(options, overrides) -> int:
   from kfkd_jax import config as config_lib
 
   workdir = epath.Path(options.workdir)
-  config = config_lib.read(
-    options.config, overrides, saved=workdir / "config.json"
-  )
+  saved = workdir / "config.json"
+  if options.stage == "sweep" and (workdir / "base.json").exists():
+    saved = workdir / "base.json"
+  config = config_lib.read(options.config, overrides, saved=saved)
   if options.predictions is not None:
     return _foreign(options, config)
   _set_up_jax(config)
@@ -206,10 +234,13 @@ def _dispatch(options, overrides) -> int:
     print(predict.run(options.model, options.inputs, output, workdir))
     return 0
   if options.stage == "sweep":
-    from kfkd_jax.stages import sweep
+    return _sweep(options, config, workdir)
+  if options.stage == "sanity":
+    from kfkd_jax.stages import sanity
 
-    print(sweep.run(config, workdir, range(options.seeds)))
-    return 0
+    table, passed = sanity.run(config, workdir)
+    print(table)
+    return 0 if passed else _FAILED
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage)
     return 0
@@ -219,6 +250,29 @@ def _dispatch(options, overrides) -> int:
     f"The report is at {page}" if ran else f"Nothing to do; see {page}",
   )
   return 0
+
+
+def _sweep(options, config, workdir) -> int:
+  """Runs cells, or only reads them; lists those that failed."""
+  from kfkd_jax.stages import sweep
+
+  against = options.against or "final"
+  if options.only_table:
+    print(sweep.read_table(config, workdir, against=against))
+    return 0
+  outcome = sweep.run(
+    config,
+    workdir,
+    num_seeds=options.seeds,
+    grid=options.grid or (),
+    against=against,
+  )
+  print(outcome.table)
+  for name, holder in outcome.busy.items():
+    print(f"kfkd: {name} is under way elsewhere: {holder}", file=sys.stderr)
+  for name, error in outcome.failed.items():
+    print(f"kfkd: {name} failed: {error}", file=sys.stderr)
+  return _FAILED if outcome.failed else 0
 
 
 def _foreign(options, config) -> int:

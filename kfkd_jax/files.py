@@ -79,8 +79,13 @@ def write_json_lines(path: epath.Path, rows: Iterable[Mapping]) -> None:
 
 def append_json_line(path: epath.Path, row: Mapping) -> None:
   """Adds one line to a JSON-lines file."""
-  with epath.Path(path).open("a") as f:
-    f.write(json.dumps(_plain(row), sort_keys=True) + "\n")
+  path, line = epath.Path(path), json.dumps(_plain(row), sort_keys=True) + "\n"
+  if "://" in os.fspath(path):  # objects cannot be appended to
+    before = path.read_bytes() if path.exists() else b""
+    write_bytes(path, before + line.encode())
+    return
+  with path.open("a") as f:
+    f.write(line)
 
 
 def read_json_lines(path: epath.Path) -> list[dict]:

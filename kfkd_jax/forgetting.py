@@ -28,9 +28,7 @@ def predicted_classes(probs: Any) -> jax.Array | np.ndarray:
   Returns:
     i32[C, N], a JAX array for a JAX array and a NumPy array otherwise.
   """
-  shape = stacks.shape_of(probs)
-  if len(shape) != 3 or 0 in shape:
-    raise ValueError(f"probs must be [C, N, K], none of them 0; got {shape}.")
+  shape = stacks.checked_shape(probs)
   if isinstance(probs, jax.Array):
     classes = jnp.argmax(probs, axis=2).astype(jnp.int32)
     return jnp.where(jnp.isnan(probs).any(axis=2), -1, classes)
@@ -61,6 +59,7 @@ def correctness(probs: Any, labels: ArrayLike) -> jax.Array | np.ndarray:
 
   Args:
     probs: [C, N, K], read as `predicted_classes` does; nan is never right.
+      Logits do as well: only the largest of a row counts.
     labels: int[N].
 
   Returns:
@@ -69,15 +68,15 @@ def correctness(probs: Any, labels: ArrayLike) -> jax.Array | np.ndarray:
   >>> correctness(np.asarray([[[0.9, 0.1]], [[0.3, 0.7]]]), [0]).tolist()
   [[True], [False]]
   """
+  if not isinstance(labels, jax.Array):
+    labels = np.asarray(labels)
+  shape = stacks.checked_shape(probs)
+  stacks.check_labels(labels, shape)
+  stacks.check_classes(labels, shape[2])
   classes = predicted_classes(probs)
-  if np.shape(labels) != classes.shape[1:]:
-    raise ValueError(
-      f"labels must be [N] where probs is [C, N, K]; got shape "
-      f"{np.shape(labels)} for N = {classes.shape[1]}."
-    )
   if isinstance(classes, np.ndarray):
-    return classes == np.asarray(labels)[None]
-  return classes == jnp.asarray(labels)[None]
+    labels = np.asarray(labels)
+  return classes == labels[None]
 
 
 class ForgettingCurves(NamedTuple):
@@ -99,7 +98,7 @@ class ForgettingCurves(NamedTuple):
 def forget_fractions(
   correct: ArrayLike, reference: ArrayLike | None = None
 ) -> jax.Array:
-  """Returns F_c: the share right at c and wrong in the reference, f32[C].
+  """Returns F_c: the share right at c and wrong in the reference.
 
   Stern et al. 2025, "On Local Overfitting and Forgetting in Deep Neural
   Networks". Nothing wrong in the reference makes it 0.
@@ -107,6 +106,9 @@ def forget_fractions(
   Args:
     correct: bool[C, N].
     reference: bool[N]; the last checkpoint by default.
+
+  Returns:
+    f32[C].
 
   >>> forget_fractions([[True, True], [False, True]]).tolist()
   [0.5, 0.0]
@@ -117,11 +119,17 @@ def forget_fractions(
 def learn_fractions(
   correct: ArrayLike, reference: ArrayLike | None = None
 ) -> jax.Array:
-  """Returns L_c: the share wrong at c and right in the reference, f32[C].
+  """Returns L_c: the share wrong at c and right in the reference.
 
   Args:
     correct: bool[C, N].
     reference: bool[N]; the last checkpoint by default.
+
+  Returns:
+    f32[C].
+
+  >>> learn_fractions([[True, False], [True, True]]).tolist()
+  [0.5, 0.0]
   """
   return forgetting_curves(correct, reference).learn
 
@@ -140,6 +148,10 @@ def forgetting_curves(
 
   Returns:
     ForgettingCurves of f32[C].
+
+  >>> curves = forgetting_curves([[True, True], [False, True]])
+  >>> curves.forget.tolist(), curves.null.tolist()
+  ([0.5, 0.0], [0.5, 0.25])
   """
   return _curves(correct, reference, lambda x: jnp.mean(x, axis=1))
 
@@ -194,10 +206,16 @@ def _curves(
 
 
 def last_right(correct: ArrayLike) -> jax.Array:
-  """Returns the last checkpoint that was right, i32[N]; -1 if none was.
+  """Returns the last checkpoint that was right on each example.
 
   Args:
     correct: bool[C, N].
+
+  Returns:
+    i32[N]; -1 where none was.
+
+  >>> last_right([[True, True, False], [False, True, False]]).tolist()
+  [0, 1, -1]
   """
   correct, _ = _with_reference(correct, None)
   order = jnp.arange(len(correct), dtype=jnp.int32)[:, None]

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 from jax import numpy as jnp
@@ -22,7 +21,7 @@ _IMPLS = ("auto", "vmap", "map", "loop")
 _DEFAULT_CHUNK = 4
 
 
-def stack_checkpoints(checkpoints: Sequence[chex.ArrayTree]) -> chex.ArrayTree:
+def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
   """Stacks checkpoints of one structure along a new leading axis C.
 
   Args:
@@ -34,11 +33,22 @@ def stack_checkpoints(checkpoints: Sequence[chex.ArrayTree]) -> chex.ArrayTree:
   >>> stack_checkpoints([{"w": np.zeros(2)}, {"w": np.ones(2)}])["w"].tolist()
   [[0.0, 0.0], [1.0, 1.0]]
   """
+  if not isinstance(checkpoints, Sequence):
+    raise ValueError(
+      f"checkpoints must be a list of pytrees, one each; got one "
+      f"{type(checkpoints).__name__}."
+    )
   if not checkpoints:
     raise ValueError("checkpoints must hold at least one; got none.")
-  first = _shapes(checkpoints[0])
+  first = _leaves(checkpoints[0])
+  structure: Any = jax.tree.structure(checkpoints[0])
   for index, checkpoint in enumerate(checkpoints):
-    _check_same_leaves(first, _shapes(checkpoint), index)
+    _check_same_leaves(first, _leaves(checkpoint), index)
+    if jax.tree.structure(checkpoint) != structure:
+      raise ValueError(
+        f"checkpoints must be built of the same containers; checkpoint {index} "
+        f"is {jax.tree.structure(checkpoint)}, checkpoint 0 is {structure}."
+      )
 
   def stack(*leaves):
     on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
@@ -48,8 +58,8 @@ def stack_checkpoints(checkpoints: Sequence[chex.ArrayTree]) -> chex.ArrayTree:
 
 
 def take_checkpoints(
-  stacked: chex.ArrayTree, indices: int | Sequence[int] | np.ndarray
-) -> chex.ArrayTree:
+  stacked: Any, indices: int | Sequence[int] | np.ndarray
+) -> Any:
   """Returns some checkpoints of a stack, or one of them.
 
   Args:
@@ -69,7 +79,7 @@ def take_checkpoints(
   return jax.tree.map(lambda leaf: leaf[indices], stacked)
 
 
-def unstack_checkpoints(stacked: chex.ArrayTree) -> list[chex.ArrayTree]:
+def unstack_checkpoints(stacked: Any) -> list[Any]:
   """Returns the C checkpoints of a stack as a list.
 
   Args:
@@ -78,7 +88,7 @@ def unstack_checkpoints(stacked: chex.ArrayTree) -> list[chex.ArrayTree]:
   return [take_checkpoints(stacked, c) for c in range(num_checkpoints(stacked))]
 
 
-def num_checkpoints(stacked: chex.ArrayTree) -> int:
+def num_checkpoints(stacked: Any) -> int:
   """Returns C, after checking that every leaf has it as its leading axis.
 
   Args:
@@ -89,8 +99,8 @@ def num_checkpoints(stacked: chex.ArrayTree) -> int:
 
 def predict(
   apply_fn: ApplyFn,
-  variables: chex.ArrayTree,
-  inputs: chex.ArrayTree,
+  variables: Any,
+  inputs: Any,
   *,
   batch_size: int | None = None,
 ) -> jax.Array | np.ndarray:
@@ -109,14 +119,14 @@ def predict(
 
 def predict_checkpoints(
   apply_fn: ApplyFn,
-  stacked: chex.ArrayTree,
-  inputs: chex.ArrayTree,
+  stacked: Any,
+  inputs: Any,
   *,
   batch_size: int | None = None,
   chunk: int | None = None,
   impl: str = "auto",
 ) -> jax.Array | np.ndarray:
-  """Returns the class probabilities of every checkpoint, f32[C, N, K].
+  """Returns the class probabilities of every checkpoint.
 
   Args:
     apply_fn: (variables, inputs) -> logits [N, K].
@@ -130,6 +140,16 @@ def predict_checkpoints(
       them (or `chunk`) together, "loop" one by one from the host, which needs
       room for one only if `stacked` is in NumPy. "auto" is map on CPU, where
       vmapped convolutions are slow, and vmap in chunks elsewhere.
+
+  Returns:
+    f32[C, N, K].
+
+  >>> stacked = {"w": np.asarray([[[0.0, 0.0]], [[0.0, 9.0]]])}
+  >>> probs = predict_checkpoints(
+  ...   lambda v, x: x @ v["w"], stacked, np.ones((1, 1))
+  ... )
+  >>> probs.round(2).tolist() == [[[0.5, 0.5]], [[0.0, 1.0]]]
+  True
   """
   size = num_checkpoints(stacked)
   chunk = _chunk_size(impl, chunk, size)
@@ -145,15 +165,15 @@ def predict_checkpoints(
 
 def fused_predict(
   apply_fn: ApplyFn,
-  stacked: chex.ArrayTree,
+  stacked: Any,
   weights: ArrayLike,
-  inputs: chex.ArrayTree,
+  inputs: Any,
   *,
   batch_size: int | None = None,
   chunk: int | None = None,
   impl: str = "auto",
 ) -> jax.Array | np.ndarray:
-  """Returns the weighted sum of the checkpoints' probabilities, f32[N, K].
+  """Returns the weighted sum of the checkpoints' probabilities.
 
   The sum is a running one: [C, N, K] is never held. Checkpoints of weight 0
   are not run, unless `weights` is traced.
@@ -166,6 +186,16 @@ def fused_predict(
     batch_size: examples at a time, see `predict_checkpoints`.
     chunk: checkpoints per vmap, where vmap is used.
     impl: see `predict_checkpoints`.
+
+  Returns:
+    f32[N, K].
+
+  >>> stacked = {"w": np.asarray([[[0.0, 0.0]], [[0.0, 99.0]]])}
+  >>> inputs = np.ones((1, 1))
+  >>> fused_predict(
+  ...   lambda v, x: x @ v["w"], stacked, [0.5, 0.5], inputs
+  ... ).tolist()
+  [[0.25, 0.75]]
   """
   stacked, weights = _members(stacked, weights)
   chunk = _chunk_size(impl, chunk, len(weights))
@@ -181,9 +211,7 @@ def fused_predict(
   return _in_batches(predict_batch, inputs, batch_size)
 
 
-def _members(
-  stacked: chex.ArrayTree, weights: ArrayLike
-) -> tuple[chex.ArrayTree, jax.Array]:
+def _members(stacked: Any, weights: ArrayLike) -> tuple[Any, jax.Array]:
   """Returns the checkpoints to run and their weights f32[M]."""
   size = num_checkpoints(stacked)
   if np.shape(weights) != (size,):
@@ -298,32 +326,38 @@ def _in_batches(
   return result
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  """Returns {leaf path: shape}."""
+def _leaves(tree: Any) -> dict[str, Any]:
+  """Returns {leaf path: leaf}."""
   leaves, _ = jax.tree.flatten_with_path(tree)
   return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(leaf)
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in leaves
   }
 
 
 def _check_same_leaves(
-  first: dict[str, tuple[int, ...]],
-  other: dict[str, tuple[int, ...]],
-  index: int,
+  first: dict[str, Any], other: dict[str, Any], index: int
 ) -> None:
-  for path in first.keys() | other.keys():
-    if first.get(path) != other.get(path):
+  for path in sorted(first.keys() | other.keys()):
+    described = [_describe(leaves, path) for leaves in (first, other)]
+    if described[0] != described[1]:
       raise ValueError(
-        f"checkpoints must agree in every leaf; {path!r} has shape "
-        f"{first.get(path, 'none (missing)')} in checkpoint 0 and "
-        f"{other.get(path, 'none (missing)')} in checkpoint {index}."
+        f"checkpoints must agree in every leaf; {path!r} {described[0]} in "
+        f"checkpoint 0 and {described[1]} in checkpoint {index}."
       )
+
+
+def _describe(leaves: dict[str, Any], path: str) -> str:
+  if path not in leaves:
+    return "is missing"
+  leaf = leaves[path]
+  dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+  return f"has shape {np.shape(leaf)} and dtype {dtype}"
 
 
 def _leading_size(name: str, tree: Any) -> int:
   """Returns the leading size that all leaves share."""
-  shapes = _shapes(tree)
+  shapes = {path: np.shape(leaf) for path, leaf in _leaves(tree).items()}
   if not shapes:
     raise ValueError(f"{name} has no leaves.")
   first_path, first = next(iter(shapes.items()))

@@ -83,6 +83,9 @@ def pair(num_classes: int, rate: float) -> np.ndarray:
 
   Returns:
     f32[K, K] transition matrix.
+
+  >>> pair(3, 0.25).tolist()
+  [[0.75, 0.25, 0.0], [0.0, 0.75, 0.25], [0.25, 0.0, 0.75]]
   """
   _check_classes_and_rate(num_classes, rate)
   return asymmetric((np.arange(num_classes) + 1) % num_classes, rate)
@@ -182,6 +185,9 @@ def corrupt_labels(
 
   Returns:
     i32[N] given labels.
+
+  >>> corrupt_labels(jax.random.key(0), [0, 1, 2], pair(3, 1.0)).tolist()
+  [1, 2, 0]
   """
   check_transition(transition)
   _check_labels("labels", labels, np.shape(transition)[0])

@@ -12,6 +12,8 @@ import numpy as np
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
+from kfkd_jax import stacks
+
 # Bootstrap draws held in memory at once.
 _CHUNK = 1 << 22
 
@@ -126,12 +128,15 @@ def brier_losses(probs: ArrayLike, labels: ArrayLike) -> jax.Array:
 def accuracy(
   probs: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
-  """Returns the share of examples whose most probable class is right, f32[].
+  """Returns the share of examples whose most probable class is right.
 
   Args:
     probs: [N, K].
     labels: int[N].
     where: optional bool[N], the examples that count.
+
+  Returns:
+    f32[].
 
   >>> float(accuracy([[0.9, 0.1], [0.2, 0.8]], [0, 0]))
   0.5
@@ -160,26 +165,40 @@ def top_k_accuracy(
 def negative_log_likelihood(
   probs: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
-  """Returns the mean of -log p(label), f32[]; zeros as in `log_losses`.
+  """Returns the mean of -log p(label); zeros as in `log_losses`.
 
   Args:
     probs: [N, K].
     labels: int[N].
     where: optional bool[N], the examples that count.
+
+  Returns:
+    f32[].
+
+  >>> round(float(negative_log_likelihood([[0.5, 0.5], [1.0, 0.0]], [0, 0])), 4)
+  0.3466
   """
+  _check_values(probs, labels, where)
   return Mean.of(log_losses(probs, labels), where).value
 
 
 def brier_score(
   probs: ArrayLike, labels: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
-  """Returns the mean squared distance to the one-hot label, f32[].
+  """Returns the mean squared distance to the one-hot label.
 
   Args:
     probs: [N, K].
     labels: int[N].
     where: optional bool[N], the examples that count.
+
+  Returns:
+    f32[], in [0, 2].
+
+  >>> float(brier_score([[0.5, 0.5], [1.0, 0.0]], [0, 0]))
+  0.25
   """
+  _check_values(probs, labels, where)
   return Mean.of(brier_losses(probs, labels), where).value
 
 
@@ -190,7 +209,7 @@ def calibration_error(
   num_bins: int = 15,
   where: ArrayLike | None = None,
 ) -> jax.Array:
-  """Returns the expected calibration error of the top label, f32[].
+  """Returns the expected calibration error of the top label.
 
   The confidences are put in bins (b/num_bins, (b+1)/num_bins]; the result is
   the mean over examples of their bin's |accuracy - mean confidence|.
@@ -200,9 +219,16 @@ def calibration_error(
     labels: int[N].
     num_bins: number of bins of equal width.
     where: optional bool[N], the examples that count.
+
+  Returns:
+    f32[].
+
+  >>> float(calibration_error([[0.75, 0.25], [1.0, 0.0]], [0, 0]))
+  0.125
   """
   if num_bins < 1:
     raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
+  _check_values(probs, labels, where)
   right = hits(probs, labels)
   confidence = jnp.asarray(probs, jnp.float32).max(axis=1)
   index = jnp.ceil(confidence * num_bins).astype(jnp.int32) - 1
@@ -317,10 +343,25 @@ def _resampled_means(
 def _checked(
   probs: ArrayLike, labels: ArrayLike
 ) -> tuple[jax.Array, jax.Array]:
+  """Returns f32[N, K] and int[N] after checking that they fit."""
   probs, labels = jnp.asarray(probs, jnp.float32), jnp.asarray(labels)
-  if probs.ndim != 2 or labels.shape != probs.shape[:1]:
+  if probs.ndim != 2:
     raise ValueError(
       f"probs must be [N, K] and labels [N]; got shapes {probs.shape} and "
       f"{labels.shape}."
     )
+  stacks.check_labels(labels, probs.shape)
   return probs, labels
+
+
+def _check_values(
+  probs: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> None:
+  """Raises ValueError at logits or at labels that are no classes.
+
+  What a mask leaves out may hold anything, so masked batches pass.
+  """
+  probs, labels = _checked(probs, labels)
+  if where is None:
+    stacks.check_classes(labels, probs.shape[1])
+    stacks.check_rows("probs", probs)

@@ -12,7 +12,6 @@ import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import chex
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -62,7 +61,7 @@ def pmapped(
   return jax.jit(mapped, donate_argnums=donate)
 
 
-def replicate(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
+def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts every leaf on all devices of `mesh`, whole, in memory of its own.
 
   The copy matters: a donated step would otherwise delete the caller's arrays.
@@ -77,7 +76,7 @@ def replicate(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
   )
 
 
-def shard(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
+def shard(tree: Any, mesh: Mesh) -> Any:
   """Splits each leaf's leading axis over `mesh`; every process passes it whole.
 
   Each process hands its own devices their rows, so no row is lost or doubled
@@ -98,7 +97,7 @@ def shard(tree: chex.ArrayTree, mesh: Mesh) -> chex.ArrayTree:
   return jax.tree.map(put, tree)
 
 
-def to_host(tree: chex.ArrayTree) -> chex.ArrayTree:
+def to_host(tree: Any) -> Any:
   """Whole arrays as NumPy, on every process."""
 
   def fetch(x):
@@ -134,7 +133,7 @@ class InFlight:
     self._limit = limit
     self._waiting: collections.deque = collections.deque()
 
-  def add(self, results: chex.ArrayTree) -> None:
+  def add(self, results: Any) -> None:
     """Notes a dispatched step by its results; waits for the oldest if full."""
     self._waiting.append(results)
     if len(self._waiting) > self._limit:

@@ -6,9 +6,8 @@ which is all that `forgetting` and `fusion` ask for, so histories larger than
 memory need nothing special. Files carry checksums, verified on read.
 """
 
-from __future__ import annotations
-
-from typing import NamedTuple
+import bisect
+from typing import NamedTuple, Self
 
 import numpy as np
 from etils import epath
@@ -34,6 +33,9 @@ class PredictionStore:
     self.ids = examples["ids"]
     self._num_classes = int(examples["num_classes"])
     self._dtype = np.dtype(str(examples["dtype"]))
+    # Listed once: reading or writing one of many epochs must not cost all.
+    stems = [p.stem for p in self.path.iterdir() if p.suffix == ".npz"]
+    self._epochs = sorted(int(s) for s in stems if s.isdigit())
 
   @classmethod
   def create(
@@ -44,7 +46,7 @@ class PredictionStore:
     *,
     num_classes: int,
     dtype: str = "float32",
-  ) -> PredictionStore:
+  ) -> Self:
     """Makes an empty store, or opens one made for the same examples."""
     path = epath.Path(path)
     if not (path / "examples.npz").exists():
@@ -63,12 +65,11 @@ class PredictionStore:
   @property
   def epochs(self) -> list[int]:
     """Finished epochs of the stored checkpoints, ascending."""
-    stems = [p.stem for p in self.path.iterdir() if p.suffix == ".npz"]
-    return sorted(int(s) for s in stems if s.isdigit())
+    return list(self._epochs)
 
   @property
   def shape(self) -> tuple[int, int, int]:
-    return len(self.epochs), len(self.labels), self._num_classes
+    return len(self._epochs), len(self.labels), self._num_classes
 
   @property
   def dtype(self) -> np.dtype:
@@ -83,7 +84,7 @@ class PredictionStore:
 
   def __getitem__(self, c: int) -> np.ndarray:
     """Probabilities `[N, K]` of checkpoint `c` (its place, not its epoch)."""
-    return self.read(self.epochs[c])
+    return self.read(self._epochs[c])
 
   def read(self, epoch: int) -> np.ndarray:
     """Probabilities `[N, K]` after `epoch` finished epochs."""
@@ -97,24 +98,67 @@ class PredictionStore:
         f"probs for {self.path} have shape {probs.shape}, not {expected}"
       )
     files.write_npz(self._file(epoch), probs=probs.astype(self._dtype))
+    if epoch not in self._epochs:
+      bisect.insort(self._epochs, epoch)
+
+  def is_whole(self, epoch: int) -> bool:
+    """Whether `epoch` can be read."""
+    try:
+      self.read(epoch)
+    except (FileNotFoundError, ValueError):
+      return False
+    return True
 
   def truncate(self, epoch: int) -> None:
     """Forgets every checkpoint after `epoch`."""
-    for later in (e for e in self.epochs if e > epoch):
+    for later in [e for e in self.epochs if e > epoch]:
       self._file(later).unlink()
+      self._epochs.remove(later)
 
   def _file(self, epoch: int) -> epath.Path:
     return self.path / f"{epoch:05d}.npz"
 
 
-class Subset:
-  """Some examples of a `[C, N, K]` stack, read a checkpoint at a time."""
+def disk_bytes(
+  num_checkpoints: int, num_examples: int, num_classes: int, dtype: str
+) -> int:
+  """What a store takes on disk, in blocks of 4 KiB."""
+  probs = num_examples * num_classes * np.dtype(dtype).itemsize
+  examples = num_examples * (4 + 8)  # labels and ids
+  return (
+    num_checkpoints * _blocks(probs + _BYTES_PER_ARRAY)
+    + _blocks(examples + 4 * _BYTES_PER_ARRAY)
+    + _blocks(1)  # the folder
+  )
 
-  def __init__(self, probs: PredictionStore, rows: np.ndarray):
+
+_BYTES_PER_ARRAY = 264  # what the format adds to it
+
+
+def _blocks(size: int) -> int:
+  return -(-size // 4096) * 4096
+
+
+class Subset:
+  """Some examples of a `[C, N, K]` stack, read a checkpoint at a time.
+
+  Args:
+    probs: the stack.
+    rows: places of the examples.
+    checkpoints: places of the checkpoints; None for all.
+  """
+
+  def __init__(
+    self,
+    probs: PredictionStore,
+    rows: np.ndarray,
+    checkpoints: np.ndarray | None = None,
+  ):
     self._probs = probs
     self._rows = np.asarray(rows)
-    num_checkpoints, _, num_classes = probs.shape
-    self.shape = (num_checkpoints, len(self._rows), num_classes)
+    every = np.arange(len(probs))
+    self._checkpoints = every if checkpoints is None else checkpoints
+    self.shape = (len(self._checkpoints), len(self._rows), probs.shape[2])
     self.dtype = probs.dtype
     self.ndim = 3
 
@@ -122,7 +166,7 @@ class Subset:
     return self.shape[0]
 
   def __getitem__(self, c: int) -> np.ndarray:
-    return self._probs[c][self._rows]
+    return self._probs[int(self._checkpoints[c])][self._rows]
 
 
 class Predictions(NamedTuple):

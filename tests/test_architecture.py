@@ -12,9 +12,10 @@ PACKAGE = ROOT / "kfkd_jax"
 
 # Top to bottom: a room may import those before it, and its own parts.
 ROOMS = (
+  "stacks",
   "label_noise",
   "metrics",
-  "stacks",
+  "statistics",
   "forgetting",
   "fusion",
   "losses",

@@ -21,7 +21,15 @@ def configured(**changes):
 
 
 @pytest.mark.parametrize(
-  "arguments", ["", "runlocal", "noise=symmetric,rate=0.2"]
+  "arguments",
+  [
+    "",
+    "runlocal",
+    "noise=symmetric,rate=0.2",
+    "noise=pair,protocol=practitioner",
+    "protocol=paper,runlocal",
+    "protocol=carved",
+  ],
 )
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_shipped_configs_are_valid(path, arguments):
@@ -31,6 +39,84 @@ def test_shipped_configs_are_valid(path, arguments):
 def test_arguments_of_config_files():
   config = config_lib.load_config(f"{CONFIGS[-1]}:noise=pair,rate=0.25")
   assert (config.noise.kind, config.noise.rate) == ("pair", 0.25)
+
+
+def test_changed_copies_know_the_types_of_keys_that_are_none():
+  config = config_lib.default_config()
+  own = config_lib.changed(config, {"model.width": 8, "data.dir": "3"})
+  assert (own.model.width, own.data.dir) == (8, "3")
+  assert (config.model.width, config.data.dir) == (None, None)
+  with pytest.raises(config_lib.ConfigError, match=r"model.width='a' has type"):
+    config_lib.changed(config, {"model.width": "a"})
+
+
+def test_one_recipe_for_both_cifars():
+  path = next(p for p in CONFIGS if p.name == "cifar.py")
+  ten, hundred = (
+    config_lib.load_config(f"{path}:data={name}").to_dict()
+    for name in ("cifar10", "cifar100")
+  )
+  assert ten.pop("data")["name"] == "cifar10"
+  assert hundred.pop("data")["name"] == "cifar100"
+  assert ten == hundred
+  assert ten["selection"]["source"] == "test"
+  for arguments, message in (
+    ("data=cifar", "data='cifar' .*cifar10, cifar100"),
+    ("protocol=own", "protocol='own' .*paper, practitioner"),
+    ("dataset=cifar10", "'dataset' is unknown"),
+  ):
+    with pytest.raises(config_lib.ConfigError, match=message):
+      config_lib.load_config(f"{path}:{arguments}")
+
+
+@pytest.mark.parametrize(
+  ("text", "values"),
+  [
+    ("noise.kind=pair,symmetric", ("pair", "symmetric")),
+    ("noise.rate=.20, 4e-1", ("0.2", "0.4")),
+    ("noise.rate=1", ("1.0",)),
+    ("model.width=None,8", ("None", "8")),
+    ("augment.flip=True,False", ("True", "False")),
+    ("distill.teachers=(kf,mixture),kf,()", ("kf,mixture", "kf", "")),
+    ("distill.teachers=('kf','mixture')", ("kf,mixture",)),
+    ("optim.boundaries=(0.5,),(.3, .6)", ("0.5", "0.3,0.6")),
+    (
+      "data.name=digits,(synthetic/num_train=9,num_test=9)",
+      ("digits", "synthetic/num_train=9,num_test=9"),
+    ),
+  ],
+)
+def test_grid_values_have_one_spelling(text, values):
+  config = config_lib.default_config()
+  (axis,) = config_lib.parse_grid([text], config)
+  assert axis.values == values
+  assert config.to_dict() == config_lib.default_config().to_dict()
+  for value in values:  # which is read back as it was meant
+    config_lib.override(config, axis.key, value)
+    again = config_lib.parse_grid([f"{axis.key}=({value})"], config)
+    assert again[0].values == (value,)
+
+
+@pytest.mark.parametrize(
+  ("texts", "message"),
+  [
+    (["noise.rates=0.1"], "--grid: .*'noise.rates' is unknown.*'noise.rate'"),
+    (["noise=pair"], "'noise' is unknown"),
+    (["noise.rate=0.2,0.20"], "gives noise.rate=0.2 twice"),
+    (["noise.rate=0.1", "noise.rate=0.2"], "names noise.rate twice"),
+    (["noise.rate"], "'noise.rate' must be KEY=VALUE"),
+    (["noise.rate="], "'noise.rate=' must be KEY=VALUE"),
+    (["noise.rate=0.1,"], "--grid: noise.rate='' has type str"),
+    (["noise.rate=high"], "--grid: noise.rate='high' has type str"),
+    (["distill.teachers=(kf"], "parenthesis without its other"),
+    (["distill.teachers=kf)"], "parenthesis without its other"),
+    (["seed=1,2"], "--grid takes no seed; --seeds"),
+  ],
+)
+def test_mistakes_in_a_grid_are_one_line(texts, message):
+  with pytest.raises(config_lib.ConfigError, match=message) as caught:
+    config_lib.parse_grid(texts, config_lib.default_config())
+  assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -59,12 +59,12 @@ def mount(folder, size, *options):
 
 @contextlib.contextmanager
 def full_disk(folder):
-  """A small file system, or where that is not allowed a limit on files.
+  """Room for the teacher and little more, or else a limit on files.
 
   Yields what limits the first run, and what takes the limit away.
   """
   folder.mkdir()
-  if mount(folder, "700k"):
+  if mount(folder, "2000k"):
     yield 30_000, lambda: None
     return
   try:

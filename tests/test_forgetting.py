@@ -282,25 +282,25 @@ _CORRECT = np.ones((3, 4), bool)
   "call, message",
   [
     (
-      lambda: forgetting.correctness(np.ones((2, 3, 4)), np.zeros(2)),
-      r"labels must be \[N\].* got shape \(2,\) for N = 3",
+      lambda: forgetting.correctness(np.ones((2, 3, 4)), np.zeros(2, int)),
+      r"labels must be int\[N\] .* shape \(2,\) .* \(2, 3, 4\)",
     ),
     (
       lambda: forgetting.correctness(np.ones((3, 4)), np.zeros(4)),
-      r"probs must be \[C, N, K\].* got \(3, 4\)",
+      r"probs must be \[C, N, K\].* got shape \(3, 4\)",
     ),
     (
       lambda: forgetting.correctness(np.ones((0, 3, 4)), np.zeros(3)),
-      r"got \(0, 3, 4\)",
+      r"got shape \(0, 3, 4\)",
     ),
-    (lambda: forgetting.correctness([], np.zeros(3)), r"got \(0,\)"),
+    (lambda: forgetting.correctness([], np.zeros(3)), r"got shape \(0,\)"),
     (
       lambda: forgetting.correctness(jnp.ones((2, 0, 4)), np.zeros(0)),
-      r"got \(2, 0, 4\)",
+      r"got shape \(2, 0, 4\)",
     ),
     (
       lambda: forgetting.correctness(
-        [np.ones((3, 2)), np.ones((3, 4))], np.zeros(3)
+        [np.ones((3, 2)), np.ones((3, 4))], np.zeros(3, int)
       ),
       r"first one's shape, \(3, 2\); got \(3, 4\)",
     ),

@@ -263,7 +263,7 @@ _PROBS = np.full((4, 3), 1 / 3, np.float32)
   [
     (
       lambda: metrics.accuracy(_PROBS, np.zeros(5, int)),
-      r"probs .*\[N, K\].* labels \[N\]; got shapes \(4, 3\) and \(5,\)",
+      r"labels must be int\[N\] where probs is \[N, K\].*\(5,\) .*\(4, 3\)",
     ),
     (
       lambda: metrics.brier_score(_PROBS[0], np.zeros(4, int)),

@@ -10,11 +10,18 @@ import numpy as np
 import pytest
 from etils import epath
 
+from kfkd_jax import cli, files, fusion, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, fusion, stages
 from kfkd_jax.config import rules
 from kfkd_jax.data import splits
-from kfkd_jax.stages import compare, distill, experiment, methods, networks
+from kfkd_jax.stages import (
+  compare,
+  distill,
+  experiment,
+  methods,
+  networks,
+  tables,
+)
 
 METHODS = {
   "final",
@@ -91,6 +98,7 @@ def test_leaves_every_artefact(workdir):
     "diagnosis.json",
     "fusion.json",
     "results.jsonl",
+    "hits.npz",
     "report/index.html",
     "runs/teacher/metrics.jsonl",
     "runs/teacher/predictions/train",
@@ -143,6 +151,30 @@ def test_every_method_is_scored_with_its_costs(workdir):
   assert rows["independent"]["train_cost"] == 2
   assert rows["kf_kd"]["inference_cost"] == rows["kf_soup"]["num_members"] == 1
   assert rows["kf_kd"]["train_cost"] > 2 > rows["kf"]["train_cost"] > 1
+
+
+def test_hits_are_what_the_rows_are_means_of(workdir):
+  hits = compare.read_hits(epath.Path(workdir))
+  assert hits.tested.all() and hits.scored.all()
+  store = networks.predictions(epath.Path(workdir), "teacher", "test")
+  np.testing.assert_array_equal(hits.ids, store.ids)
+  rows = rows_of(workdir)
+  assert hits.methods.tolist() == list(rows)
+  for method, right in zip(hits.methods, hits.hits[0], strict=True):
+    assert right.mean() == rows[str(method)]["accuracy"]
+  final = np.asarray(store[len(store) - 1]).argmax(-1) == store.labels
+  np.testing.assert_array_equal(hits.hits[0, 0], final)
+
+
+def test_sanity_of_the_history(workdir, capsys):
+  code = cli.main(["sanity", f"--workdir={workdir}"])
+  said = capsys.readouterr().out
+  checks = read(workdir, "sanity.json")["checks"]
+  assert said.count("\n") == 2 + len(checks) == 9
+  assert said.count("| pass |") + said.count("| FAIL |") == 7
+  sure = ("identical checkpoints", "one checkpoint")
+  assert all(c["passed"] for c in checks if c["name"] in sure)
+  assert code == (0 if all(c["passed"] for c in checks) else 1)
 
 
 def test_configuration_and_methods_agree():
@@ -271,8 +303,16 @@ def test_half_of_test_selects_three_times(tmp_path):
   assert student["selected_on"] == "test half (clean labels)"
   assert "ema" in {row["method"] for row in rows}
   assert list((tmp_path / "runs" / "teacher" / "tensorboard").iterdir())
-  for fold in experiment.load_task(config).folds:
+  hits = compare.read_hits(epath.Path(tmp_path))
+  for f, fold in enumerate(experiment.load_task(config).folds):
     assert not set(fold.select_rows) & set(fold.test_rows)
+    assert np.flatnonzero(hits.tested[f]).tolist() == list(fold.test_rows)
+  run_ = tables.Run(rows, hits)
+  for summary in tables.summarise([run_], num_samples=100):
+    own = [row for row in rows if row["method"] == summary["method"]]
+    for key in ("accuracy", "gain"):
+      mean = np.mean([row[key] for row in own])
+      assert summary[key] == pytest.approx(mean)
 
 
 def test_table_shows_every_row():

@@ -4,7 +4,9 @@ import functools
 import json
 import re
 import struct
+import tracemalloc
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -311,6 +313,97 @@ def test_files_that_are_missing_or_damaged_are_named(tmp_path):
     path.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"w\.safetensors is not a whole"):
       pretrained.load(path, variables, name="resnet18")
+
+
+def with_header(header, *, body=b"", length=None):
+  """A safetensors file whose header says anything."""
+  if not isinstance(header, bytes):
+    header = json.dumps(header).encode()
+  return struct.pack("<Q", length or len(header)) + header + body
+
+
+def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
+  return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+HOSTILE = {
+  "endless header": with_header(b"{}", length=2**62),
+  "header beyond the file": with_header(b"{}", length=10**6),
+  "header of nothing": with_header(b" " * 50),
+  "header that is no JSON": with_header(b"{" * 500),
+  "deep header": with_header(b'{"a":' * 10**5),
+  "list": with_header([1, 2]),
+  "no offsets": with_header({"w": {"dtype": "F32", "shape": [4]}}),
+  "offsets beyond the file": with_header({"w": entry(shape=[2**40],
+    offsets=[0, 2**42])}, body=bytes(16)),
+  "negative offsets": with_header({"w": entry(offsets=[-16, 0])},
+    body=bytes(16)),
+  "offsets backwards": with_header({"w": entry(offsets=[16, 0])},
+    body=bytes(16)),
+  "overlapping": with_header({"v": entry(), "w": entry(offsets=[8, 24])},
+    body=bytes(24)),
+  "same bytes twice": with_header({"v": entry(), "w": entry()},
+    body=bytes(16)),
+  "a hole": with_header({"v": entry(), "w": entry(offsets=[32, 48])},
+    body=bytes(48)),
+  "bytes left over": with_header({"w": entry()}, body=bytes(24)),
+  "shorter numbers than declared": with_header({"w": entry("F64")},
+    body=bytes(16)),
+  "longer numbers than declared": with_header({"w": entry("F16")},
+    body=bytes(16)),
+  "unknown numbers": with_header({"w": entry("F31")}, body=bytes(16)),
+  "another shape": with_header({"w": entry(shape=[5])}, body=bytes(16)),
+  "overflowing shape": with_header({"w": entry(shape=[2**33, 2**33])},
+    body=bytes(16)),
+  "negative shape": with_header({"w": entry(shape=[-4])}, body=bytes(16)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_headers_that_lie_are_refused(content, tmp_path):
+  _, variables, _ = test_models.small("resnet")
+  path = tmp_path / "w.safetensors"
+  path.write_bytes(content)
+  tracemalloc.start()
+  with pytest.raises(ValueError, match=r"w\.safetensors is not a whole") as e:
+    pretrained.load(path, variables, name="resnet18")
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert "\n" not in str(e.value)
+  assert peak < 2**20 + 3 * len(content)
+
+
+def test_damaged_headers_never_give_other_shapes(tmp_path):
+  """300 changed bytes: refused in one line, or every shape still fits."""
+  _, variables, _ = test_models.small("resnet")
+  whole = written(
+    tmp_path / "w.safetensors", pretrained.tensors(variables)
+  ).read_bytes()
+  (length,) = struct.unpack("<Q", whole[:8])
+  rng, said = np.random.default_rng(0), []
+  for place, byte in rng.integers(0, (8 + length, 256), (300, 2)):
+    damaged = bytearray(whole)
+    damaged[place] = byte
+    (tmp_path / "w.safetensors").write_bytes(damaged)
+    try:
+      found = pretrained.load(
+        tmp_path / "w.safetensors", variables, name="resnet18"
+      )
+    except ValueError as error:
+      said.append(str(error))
+      continue
+    jax.tree.map(lambda a, b: chex.assert_equal_shape([a, b]), found, variables)
+  assert len(said) > 200
+  assert "\n" not in "".join(said)
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path):
+  _, variables, _ = test_models.small("resnet")
+  tensors = pretrained.tensors(variables)
+  tensors["bn1.bias"] = np.full_like(tensors["bn1.bias"], np.nan)
+  path = written(tmp_path / "w.safetensors", tensors)
+  with pytest.raises(ValueError, match=r"bn1\.bias in .* not all finite"):
+    pretrained.load(path, variables, name="resnet18")
 
 
 def test_models_without_published_weights_say_so(tmp_path):

@@ -24,7 +24,7 @@ def test_code_of_the_functional_door_runs():
   (code,) = (
     block
     for block in re.findall(r"```python\n(.*?)```", README, re.S)
-    if "from kfkd_jax import" in block
+    if "import kfkd_jax as kfkd" in block
   )
   names = {}
   exec(code, names)

@@ -5,7 +5,9 @@ A config file is a Python file with `get_config(args="")` that changes
 `--config.section.key=value`. A key that is not in `keys.py` does not exist.
 """
 
+from kfkd_jax.config.grid import Axis, parse_grid
 from kfkd_jax.config.keys import default_config
+from kfkd_jax.config.protocols import PROTOCOLS, set_protocol
 from kfkd_jax.config.reading import (
   changed,
   load_config,
@@ -19,7 +21,9 @@ from kfkd_jax.config.rules import TEACHERS, validate
 from kfkd_jax.config.tree import ConfigError, names
 
 __all__ = [
+  "PROTOCOLS",
   "TEACHERS",
+  "Axis",
   "ConfigError",
   "changed",
   "default_config",
@@ -27,7 +31,9 @@ __all__ = [
   "names",
   "override",
   "parse_arguments",
+  "parse_grid",
   "read",
+  "set_protocol",
   "subset",
   "to_json",
   "validate",

@@ -83,6 +83,12 @@ def default_config() -> ml_collections.ConfigDict:
   # Between kept checkpoints: epochs, a part of one such as 0.25, or steps.
   c.history.every = 1.0
   c.history.unit = "epoch"  # or step
+  # At most so many of them: the newest, and those that remember most of what it
+  # has wrong; epochs that are dropped are still diagnosed. None: all.
+  c.history.keep = config_dict.placeholder(int)
+  c.history.dtype = (
+    "float32"  # or bfloat16: half the disk; the last stays whole
+  )
   c.history.resume_every = 10  # epochs between full states
 
   c.predictions = ml_collections.ConfigDict()
@@ -175,6 +181,14 @@ def default_config() -> ml_collections.ConfigDict:
   c.export.saved_model = True  # as well, where TensorFlow is installed
 
   c.bench = ml_collections.ConfigDict()
+  c.bench.parts = (
+    "steps", "stage", "predictions", "storage", "devices", "fusion",
+  )  # fmt: skip
+  c.bench.rounds = 7  # of which the median counts
+  c.bench.steps = 20  # training steps of a round
+  c.bench.epochs = 5  # of the whole train stage
+  c.bench.members = 4  # teachers of the live distillation
+  c.bench.checkpoints = 16  # restored, and predicted with
   c.bench.fusion = "memory"  # history to fuse: tiny, memory or disk (9 GB)
 
   c.runtime = ml_collections.ConfigDict()

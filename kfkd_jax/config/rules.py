@@ -35,6 +35,7 @@ ROWS = (
   "early_stopping", "kf_one_step", "kf", "mixture", "kf_soup", "ema",
   "independent", *(f"{teacher}_kd" for teacher in TEACHERS), *METHODS,
 )  # fmt: skip
+PARTS = ("steps", "stage", "predictions", "storage", "devices", "fusion")
 EXPORTABLE = ("final", *TEACHERS, *(f"{teacher}_kd" for teacher in TEACHERS))
 _MAX_COUNT = 2**31 - 1
 _HAS_TRANSITION = ("symmetric", "pair", "asymmetric")
@@ -206,6 +207,8 @@ def _rules() -> list[Rule]:
       lambda v: 1e-4 <= v <= _MAX_COUNT and (v if v >= 1 else 1 / v) % 1 == 0,
     ),
     _one_of("history.unit", clock.UNITS),
+    _at_least("history.keep", 2),
+    _one_of("history.dtype", DTYPES),
     _at_least("history.resume_every", 1),
     _between("predictions.batch_size", 1, 2**20),
     _one_of("predictions.dtype", STORE_DTYPES),
@@ -240,6 +243,11 @@ def _rules() -> list[Rule]:
       lambda v: v and set(v) <= set(EXPORTABLE) and len(set(v)) == len(v),
     ),
     _between("export.parity_examples", 1, 10**6),
+    _some_of("bench.parts", PARTS),
+    *[
+      _between(f"bench.{key}", 1, 10**4)
+      for key in ("rounds", "steps", "epochs", "members", "checkpoints")
+    ],
     _one_of("bench.fusion", ("tiny", "memory", "disk")),
   ]
 
@@ -287,6 +295,7 @@ def shown(value: Any) -> str:
 def _check_pairs(config: ml_collections.ConfigDict) -> None:
   _check_model(config.model)
   noise, kind = config.noise, config.noise.kind
+  selection = config.selection
   taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
   untaught = sorted(
     set(config.export.models or ()) - {"final", *TEACHERS, *taught}
@@ -333,6 +342,14 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       and config.optim.cycle is None,
       f"optim.schedule={config.optim.schedule!r} needs optim.cycle, "
       "epochs of a cycle; it is None",
+    ),
+    (
+      config.history.keep is not None
+      and (selection.source, selection.labels) != ("train", "clean"),
+      f"history.keep={config.history.keep} judges by clean labels of points "
+      "carved from train; it needs selection.source='train' and "
+      f"selection.labels='clean', got {selection.source!r} and "
+      f"{selection.labels!r}",
     ),
     (
       config.optim.warmup_epochs >= config.train.epochs,

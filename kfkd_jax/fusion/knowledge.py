@@ -231,12 +231,13 @@ def best_epsilon_exact(
 
 def _window_mean(probs: Any, center: int, window: int) -> np.ndarray:
   """Returns the mean of probs[center - window : center + window + 1]."""
-  num_checkpoints, num_examples, num_classes = stacks.shape_of(probs)
+  shape = stacks.shape_of(probs)
+  num_checkpoints, num_examples, num_classes = shape
   stop = min(num_checkpoints, center + window + 1)
   covered = range(max(0, center - window), stop)
   mean = np.zeros((num_examples, num_classes), np.float32)
   for c in covered:
-    slab = stacks.slab_of(probs, c, num_examples)
+    slab = stacks.slab_of(probs, c, shape)
     for rows in stacks.row_slices(*mean.shape):
       part = stacks.as_float32(slab[rows])
       stacks.check_probabilities(part, c)

@@ -42,6 +42,10 @@ def mixture_fusion(
 
   Returns:
     f32[C], a NumPy array.
+
+  >>> probs = np.asarray([[[0.9, 0.1], [0.1, 0.9]], [[0.1, 0.9], [0.9, 0.1]]])
+  >>> mixture_fusion(probs, [0, 1]).tolist()
+  [1.0, 0.0]
   """
   likelihoods = label_likelihoods(probs, labels, transition=transition)
   peak = likelihoods.max(axis=0)
@@ -80,7 +84,7 @@ def label_likelihoods(
   likelihoods = np.empty((num_checkpoints, labels.size), np.float32)
   columns = None
   for c in range(num_checkpoints):
-    slab = stacks.slab_of(probs, c, labels.size)
+    slab = stacks.slab_of(probs, c, stacks.shape_of(probs))
     if transition is not None and columns is None:
       columns = _checked_transition(transition, slab.shape[1]).T.copy()
     for rows in stacks.row_slices(*slab.shape):

@@ -12,7 +12,17 @@ from kfkd_jax import stacks
 
 
 def final_only(num_checkpoints: int) -> np.ndarray:
-  """Returns all weight on the last of C checkpoints, f32[C]."""
+  """Returns all weight on the last checkpoint.
+
+  Args:
+    num_checkpoints: C.
+
+  Returns:
+    f32[C], a NumPy array.
+
+  >>> final_only(3).tolist()
+  [0.0, 0.0, 1.0]
+  """
   return horizontal(num_checkpoints, 1)
 
 
@@ -73,7 +83,14 @@ def early_stopping(accuracy: ArrayLike, *, patience: int) -> Stopped:
 
 
 def horizontal(num_checkpoints: int, num_members: int) -> np.ndarray:
-  """Returns even weights over the last M of C checkpoints, f32[C].
+  """Returns even weights over the last M of C checkpoints.
+
+  Args:
+    num_checkpoints: C.
+    num_members: M.
+
+  Returns:
+    f32[C], a NumPy array.
 
   >>> horizontal(4, 2).tolist()
   [0.0, 0.0, 0.5, 0.5]
@@ -85,9 +102,16 @@ def horizontal(num_checkpoints: int, num_members: int) -> np.ndarray:
 
 
 def fixed_jumps(num_checkpoints: int, num_members: int) -> np.ndarray:
-  """Returns even weights over M of C checkpoints at even distances, f32[C].
+  """Returns even weights over M of C checkpoints at even distances.
 
   The last checkpoint is one of them, the first one only where M = C.
+
+  Args:
+    num_checkpoints: C.
+    num_members: M.
+
+  Returns:
+    f32[C], a NumPy array.
 
   >>> fixed_jumps(4, 2).tolist()
   [0.0, 0.5, 0.0, 0.5]
@@ -100,7 +124,19 @@ def fixed_jumps(num_checkpoints: int, num_members: int) -> np.ndarray:
 def random_checkpoints(
   key: jax.Array, num_checkpoints: int, num_members: int
 ) -> jax.Array:
-  """Returns even weights over M different checkpoints drawn of C, f32[C]."""
+  """Returns even weights over M different checkpoints drawn of C.
+
+  Args:
+    key: random key.
+    num_checkpoints: C.
+    num_members: M.
+
+  Returns:
+    f32[C].
+
+  >>> random_checkpoints(jax.random.key(0), 2, 2).tolist()
+  [0.5, 0.5]
+  """
   _check_members(num_checkpoints, num_members)
   drawn = jax.random.permutation(key, num_checkpoints)[:num_members]
   return jnp.zeros(num_checkpoints, jnp.float32).at[drawn].set(1 / num_members)
@@ -132,6 +168,8 @@ def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
   if isinstance(probs, Sequence) and isinstance(probs[0], jax.Array):
     probs = jnp.stack(probs)
   if isinstance(probs, jax.Array) or isinstance(weights, jax.core.Tracer):
+    if isinstance(probs, jax.Array):
+      stacks.check_rows("probs", probs)
     return jnp.tensordot(
       jnp.asarray(weights, jnp.float32),
       jnp.asarray(probs, jnp.float32),
@@ -142,6 +180,7 @@ def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
   total = np.zeros(shape[1:], np.float32)
   for c in np.flatnonzero(weights):
     slab = probs[int(c)]
+    stacks.check_rows(f"probs[{c}]", slab)
     for rows in stacks.row_slices(shape[1], int(np.prod(shape[2:]))):
       total[rows] += weights[c] * stacks.as_float32(slab[rows])
   return total

@@ -5,6 +5,8 @@ import numpy as np
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
+from kfkd_jax import stacks
+
 
 def cross_entropy(
   logits: ArrayLike, labels: ArrayLike, *, label_smoothing: float = 0.0
@@ -25,6 +27,7 @@ def cross_entropy(
   log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)
   labels = jnp.asarray(labels)
   if labels.shape == log_probs.shape:
+    stacks.check_rows("labels", labels)
     loss = -jnp.sum(labels.astype(jnp.float32) * log_probs, axis=-1)
   elif labels.shape == log_probs.shape[:-1] and _is_integer(labels):
     loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
@@ -59,6 +62,9 @@ def distillation(
 
   Returns:
     f32[B].
+
+  >>> distillation([[0.0, 0.0]], [[0.5, 0.5]]).tolist()
+  [0.0]
   """
   logits = jnp.asarray(logits, jnp.float32)
   if np.shape(teacher_probs) != logits.shape:
@@ -66,6 +72,7 @@ def distillation(
       f"logits and teacher_probs must be [B, K] both; got shapes "
       f"{logits.shape} and {np.shape(teacher_probs)}."
     )
+  stacks.check_rows("teacher_probs", teacher_probs)
   teacher = jax.lax.stop_gradient(temper(teacher_probs, temperature))
   log_student = jax.nn.log_softmax(logits / temperature, axis=-1)
   positive = teacher > 0  # 0 log 0 = 0

@@ -127,7 +127,12 @@ def _decoded(path: epath.Path, name: str, entry: dict[str, Any]) -> np.ndarray:
       f"must be one of {sorted(_DTYPES)}"
     )
   values = np.frombuffer(entry["data"], _DTYPES[entry["dtype"]])
-  return values.reshape(entry["shape"]).astype(np.float32)
+  values = values.reshape(entry["shape"]).astype(np.float32)
+  if not np.isfinite(values).all():
+    raise ValueError(
+      f"pretrained weights: {name} in {path}: the numbers are not all finite"
+    )
+  return values
 
 
 Rules = list[tuple[str, str | Callable[[re.Match], str]]]

@@ -74,7 +74,7 @@ STAGES: dict[str, Stage] = {
     compare.run,
     keys=("compare", "baselines", "strategy"),
     needs=("train", "fuse", "distill"),
-    artefacts=lambda config: ("results.jsonl",),
+    artefacts=lambda config: ("results.jsonl", "hits.npz"),
   ),
   "report": Stage(
     report.run,
@@ -171,7 +171,7 @@ def _run_stage(config, workdir, name, say) -> bool:
     say(f"{name}: up to date")
     return False
   for need in _KNOWN[name].needs:
-    _check_ran(config, workdir, name, need)
+    check_ran(config, workdir, name, need)
   for artefact in _spoilt(config, workdir, name):
     say(f"{name}: {artefact} is damaged or incomplete, making it again")
   _note(workdir, name, None)
@@ -190,7 +190,8 @@ def _run_stage(config, workdir, name, say) -> bool:
   return True
 
 
-def _check_ran(config, workdir, name, need) -> None:
+def check_ran(config, workdir, name, need) -> None:
+  """Raises a `MissingStageError` if a stage that `name` needs has not run."""
   spoilt = _spoilt(config, workdir, need)
   if spoilt:
     why = f"of which {workdir / spoilt[0]} is damaged or incomplete"

@@ -45,22 +45,68 @@ class Entry(NamedTuple):
   num_views: int = 1
 
 
+class Hits(NamedTuple):
+  """Who was right where: M methods, F folds, all N examples of `test`.
+
+  Attributes:
+    methods: `str[M]`.
+    ids: `int64[N]` of the examples.
+    hits: `bool[F, M, N]`; false where nothing was scored.
+    tested: `bool[F, N]` the test points of a fold.
+    scored: `bool[F, M]` the methods of a fold.
+  """
+
+  methods: np.ndarray
+  ids: np.ndarray
+  hits: np.ndarray
+  tested: np.ndarray
+  scored: np.ndarray
+
+
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
-  """Writes `results.jsonl`, one row a method and fold; returns the table."""
+  """Scores every method; returns the table.
+
+  Writes `results.jsonl`, one row a method and fold, and `hits.npz`, what each
+  method got right.
+  """
   task = experiment.load_task(config)
   for method in methods.configured(config):
     for plan in method.plans(config, workdir):
       networks.train(config, workdir, plan)
     method.make(config, workdir)
   rows = []
+  by_fold: list[list[Entry]] = []
   origin = _origin(config)
   for number, fold in enumerate(task.folds):
     entries = _entries(config, workdir, number)
     split = "test" if len(task.folds) == 1 else f"test/{number}"
     scored = score(config, entries, fold.test_rows, split=split)
     rows += [{**row, **origin} for row in scored]
+    by_fold.append(entries)
+  files.write_npz(workdir / "hits.npz", **_hits(task, by_fold)._asdict())
   files.write_json_lines(workdir / "results.jsonl", rows)
   return table(rows)
+
+
+def read_hits(workdir: epath.Path) -> Hits:
+  """What `run` wrote into `hits.npz`."""
+  return Hits(**files.read_npz(workdir / "hits.npz", Hits._fields))
+
+
+def _hits(task: experiment.Task, by_fold: list[list[Entry]]) -> Hits:
+  test = task.splits["test"]
+  # Networks of their own, such as students, are in the first fold alone.
+  names = list(dict.fromkeys(e.method for es in by_fold for e in es))
+  tested = np.zeros((len(by_fold), len(test.labels)), bool)
+  scored = np.zeros((len(by_fold), len(names)), bool)
+  hits = np.zeros((*scored.shape, len(test.labels)), bool)
+  for f, (fold, entries) in enumerate(zip(task.folds, by_fold, strict=True)):
+    tested[f, fold.test_rows] = True
+    for entry in entries:
+      m = names.index(entry.method)
+      scored[f, m] = True
+      hits[f, m] = (entry.probs.argmax(-1) == test.labels) & tested[f]
+  return Hits(np.array(names), np.asarray(test.ids), hits, tested, scored)
 
 
 _NO_NUMBERS = ("bench", "report", "runtime")  # sections that decide none

@@ -336,6 +336,8 @@ def make_recipe(
     average_decay=config.train.average_decay,
     history_every=config.history.every if keep_history else epochs,
     history_unit=config.history.unit if keep_history else "epoch",
+    history_dtype=config.history.dtype if keep_history else "float32",
+    history_keep=config.history.keep if keep_history else None,
     resume_every=config.history.resume_every,
     micro_batches=config.train.micro_batches,
     evaluation_batch=config.predictions.batch_size,

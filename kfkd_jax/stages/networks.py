@@ -20,7 +20,7 @@ from etils import epath
 from kfkd_jax import checkpoints, files, models, parallel
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.stages import experiment
+from kfkd_jax.stages import experiment, forecast
 from kfkd_jax.stages.progress import Progress
 from kfkd_jax.training import loop, objective
 
@@ -35,6 +35,8 @@ TRAINING_KEYS = (
   "train",
   "history.every",
   "history.unit",
+  "history.keep",
+  "history.dtype",
   "predictions",
   "selection.source",
   "selection.num",
@@ -163,6 +165,12 @@ def train(
     num_train=len(examples["label"]),
   )
   recipe = recipe._replace(module=plan.module(recipe.module))
+  splits = experiment.predicted_splits(config, task)
+  room = forecast.check(
+    run, forecast.forecast(recipe, lesson.objective, task, splits)
+  )
+  if plan.keep_history:
+    print(room)
   seeds = experiment.seeds_for(config, plan.member)
   with Progress(run, plan.name, tensorboard=config.runtime.tensorboard) as show:
     trained = loop.train(
@@ -170,7 +178,7 @@ def train(
       recipe,
       lesson.objective,
       examples,
-      experiment.predicted_splits(config, task),
+      splits,
       seeds=seeds,
       mesh=parallel.data_mesh(),
       frozen=lesson.frozen,
@@ -257,18 +265,30 @@ def read_members(
     Stacked variables `[M, ...]` and their weights `[M]`.
   """
   path = run_path(workdir, name) / "history"
+  epochs = predictions(workdir, name, "test").epochs
+  members = np.flatnonzero(weights)
   with checkpoints.Checkpoints(path) as history:
-    epochs = history.steps()
-    if len(epochs) != len(weights):
+    kept = history.steps()
+    if len(epochs) != len(weights) or not {epochs[m] for m in members} <= {
+      *kept
+    }:
       raise ValueError(
-        f"{path} holds {len(epochs)} checkpoints but there are {len(weights)} "
-        "weights; run the fuse stage again"
+        f"{path} holds {len(kept)} checkpoints of {len(epochs)} epochs, which "
+        f"{len(members)} of {len(weights)} weights do not fit; run the fuse "
+        "stage again"
       )
-    members = np.flatnonzero(weights)
     stacked = history.restore_stacked(
       [epochs[m] for m in members], template(config)
     )
   return stacked, np.asarray(weights)[members]
+
+
+def kept_checkpoints(workdir: epath.Path, name: str) -> np.ndarray:
+  """Places in a run's stored predictions whose networks are kept, `i64[M]`."""
+  history = run_path(workdir, name) / "history"
+  epochs = predictions(workdir, name, "test").epochs
+  kept = {int(p.name) for p in _filled(history) if p.name.isdigit()}
+  return np.flatnonzero([epoch in kept for epoch in epochs])
 
 
 def template(

@@ -1,114 +1,305 @@
-"""The whole run for several seeds, and one table over them."""
+"""The whole run for a grid of configurations and several seeds.
+
+A cell is a working directory of its own, `KEY=VALUE/.../seed-<n>/`. Any number
+of `kfkd sweep` commands may share the work: whoever holds a cell's lock has it,
+and a cell that is finished or held is passed over.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import statistics
-from collections.abc import Iterable
-from typing import Any
+import itertools
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import ml_collections
-import numpy as np
 from etils import epath
-from scipy import stats
 
+from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, stages
+from kfkd_jax.stages import compare, tables
+
+BASE = "base.json"  # the configuration that the grid varies
+_NOTE = "sweep.json"
+_ERROR = "error.txt"
+_NUM_SEEDS = 5
+_PATIENCE = 60.0  # seconds to wait while another command writes its note
+# What may differ between the commands of one sweep: it decides no number.
+_FREE = ("seed", "runtime", "bench")
+
+
+class Plan(NamedTuple):
+  """What a sweep is made of.
+
+  Attributes:
+    axes: the grid; empty for seeds alone.
+    seeds: ascending.
+  """
+
+  axes: tuple[config_lib.Axis, ...]
+  seeds: tuple[int, ...]
+
+
+class Cell(NamedTuple):
+  """One working directory of a sweep.
+
+  Attributes:
+    point: `KEY=VALUE` for every axis.
+    config: what it runs, its seed among it.
+  """
+
+  point: tuple[str, ...]
+  config: ml_collections.ConfigDict
+
+  @property
+  def name(self) -> str:
+    """Its folder below the sweep's."""
+    parts = [_as_folder(part) for part in self.point]
+    return "/".join([*parts, f"seed-{self.config.seed}"])
+
+
+class Outcome(NamedTuple):
+  """What came of a command.
+
+  Attributes:
+    table: of all finished cells.
+    failed: the error of each cell that failed, by name.
+    busy: who holds each cell that another program is at work in, by name.
+  """
+
+  table: str
+  failed: dict[str, str]
+  busy: dict[str, str]
 
 
 def run(
   config: ml_collections.ConfigDict,
   workdir: epath.Path,
-  seeds: Iterable[int],
-) -> str:
-  """Runs every seed in `seed-<n>/` and writes `sweep.json`; returns a table.
-
-  Seeds that are finished are not run again.
-  """
-  workdir = epath.Path(workdir)
-  seeds = list(seeds)
-  if not seeds:
-    raise ValueError("--seeds must be at least 1")
-  rows = []
-  with lock.held(workdir):
-    for seed in seeds:
-      config.seed = seed
-      folder = workdir / f"seed-{seed}"
-      stages.run(config, folder, say=functools.partial(_say, seed))
-      rows += files.read_json_lines(folder / "results.jsonl")
-    summary = summarise(rows, level=config.compare.level)
-    content = {"seeds": seeds, "methods": summary}
-    files.write_json(workdir / "sweep.json", content)
-  return table(summary)
-
-
-def summarise(
-  rows: list[dict[str, Any]], *, level: float = 0.95
-) -> dict[str, dict[str, Any]]:
-  """Means over seeds with t intervals; gains are paired with `final`.
-
-  A seed's folds are averaged first: they share one training run.
+  *,
+  num_seeds: int | None = None,
+  grid: Sequence[str] = (),
+  against: str = "final",
+) -> Outcome:
+  """Runs every cell that is neither finished nor held; writes the tables.
 
   Args:
-    rows: of `results.jsonl`, for several seeds.
-    level: of the intervals.
-
-  Returns:
-    By method: `accuracy`, `accuracy_interval`, `gain`, `gain_interval`, `nll`,
-    `ece`, `brier`, the costs, `num_seeds` and `wins` (seeds above final).
+    config: what the cells have in common.
+    workdir: of the sweep.
+    num_seeds: seeds 0, 1, ...; None for those of the sweep so far, or five.
+    grid: `KEY=VALUE,VALUE` an axis; empty for the grid of the sweep so far.
+    against: the method that gains are over.
   """
-  by_method: dict[str, dict[int, list[dict]]] = {}
-  for row in rows:
-    seeds = by_method.setdefault(row["method"], {})
-    seeds.setdefault(row["seed"], []).append(row)
-  return {
-    method: _summary(list(seeds.values()), level)
-    for method, seeds in by_method.items()
-  }
+  workdir = epath.Path(workdir)
+  wanted, noted = _agree(config, workdir, num_seeds, grid)
+  cells = list(_cells(config, wanted))
+  old_errors = {cell.name: _error_of(workdir, cell) for cell in cells}
+  failed: dict[str, str] = {}
+  busy: dict[str, str] = {}
+  while cells:
+    busy = {}
+    for cell in cells:
+      error = _error_of(workdir, cell)
+      if error is None or error == old_errors[cell.name]:
+        # Else it failed just now, under another command of this sweep.
+        try:
+          error = _run_cell(cell, workdir / cell.name)
+        except lock.LockedError as held:
+          busy[cell.name] = str(held)
+          continue
+      if error is not None:
+        failed[cell.name] = error.splitlines()[0]
+    if len(busy) == len(cells):
+      break
+    cells = [cell for cell in cells if cell.name in busy]
+  table = _write_tables(config, workdir, noted, against)
+  return Outcome(table, failed, busy)
 
 
-def _summary(seeds: list[list[dict]], level: float) -> dict[str, Any]:
-  keys = ("accuracy", "gain", "nll", "ece", "brier")
-  costs = ("train_cost", "inference_cost", "storage_cost")
-  values = {
-    key: [statistics.fmean(row[key] for row in rows) for rows in seeds]
-    for key in (*keys, *costs)
-  }
-  return {
-    **{key: statistics.fmean(values[key]) for key in values},
-    "accuracy_interval": _interval(values["accuracy"], level),
-    "gain_interval": _interval(values["gain"], level),
-    "num_seeds": len(seeds),
-    "wins": sum(gain > 0 for gain in values["gain"]),
-  }
+def read_table(
+  config: ml_collections.ConfigDict, workdir: epath.Path, *, against: str
+) -> str:
+  """The table of the cells that are finished; runs nothing."""
+  workdir = epath.Path(workdir)
+  noted = _noted(workdir)
+  if noted is None:
+    raise ValueError(f"{workdir} holds no sweep; `kfkd sweep` begins one")
+  _check_same_base(config, workdir, noted)
+  return _write_tables(config, workdir, noted, against)
 
 
-def _interval(values: list[float], level: float) -> list[float] | None:
-  """The t interval of the mean; None for a single value."""
-  if len(values) < 2:
+def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
+  """Runs a cell unless it is finished; returns why it failed, if it did."""
+  note = folder / _ERROR
+  try:
+    if not _is_finished(cell, folder):
+      say = functools.partial(_say, cell.name)
+      stages.run(cell.config, folder, say=say)
+  except lock.LockedError:
+    raise
+  except Exception as error:
+    # Whatever it was, the other cells can still be run.
+    line = " ".join(str(error).split()) or type(error).__name__
+    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    content = f"{line}\n\n{now} (run {time.time_ns()})\n"
+    files.write_text(note, content + traceback.format_exc())
+    _say(cell.name, f"failed: {line}")
+    return line
+  note.unlink(missing_ok=True)
+  return None
+
+
+def _is_finished(cell: Cell, folder: epath.Path) -> bool:
+  return all(
+    stages.is_up_to_date(cell.config, folder, stage) for stage in stages.STAGES
+  )
+
+
+def _error_of(workdir: epath.Path, cell: Cell) -> str | None:
+  note = workdir / cell.name / _ERROR
+  try:
+    return note.read_text()
+  except FileNotFoundError:
     return None
-  mean, error = np.mean(values), stats.sem(values)
-  half = stats.t.ppf((1 + level) / 2, len(values) - 1) * error
-  return [float(mean - half), float(mean + half)]
 
 
-def table(summary: dict[str, dict[str, Any]]) -> str:
-  """The summary for a terminal or a README, as Markdown."""
-  lines = [
-    "| method | accuracy | gain over final | wins | NLL | ECE | train "
-    "| inference |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |",
-  ]
-  for method, row in summary.items():
-    interval = row["gain_interval"]
-    between = f" [{interval[0]:+.3f}, {interval[1]:+.3f}]" if interval else ""
-    lines.append(
-      f"| {method} | {row['accuracy']:.3f} | {row['gain']:+.3f}{between} "
-      f"| {row['wins']}/{row['num_seeds']} | {row['nll']:.3f} "
-      f"| {row['ece']:.3f} | {row['train_cost']:.2f} "
-      f"| {row['inference_cost']:.1f} |"
+def _say(name: str, line: str) -> None:
+  print(f"[{name}] {line}", flush=True)
+
+
+def _cells(config: ml_collections.ConfigDict, plan: Plan) -> Iterator[Cell]:
+  """All cells, every grid point with one seed before any has its second."""
+  keys = [axis.key for axis in plan.axes]
+  for seed in plan.seeds:
+    for values in itertools.product(*(axis.values for axis in plan.axes)):
+      changes = dict(zip(keys, values, strict=True))
+      own = config_lib.changed(config, {**changes, "seed": seed})
+      point = tuple(f"{key}={value}" for key, value in changes.items())
+      yield Cell(point, own)
+
+
+def _as_folder(part: str) -> str:
+  """A text without what cannot stand in a folder's name."""
+  return part.replace("%", "%25").replace("/", "%2F")
+
+
+def _agree(config, workdir, num_seeds, grid) -> tuple[Plan, Plan]:
+  """Notes what is wanted beside what was so far; returns both.
+
+  Nothing is written where a configuration cannot work, or where the sweep so
+  far has another base or other axes.
+  """
+  if num_seeds is not None and num_seeds < 1:
+    raise config_lib.ConfigError("--seeds must be at least 1")
+  axes = config_lib.parse_grid(grid, config)
+  seeds = tuple(range(num_seeds or _NUM_SEEDS))
+  for _ in _cells(config, Plan(axes, seeds[:1])):
+    pass
+  with _briefly_held(workdir):
+    noted = _noted(workdir)
+    if noted is None:
+      wanted = noted = Plan(axes, seeds)
+      files.write_text(workdir / BASE, config_lib.to_json(config))
+    else:
+      _check_same_base(config, workdir, noted)
+      wanted = Plan(
+        _in_order(axes, workdir, noted) if axes else noted.axes,
+        noted.seeds if num_seeds is None else seeds,
+      )
+      noted = _united(noted, wanted)
+    files.write_json(workdir / _NOTE, noted._asdict())
+  return wanted, noted
+
+
+@contextlib.contextmanager
+def _briefly_held(workdir: epath.Path) -> Iterator[None]:
+  """Holds the sweep's own lock, which no command keeps for long."""
+  until = time.monotonic() + _PATIENCE
+  with contextlib.ExitStack() as stack:
+    while True:
+      try:
+        stack.enter_context(lock.held(workdir))
+        break
+      except lock.LockedError:
+        if time.monotonic() > until:
+          raise
+        time.sleep(0.05)
+    yield
+
+
+def _noted(workdir: epath.Path) -> Plan | None:
+  """What the sweep is made of so far; None where there is none."""
+  note = workdir / _NOTE
+  if not note.exists() or not (workdir / BASE).exists():
+    return None
+  content = files.read_json(note)
+  try:
+    axes = [config_lib.Axis(key, tuple(v)) for key, v in content["axes"]]
+    return Plan(tuple(axes), tuple(map(int, content["seeds"])))
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f"{note} is damaged; remove it and run again: what is finished stays"
+    ) from error
+
+
+def _check_same_base(config, workdir: epath.Path, noted: Plan) -> None:
+  base = config_lib.read(None, saved=workdir / BASE)
+  varied = [axis.key for axis in noted.axes]
+  for key in config_lib.names(config):
+    if key.split(".")[0] in _FREE or key in varied:
+      continue
+    ours, theirs = (config_lib.subset(c, [key])[key] for c in (config, base))
+    if ours != theirs:
+      raise config_lib.ConfigError(
+        f"the sweep in {workdir} was begun with {key}={theirs!r}, not "
+        f"{ours!r}; choose another --workdir, or vary the key by --grid in one"
+      )
+
+
+def _in_order(axes, workdir, noted: Plan) -> tuple[config_lib.Axis, ...]:
+  """The axes in the order of the sweep so far, which must have the same."""
+  ours = {axis.key: axis for axis in axes}
+  theirs = [axis.key for axis in noted.axes]
+  if set(ours) != set(theirs):
+    raise config_lib.ConfigError(
+      f"the sweep in {workdir} varies {', '.join(theirs) or 'the seed alone'}, "
+      f"not {', '.join(ours)}; choose another --workdir"
     )
-  return "\n".join(lines)
+  return tuple(ours[key] for key in theirs)
 
 
-def _say(seed: int, line: str) -> None:
-  print(f"[seed {seed}] {line}", flush=True)
+def _united(noted: Plan, wanted: Plan) -> Plan:
+  axes = [
+    config_lib.Axis(old.key, tuple(dict.fromkeys(old.values + new.values)))
+    for old, new in zip(noted.axes, wanted.axes, strict=True)
+  ]
+  return Plan(tuple(axes), tuple(sorted({*noted.seeds, *wanted.seeds})))
+
+
+def _write_tables(config, workdir, plan: Plan, against: str) -> str:
+  """Summarises the finished cells; writes Markdown and CSV beside them."""
+  points: dict[tuple[str, ...], list[tables.Run]] = {}
+  for cell in _cells(config, plan):
+    runs = points.setdefault(cell.point, [])
+    folder = workdir / cell.name
+    if stages.is_up_to_date(cell.config, folder, "compare"):
+      rows = files.read_json_lines(folder / "results.jsonl")
+      runs.append(tables.Run(rows, compare.read_hits(folder)))
+  summaries = {
+    point: tables.summarise(
+      runs,
+      against=against,
+      num_samples=config.compare.bootstrap_samples,
+      level=config.compare.level,
+    )
+    for point, runs in points.items()
+    if runs
+  }
+  name = "table" if against == "final" else f"table-against-{against}"
+  text = tables.markdown(summaries, num_seeds=len(plan.seeds))
+  if summaries:
+    files.write_text(workdir / f"{name}.md", text + "\n")
+    files.write_text(workdir / f"{name}.csv", tables.csv_text(summaries))
+  return text

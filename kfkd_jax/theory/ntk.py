@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import numpy as np
 from jax import numpy as jnp
@@ -24,8 +23,8 @@ ApplyFn = Callable[[Any, Any], jax.Array]
 
 def empirical_ntk(
   apply_fn: ApplyFn,
-  params: chex.ArrayTree,
-  inputs: chex.ArrayTree,
+  params: Any,
+  inputs: Any,
   *,
   batch_size: int | None = None,
 ) -> np.ndarray:
@@ -72,9 +71,9 @@ def empirical_ntk(
 @functools.partial(jax.jit, static_argnums=0)
 def _inner(
   apply_fn: ApplyFn,
-  params: chex.ArrayTree,
-  rows: chex.ArrayTree,
-  columns: chex.ArrayTree | None,
+  params: Any,
+  rows: Any,
+  columns: Any | None,
   k: int,
 ) -> jax.Array:
   """Returns f32[B, B] for logit k; of rows with themselves without columns."""
@@ -98,13 +97,13 @@ def _inner(
   return sum(products[1:], products[0])
 
 
-def _take(inputs: chex.ArrayTree, start: int, size: int) -> chex.ArrayTree:
+def _take(inputs: Any, start: int, size: int) -> Any:
   """Returns rows start .. start + size, the last one again past the end."""
   index = np.arange(start, start + size)
   return jax.tree.map(lambda x: x[np.minimum(index, len(x) - 1)], inputs)
 
 
-def _num_examples(inputs: chex.ArrayTree) -> int:
+def _num_examples(inputs: Any) -> int:
   shapes = [np.shape(leaf) for leaf in jax.tree.leaves(inputs)]
   sizes = {shape[:1] for shape in shapes}
   if len(sizes) != 1 or sizes & {(), (0,)}:
@@ -114,9 +113,7 @@ def _num_examples(inputs: chex.ArrayTree) -> int:
   return shapes[0][0]
 
 
-def _num_classes(
-  apply_fn: ApplyFn, params: chex.ArrayTree, inputs: chex.ArrayTree
-) -> int:
+def _num_classes(apply_fn: ApplyFn, params: Any, inputs: Any) -> int:
   shape = jax.eval_shape(apply_fn, params, _take(inputs, 0, 1)).shape
   if len(shape) != 2 or shape[0] != 1:
     raise ValueError(

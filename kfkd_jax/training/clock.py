@@ -29,6 +29,10 @@ class Clock(NamedTuple):
     """Finished steps when `tick` begins."""
     return self.ends[tick - 2] if tick > 1 else 0
 
+  def kept_until(self, tick: int) -> list[int]:
+    """The kept ticks among the first `tick`, ascending."""
+    return sorted(t for t in self.kept if t <= tick)
+
   def epochs(self, tick: int) -> int | float:
     """Finished epochs after `tick`, whole ones as whole numbers."""
     epochs = self.ends[tick - 1] / self.steps_per_epoch

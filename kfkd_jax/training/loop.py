@@ -20,7 +20,7 @@ from kfkd_jax import checkpoints, files, parallel
 from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import clock as clock_lib
-from kfkd_jax.training import memory
+from kfkd_jax.training import memory, retention
 from kfkd_jax.training import step as step_lib
 from kfkd_jax.training.clock import Clock
 from kfkd_jax.training.objective import Objective
@@ -40,6 +40,9 @@ class Recipe(NamedTuple):
     average_decay: of a moving average of the weights; None keeps none.
     history_every: between kept checkpoints; the last is always kept.
     history_unit: of that, `epoch` or `step`.
+    history_dtype: of the checkpoints before the last.
+    history_keep: at most so many checkpoints, by what they remember on the
+      split `select`; None keeps all.
     resume_every: epochs between full states.
     micro_batches: pieces in which a device learns its share of a batch.
     evaluation_batch: examples predicted at once, over all devices.
@@ -54,6 +57,8 @@ class Recipe(NamedTuple):
   average_decay: float | None = None
   history_every: float = 1
   history_unit: str = "epoch"
+  history_dtype: str = "float32"
+  history_keep: int | None = None
   resume_every: int = 1
   micro_batches: int = 1
   evaluation_batch: int = 1024
@@ -177,7 +182,9 @@ def train(
   _check_batch(recipe, mesh)
   with (
     Termination() as stop,
-    checkpoints.Checkpoints(run / "history") as history,
+    retention.History(
+      run, dtype=recipe.history_dtype, most=recipe.history_keep
+    ) as history,
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
   ):
     stores = _open_stores(run, splits, recipe)
@@ -185,16 +192,16 @@ def train(
     start = _initial_state(
       recipe, objective, seeds, training_set, init_from, mesh
     )
-    at = _resumed(run, start, clock, history, resume)
+    at = _resumed(run, start, clock, history, resume, stores)
     for store in stores.values():
       store.truncate(at.finished)
     at = at._replace(state=put(at.state, mesh))
     resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
     run_tick = _make_tick(recipe, objective, clock, seeds, mesh)
-    evaluation = _Evaluation(recipe, splits, stores, mesh)
-    kept = [tick for tick in sorted(clock.kept) if tick <= at.finished]
-    evaluation.recall(history, kept, at.state.variables)
+    evaluation = _Evaluation(recipe, clock, splits, stores, mesh)
+    wanted = clock.kept_until(at.finished)
+    evaluation.recall(history, wanted, at.state.variables)
 
     while at.finished < len(clock.ends):
       if review is not None:
@@ -203,7 +210,9 @@ def train(
       at, rate = run_tick(at, frozen, resident, stop)
       tick = at.finished + 1
       _check_finite(run, clock, at)
-      probs = None if stop.requested else evaluation(at.state.variables, stop)
+      last = tick == len(clock.ends)
+      network = history.as_kept(at.state.variables, last=last)
+      probs = None if stop.requested else evaluation(network, stop)
       if probs is None:
         _save(history, resume, at, clock, mesh)
         epoch = clock.start(tick) // clock.steps_per_epoch + 1
@@ -213,7 +222,8 @@ def train(
       metrics = _fit_metrics(at.fit, objective)
       metrics |= evaluation.score(tick, probs, keep=keep)
       if keep:
-        history.save(tick, at.state.variables)
+        history.save(tick, network, last=last)
+        evaluation.retain(history, tick)
       _append_metrics(run, clock.epochs(tick), metrics)
       at = Position(at.state, tick, at.fit[:0])
       if tick in clock.saved:
@@ -351,7 +361,7 @@ def _initial_state(
   return state
 
 
-def _resumed(run, state, clock: Clock, history, resume) -> Position:
+def _resumed(run, state, clock: Clock, history, resume, stores) -> Position:
   """The newest position that the history supports, or the start."""
   start = Position(state, 0, np.zeros((0, _FIT_COLUMNS), np.float32))
   template = jax.tree.map(np.asarray, _packed(start, clock))
@@ -362,16 +372,18 @@ def _resumed(run, state, clock: Clock, history, resume) -> Position:
     except checkpoints.DamagedCheckpointError as error:
       print(f"{error}; going back to an older one")
       continue
-    due = {tick for tick in clock.kept if tick <= at.finished}
-    missing = due - set(history.steps())
+    wanted = clock.kept_until(at.finished)
+    missing = history.missing(wanted)
+    for store in stores.values():  # what was dropped cannot predict again
+      missing += [e for e in history.gone(wanted) if not store.is_whole(e)]
     if not missing:
       break
-    print(f"{history.path} lacks {sorted(missing)}; going back to before them")
+    print(f"{history.path} lacks {missing}; going back to before them")
   else:
     at, number = start, 0
     if history.steps():
       print(f"{run.name}: nothing to continue from, starting again")
-  history.delete_after(at.finished)
+  history.restart(at.finished)
   resume.delete_after(number)
   metrics = run / "metrics.jsonl"
   if metrics.exists():
@@ -419,16 +431,22 @@ def _open_stores(run, splits, recipe) -> dict[str, PredictionStore]:
   }
 
 
+_JUDGE = "select"  # whose examples say what a checkpoint remembers
+
+
 class _Evaluation:
   """Predicts the splits after each epoch, stores and scores them."""
 
-  def __init__(self, recipe, splits, stores, mesh):
+  def __init__(self, recipe, clock, splits, stores, mesh):
     self._splits = splits
     self._stores = stores
     self._mesh = mesh
     self._predictor = Predictor(recipe, mesh)
     self._images = {k: self._predictor.put(s.images) for k, s in splits.items()}
-    self._right: dict[str, list[np.ndarray]] = {name: [] for name in splits}
+    self._right = {
+      name: retention.RightBits(len(s.labels), len(clock.kept))
+      for name, s in splits.items()
+    }
 
   def recall(self, history, epochs: list[int], template: Any) -> None:
     """Reads what was stored; what is lost is predicted again."""
@@ -442,7 +460,14 @@ class _Evaluation:
           variables = parallel.replicate(variables, self._mesh)
           store.write(epoch, self._predictor(variables, self._images[name]))
           probs = store.read(epoch)
-        self._right[name].append(probs.argmax(-1) == self._splits[name].labels)
+        self._right[name].add(probs.argmax(-1) == self._splits[name].labels)
+        if name == _JUDGE:
+          self.retain(history, epoch)
+
+  def retain(self, history, epoch: int) -> None:
+    """Lets the history drop what remembers least; `epoch` came last."""
+    if _JUDGE in self._right:
+      history.retain(epoch, self._right[_JUDGE])
 
   def __call__(self, variables: Any, stop: Termination):
     """Probabilities by split, None if asked to stop meanwhile."""
@@ -471,7 +496,7 @@ class _Evaluation:
         self._stores[name].write(epoch, found)
         # As a resumed run will read them.
         found = found.astype(self._stores[name].dtype)
-        self._right[name].append(found.argmax(-1) == labels)
+        self._right[name].add(found.argmax(-1) == labels)
     return scores
 
 
@@ -512,9 +537,9 @@ def _scores(name, probs, labels, right) -> dict[str, float]:
     f"{name}/accuracy": float(hits.mean()),
     f"{name}/nll": float(nll.mean()),
   }
-  if right:
-    forget = max(float(np.mean(before & ~hits)) for before in right)
-    scores[f"{name}/max_forget"] = forget
+  if len(right):
+    most = right.remembered(hits).max()
+    scores[f"{name}/max_forget"] = float(most) / len(labels)
   return scores
 
 

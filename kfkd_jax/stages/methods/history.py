@@ -6,6 +6,7 @@ import jax
 import ml_collections
 import numpy as np
 from etils import epath
+from jax.typing import ArrayLike
 
 from kfkd_jax import files, forgetting, fusion
 from kfkd_jax.predictions import Subset
@@ -22,9 +23,8 @@ def _ensembles(
   config: ml_collections.ConfigDict, workdir: epath.Path, number: int
 ) -> list[Ensemble]:
   """Every rule that only weighs what the prediction store holds."""
-  kf = fuse.weights_of(workdir, "kf", number)
   return [
-    *_unchosen(config, len(kf), int(np.count_nonzero(kf)), number),
+    *_unchosen(config, workdir, number),
     *_by_accuracy(config, workdir, number),
     *_fused(config, workdir, number),
   ]
@@ -34,21 +34,27 @@ HISTORY = Method(_ensembles)
 
 
 def _of_teacher(method, weights, cost, on="", gain=None) -> Ensemble:
+  """An ensemble by weights over all checkpoints, also those not kept."""
   source = Source(experiment.TEACHER, np.asarray(weights, np.float32))
   return Ensemble(method, (source,), on, cost, gain)
 
 
-def _unchosen(config, num_checkpoints, num_members, number) -> list[Ensemble]:
+def _unchosen(config, workdir, number) -> list[Ensemble]:
   """Rules that look at no label, with as many members as KF."""
   key = jax.random.key(experiment.stream(config, "selection", number))
-  counts = (num_checkpoints, num_members)
-  rules = {
-    "final": fusion.final_only(num_checkpoints),
+  kf = fuse.weights_of(workdir, "kf", number)
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  counts = (len(kept), int(np.count_nonzero(kf)))
+  rules: dict[str, ArrayLike] = {
+    "final": fusion.final_only(len(kept)),
     "horizontal": fusion.horizontal(*counts),
     "fixed_jumps": fusion.fixed_jumps(*counts),
     "random_epochs": fusion.random_checkpoints(key, *counts),
   }
-  return [_of_teacher(rule, weights, 1.0) for rule, weights in rules.items()]
+  return [
+    _of_teacher(rule, fuse.over_all(weights, kept, len(kf)), 1.0)
+    for rule, weights in rules.items()
+  ]
 
 
 def _by_accuracy(config, workdir, number) -> list[Ensemble]:
@@ -56,11 +62,19 @@ def _by_accuracy(config, workdir, number) -> list[Ensemble]:
   accuracy = select_accuracy(config, workdir, number)
   watching = watching_cost(config, workdir, number)
   on = _selected_on(config, number)
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  num = len(networks.predictions(workdir, experiment.TEACHER, "test"))
   stop = fusion.early_stopping(accuracy, patience=config.compare.patience)
   best = fusion.best_checkpoint(accuracy)
-  stopped = (1 + watching) * stop.num_watched / len(accuracy)
+  stopped = (1 + watching) * (kept[stop.num_watched - 1] + 1) / num
   return [
-    _of_teacher(method, weights, cost, on, weights @ accuracy - accuracy[-1])
+    _of_teacher(
+      method,
+      fuse.over_all(weights, kept, num),
+      cost,
+      on,
+      float(weights @ accuracy - accuracy[-1]),
+    )
     for method, weights, cost in (
       ("best_epoch", best, 1 + watching),
       ("early_stopping", stop.weights, stopped),
@@ -82,13 +96,14 @@ def _fused(config, workdir, number) -> list[Ensemble]:
 def select_accuracy(
   config: ml_collections.ConfigDict, workdir: epath.Path, number: int
 ) -> np.ndarray:
-  """`[C]` accuracy of each checkpoint on a fold's selecting points."""
+  """`[M]` accuracy of each kept checkpoint on a fold's selecting points."""
   task = experiment.load_task(config)
   fold = task.folds[number]
   store = networks.predictions(workdir, experiment.TEACHER, fold.select_split)
   labels = experiment.selection_labels(config, task, fold)
-  correct = forgetting.correctness(Subset(store, fold.select_rows), labels)
-  return np.asarray(correct).mean(1)
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  chosen = Subset(store, fold.select_rows, kept)
+  return np.asarray(forgetting.correctness(chosen, labels)).mean(1)
 
 
 def _selected_on(config, number) -> str:

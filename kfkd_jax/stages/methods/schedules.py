@@ -22,12 +22,20 @@ def _ema(config, workdir, number) -> list[Ensemble]:
 EMA = Method(_ema)
 
 
+# Every checkpoint of these runs is meant, none an approximation.
+_WHOLE = {
+  "history.unit": "epoch",
+  "history.keep": None,
+  "history.dtype": "float32",
+}
+
+
 def _plan(config, name: str, changes: dict[str, Any], **options):
   return networks.Plan(
     name,
     lambda: networks.supervised(config),
     inputs=options.pop("inputs", {}),
-    changes={"history.unit": "epoch", **changes},
+    changes={**_WHOLE, **changes},
     keep_history=True,
     **options,
   )
@@ -108,7 +116,8 @@ def _fge_epochs(config, workdir) -> tuple[int, int, int]:
   task = experiment.load_task(config)
   epochs = experiment.epochs_at(config, task, kept)
   wanted = config.baselines.fge_start * config.train.epochs
-  start = int(np.abs(np.asarray(epochs) - wanted).argmin())
+  there = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  start = int(min(there, key=lambda c: abs(epochs[c] - wanted)))
   rest = max(config.train.epochs - epochs[start], 1)
   cycles = max(round(rest / (2 * half)), 1)
   return kept[start], cycles * 2 * half, half

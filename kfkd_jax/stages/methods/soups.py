@@ -82,7 +82,9 @@ def _make_kf(config, workdir) -> None:
 def _make_uniform(config, workdir) -> None:
   """The checkpoints of `fixed_jumps`: evenly spaced, as many as KF uses."""
   kf = fuse.weights_of(workdir, "kf")
-  weights = fusion.fixed_jumps(len(kf), int(np.count_nonzero(kf)))
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  jumps = fusion.fixed_jumps(len(kept), int(np.count_nonzero(kf)))
+  weights = fuse.over_all(jumps, kept, len(kf))
   networks.store(
     config, workdir, "uniform_soup", averaged(config, workdir, weights)
   )
@@ -92,8 +94,9 @@ def _make_greedy(config, workdir) -> None:
   """From the `fuse.max_members` checkpoints best on the selecting points."""
   accuracy = select_accuracy(config, workdir, 0)
   best = np.argsort(accuracy, kind="stable")[-config.fuse.max_members :]
-  candidates = np.zeros(len(accuracy), np.float32)
-  candidates[best] = 1
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  num = len(networks.predictions(workdir, experiment.TEACHER, "test"))
+  candidates = fuse.over_all(1, kept[best], num)
   stacked, _ = networks.read_members(config, workdir, candidates)
   renew = with_statistics(config)
   chosen = averaging.greedy_soup(

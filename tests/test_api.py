@@ -1,0 +1,185 @@
+"""The functional door: its names, their documentation and their errors."""
+
+import doctest
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+import kfkd_jax as kfkd
+
+MODULES = [
+  name
+  for name in kfkd.__all__
+  if isinstance(getattr(kfkd, name), types.ModuleType)
+]
+FUNCTIONS = sorted(set(kfkd.__all__) - set(MODULES))
+
+
+def test_the_names_are_those_that_are_documented():
+  documented = {
+    name
+    for name in re.findall(r"`(\w+)`", kfkd.__doc__)
+    if name not in ("theory",)
+  }
+  assert documented == set(FUNCTIONS)
+  assert len(kfkd.__all__) == len(set(kfkd.__all__))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_function_says_what_goes_in_and_comes_out(name):
+  function = getattr(kfkd, name)
+  assert function.__name__ == name
+  arguments, _, results = function.__doc__.partition("Args:")[2].partition(
+    "Returns:"
+  )
+  for parameter in inspect.signature(function).parameters:
+    assert re.search(rf"^ +{parameter}: \S", arguments, re.M), parameter
+  assert re.search(r"\[.*\]|Fusion|pytree", results)
+  tests = doctest.DocTestFinder(recurse=False).find(
+    function, globs=vars(sys.modules[function.__module__])
+  )
+  assert sum(len(test.examples) for test in tests) >= 1
+
+
+def test_importing_brings_no_more_than_jax_and_numpy():
+  code = (
+    "import sys, kfkd_jax\n"
+    "heavy = {'flax', 'optax', 'orbax', 'chex', 'scipy', 'sklearn',\n"
+    "  'matplotlib', 'tensorflow_datasets', 'ml_collections', 'PIL'}\n"
+    "print(*sorted(heavy & set(sys.modules)))\n"
+  )
+  found = subprocess.run(
+    [sys.executable, "-c", code], check=True, capture_output=True, text=True
+  )
+  assert found.stdout.split() == []
+
+
+GUIDE = (
+  pathlib.Path(__file__).parent.parent / ".github" / "CONTRIBUTING.md"
+).read_text()
+
+
+def test_reference_builds_and_shows_every_name(tmp_path):
+  (command,) = re.findall(r"^\S+python (.*) -o api (.*)$", GUIDE, re.M)
+  options, modules = (part.split() for part in command)
+  subprocess.run(
+    [sys.executable, *options, "-o", tmp_path, *modules], check=True
+  )
+  page = (tmp_path / "kfkd_jax.html").read_text()
+  for name in FUNCTIONS:
+    assert f'id="{name}"' in page, name
+  assert (tmp_path / "kfkd_jax" / "predictions.html").exists()
+
+
+# What a user gets wrong first.
+
+PROBS = np.full((3, 5, 4), 0.25, np.float32)
+LABELS = np.asarray([0, 1, 2, 3, 0])
+LOGITS = np.random.default_rng(0).normal(size=PROBS.shape) * 3
+RULES = [kfkd.correctness, kfkd.knowledge_fusion, kfkd.mixture_fusion]
+SCORES = [
+  kfkd.negative_log_likelihood,
+  kfkd.brier_score,
+  kfkd.calibration_error,
+]
+
+
+@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize(
+  "call",
+  [lambda x, f=f: f(x, LABELS) for f in RULES[1:]]
+  + [lambda x, f=f: f(x[0], LABELS) for f in SCORES]
+  + [
+    lambda x: kfkd.fuse(x, [0.5, 0.5, 0]),
+    lambda x: kfkd.distillation(x[0], x[1]),
+    lambda x: kfkd.cross_entropy(x[0], x[1]),
+  ],
+)
+def test_logits_are_told_from_probabilities(call, asarray):
+  with pytest.raises(
+    ValueError, match=r"(probs|labels).* must hold class prob.*jax.nn.softmax"
+  ):
+    call(asarray(LOGITS))
+  call(asarray(jax.nn.softmax(LOGITS)))
+
+
+@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
+def test_positive_numbers_that_sum_to_more_than_1_are_no_probabilities(asarray):
+  with pytest.raises(ValueError, match="a row sums to 2 and"):
+    kfkd.fuse(asarray(2 * PROBS), kfkd.final_only(3))
+
+
+def test_values_are_not_looked_at_inside_jit():
+  jax.jit(kfkd.fuse)(LOGITS, kfkd.final_only(3))
+  jax.jit(kfkd.negative_log_likelihood)(LOGITS[0], LABELS)
+  jax.jit(kfkd.distillation)(LOGITS[0], LOGITS[1])
+  jax.jit(kfkd.correctness)(LOGITS, LABELS + 9)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("num_classes", [2, 1000])
+def test_rounded_probabilities_are_probabilities(num_classes, dtype):
+  rng = np.random.default_rng(0)
+  probs = jnp.asarray(rng.dirichlet(np.full(num_classes, 0.3), (2, 100)), dtype)
+  kfkd.fuse(probs, kfkd.final_only(2))
+  kfkd.knowledge_fusion(np.asarray(probs), rng.integers(num_classes, size=100))
+
+
+@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("rule", RULES + SCORES + [kfkd.accuracy])
+def test_labels_of_another_kind_are_told(rule, asarray):
+  probs = asarray(PROBS if rule in RULES else PROBS[0])
+  with pytest.raises(ValueError, match=r"one-hot, pass labels.argmax\(-1\)"):
+    rule(probs, asarray(np.eye(4)[LABELS]))
+  with pytest.raises(ValueError, match=r"float32.*pass labels.astype\(int\)"):
+    rule(probs, asarray(LABELS.astype("float32")))
+  with pytest.raises(ValueError, match=r"labels must be int\[N\].*\(3, 1\)"):
+    rule(probs, asarray(np.zeros((3, 1), int)))
+
+
+@pytest.mark.parametrize("rule", RULES + SCORES)
+def test_labels_that_are_no_classes_are_told(rule):
+  probs = PROBS if rule in RULES else PROBS[0]
+  with pytest.raises(ValueError, match=r"labels must lie in 0\.\.3 .*1\.\.4"):
+    rule(probs, LABELS + 1)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_axes_in_another_order_are_told(rule):
+  with pytest.raises(ValueError, match=r"pass np.swapaxes\(probs, 0, 1\)"):
+    rule(np.swapaxes(PROBS, 0, 1), LABELS)
+  with pytest.raises(ValueError, match=r"pass np.swapaxes\(probs, -1, -2\)"):
+    rule(np.swapaxes(PROBS, 1, 2), LABELS)
+
+
+def test_checkpoints_of_another_number_of_classes_are_told():
+  rows = np.full((5, 2), 0.5)
+  for rule in RULES:
+    with pytest.raises(ValueError, match=r"\(5, 4\).*\(5, 2\)"):
+      rule([PROBS[0], PROBS[1], rows], LABELS)
+  with pytest.raises(ValueError, match=r"\(5, 4\) and \(5, 2\)"):
+    kfkd.distillation(LOGITS[0], rows)
+
+
+@pytest.mark.parametrize(
+  "checkpoints, message",
+  [
+    (
+      [{"a": {"w": np.ones(2)}}, {"a": {"w": np.ones(2, "float16")}}],
+      r"'a/w' has .*\(2,\) and dtype float64 .* 0 and .*float16 in .* 1\.",
+    ),
+    ([(np.ones(2),), [np.ones(2)]], "same containers; checkpoint 1 is"),
+    ({"w": np.ones(2)}, "must be a list of pytrees.* got one dict"),
+  ],
+)
+def test_checkpoints_that_differ_are_told(checkpoints, message):
+  with pytest.raises(ValueError, match=message):
+    kfkd.stack_checkpoints(checkpoints)

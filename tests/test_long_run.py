@@ -1,0 +1,90 @@
+"""Two thousand epochs: memory, time an epoch and open files do not grow."""
+
+import os
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from kfkd_jax import config as config_lib
+from kfkd_jax import fusion, parallel
+from kfkd_jax.predictions import PredictionStore
+from kfkd_jax.stages import experiment, networks
+from kfkd_jax.training import loop
+
+EPOCHS, SETTLED, SPAN = 2000, 200, 400
+
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="reads Linux's /proc"
+  ),
+]
+
+
+def train(run, **changes):
+  """Trains; returns memory in bytes, CPU seconds and open files by epoch."""
+  config = config_lib.default_config()
+  small = {
+    "data.num_train": "60", "selection.num": "40", "model.name": "mlp",
+    "model.width": "8", "augment.pad": "0", "augment.cutout": "0",
+    "train.epochs": str(EPOCHS), "train.batch_size": "32",
+  }  # fmt: skip
+  for key, text in (small | changes).items():
+    config_lib.override(config, key, text)
+  config_lib.validate(config)
+  task, seen = experiment.load_task(config), []
+
+  def sample(report):
+    with open("/proc/self/statm") as f:
+      pages = int(f.read().split()[1])
+    seen.append((pages * 4096, time.process_time(), num_open_files()))
+
+  loop.train(
+    epath.Path(run),
+    experiment.make_recipe(config, task, keep_history=True),
+    networks.supervised(config).objective,
+    {"image": task.images, "label": task.given},
+    experiment.predicted_splits(config, task),
+    seeds=experiment.seeds_for(config),
+    mesh=parallel.data_mesh(jax.devices()[:1]),
+    observe=sample,
+  )
+  memory, seconds, opened = np.array(seen).T
+  return memory, np.diff(seconds), opened
+
+
+def num_open_files():
+  return len(os.listdir("/proc/self/fd"))
+
+
+def assert_no_growth(seconds, opened):
+  """The quickest CPU seconds: what others do on the machine counts least."""
+  early, late = seconds[SETTLED : SETTLED + SPAN], seconds[-SPAN:]
+  assert np.quantile(late, 0.05) < 1.5 * np.quantile(early, 0.05)
+  # Saves under way have files open; one left open in 100 epochs would show.
+  low = [o.min() for o in (opened[SETTLED : SETTLED + SPAN], opened[-SPAN:])]
+  assert low[1] <= low[0] + 10
+
+
+def test_epochs_without_checkpoints_cost_the_same_forever(tmp_path):
+  sparse = {"history.every": "1000000", "history.resume_every": "1000000"}
+  memory, seconds, opened = train(tmp_path, **sparse)
+  assert_no_growth(seconds, opened)
+  assert memory[-1] < 1.05 * memory[SETTLED]
+
+
+def test_a_checkpoint_every_epoch(tmp_path):
+  """Orbax and TensorStore themselves hold on to some 30 kB a saved tree."""
+  memory, seconds, opened = train(tmp_path)
+  assert_no_growth(seconds, opened)
+  held = (memory[-1] - memory[SETTLED]) / (EPOCHS - SETTLED)
+  assert held < 60_000
+  before = num_open_files()
+  store = PredictionStore(epath.Path(tmp_path) / "predictions" / "select")
+  assert len(store) == EPOCHS
+  chosen = fusion.knowledge_fusion(store, store.labels)
+  assert chosen.weights.shape == (EPOCHS,)
+  assert num_open_files() == before
