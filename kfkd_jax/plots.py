@@ -53,6 +53,22 @@ METHODS = {
   "independent_equal_budget": "Independent, equal budget",
   "kf_kd": "KF, distilled",
   "mixture_kd": "Mixture, distilled",
+  "air": "AIR, hard",
+  "air_soft": "AIR, soft",
+  "air_previous": "AIR, previous epoch",
+  "ps_kd": "Past predictions (PS-KD)",
+  "self_adaptive": "Self-adaptive training",
+  "mutual": "Mutual learning",
+  "online_fusion": "Online fusion",
+  "sckd": "Gated distillation (SCKD)",
+  "dkd": "Decoupled distillation (DKD)",
+  "dist": "Correlations (DIST)",
+  "standardized_kd": "Standardised logits",
+  "relational_kd": "Relations (RKD)",
+  "xi_kd": "Beyond the teacher",
+  "partial_kd": "Top two classes",
+  "agreement_kd": "Label or teacher, by agreement",
+  "propagation": "Label propagation",
 }
 
 _SIZE = (4.8, 3.0)  # inches; readable at the width of a phone
@@ -179,6 +195,62 @@ def plot_memorisation(
   ax.set_ylim(0, 1)
   _epoch_axis(ax, epochs)
   ax.set_ylabel("share of training labels")
+  _legend(fig)
+  return fig
+
+
+@_styled
+def plot_label_projections(
+  epochs: ArrayLike,
+  clean: ArrayLike,
+  noise: ArrayLike,
+  *,
+  num_leading: int,
+) -> Figure:
+  """Where clean labels and label noise lie in the tangent kernel, over epochs.
+
+  Above, the shares that the leading eigenvectors hold at each epoch; below, how
+  they add up over the eigenvectors at the last one. Noise without structure
+  follows the dotted line.
+
+  Args:
+    epochs: `[T]`.
+    clean: `[T, N]` of `theory.ntk.projection_history`.
+    noise: `[T, N]` likewise.
+    num_leading: eigenvectors that count as leading, 1 to N.
+  """
+  epochs, clean, noise = (
+    np.asarray(epochs),
+    np.asarray(clean),
+    np.asarray(noise),
+  )
+  if clean.shape != noise.shape or clean.shape[:1] != epochs.shape:
+    raise ValueError(
+      f"clean and noise must be [T, N] where epochs is [T]; got shapes "
+      f"{clean.shape}, {noise.shape} and {epochs.shape}"
+    )
+  count = clean.shape[1]
+  if not 1 <= num_leading <= count:
+    raise ValueError(f"num_leading must be in 1..{count}; got {num_leading}")
+  fig, (upper, lower) = _figure((_SIZE[0], 1.8 * _SIZE[1]), rows=2)
+  places = np.arange(1, count + 1)
+  for shares, label, color in (
+    (clean, "clean labels", GREEN),
+    (noise, "label noise", ORANGE),
+  ):
+    held = shares[:, num_leading - 1]
+    upper.plot(epochs, held, color=color, lw=1.8, label=label)
+    lower.plot(places, shares[-1], color=color, lw=1.8)
+  even = "if spread evenly"
+  upper.axhline(num_leading / count, color=MUTED, ls=":", label=even)
+  lower.plot(places, places / count, color=MUTED, ls=":")
+  lower.axvline(num_leading, color=GRID, lw=1)
+  _epoch_axis(upper, epochs)
+  upper.set_ylabel(f"share in the first {num_leading}")
+  lower.set_xlabel(f"eigenvectors at epoch {epochs[-1]}, largest first")
+  lower.set_ylabel("share in all up to it")
+  for ax in (upper, lower):
+    ax.set_ylim(0, 1)
   _legend(fig)
   return fig
 

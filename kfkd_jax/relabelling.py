@@ -31,30 +31,30 @@ def clean_probabilities(
   Returns:
     f64[N]; all 1 where the losses are all the same.
   """
-  values = np.asarray(values, np.float64)
-  if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+  given = np.asarray(values, np.float64)
+  if given.ndim != 1 or not given.size or not np.isfinite(given).all():
     raise ValueError(
       f"values must be [N] finite losses, N at least 1; got shape "
-      f"{values.shape}."
+      f"{given.shape}."
     )
-  spread = np.ptp(values)
+  spread = np.ptp(given)
   if spread == 0:
-    return np.ones(len(values))
-  values = (values - values.min()) / spread
-  means, variances = np.array([0.0, 1.0]), np.full(2, values.var())
+    return np.ones(len(given))
+  scaled = (given - given.min()) / spread
+  means, variances = np.array([0.0, 1.0]), np.full(2, scaled.var())
   shares = np.full(2, 0.5)
   for _ in range(num_steps):
-    parts = _responsibilities(values, means, variances, shares)
+    parts = _responsibilities(scaled, means, variances, shares)
     counts = np.maximum(parts.sum(axis=1), 1e-12)
     shares = counts / counts.sum()
-    means = parts @ values / counts
-    gaps = np.square(values[None] - means[:, None])
+    means = parts @ scaled / counts
+    gaps = np.square(scaled[None] - means[:, None])
     # A floor on the variance: one component must not vanish on a single value.
     variances = np.maximum((parts * gaps).sum(axis=1) / counts, 1e-3)
-  parts = _responsibilities(values, means, variances, shares)
+  parts = _responsibilities(scaled, means, variances, shares)
   clean = parts[np.argmin(means)]
   # The wider component would win again far below the smaller mean.
-  return np.where(values <= means.min(), clean.max(), clean)
+  return np.where(scaled <= means.min(), clean.max(), clean)
 
 
 def _responsibilities(
@@ -94,7 +94,7 @@ def neighbour_graph(
   if num_neighbours < 1:
     raise ValueError(f"num_neighbours must be at least 1; got {num_neighbours}")
   norms = np.linalg.norm(rows, axis=1, keepdims=True)
-  rows = rows / np.where(norms > 0, norms, 1)
+  rows = np.divide(rows, np.where(norms > 0, norms, 1), dtype=np.float32)
   num, count = len(rows), min(num_neighbours, len(rows) - 1)
   step = max(1, _BLOCK // num)
   sources, targets, weights = [], [], []

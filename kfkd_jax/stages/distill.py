@@ -167,7 +167,7 @@ def student_examples(
   return {
     "image": np.concatenate([task.images, extra]),
     "label": np.concatenate([task.given, guessed]),
-    "unlabelled": np.repeat(np.float32([0, 1]), counts),
+    "unlabelled": np.repeat(np.array([0, 1], np.float32), counts),
   }
 
 

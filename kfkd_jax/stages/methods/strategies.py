@@ -313,17 +313,15 @@ def _mutual_plans(config, workdir) -> list[networks.Plan]:
   del workdir
 
   def init() -> dict[str, Any]:
+    """Two times the pretrained weights, with heads of their own."""
     task = experiment.load_task(config)
-    parts = [
-      experiment.initial_variables(
-        config, task, experiment.seeds_for(config, member)
-      )
-      for member in (0, 1)
-    ]
-    return {
-      name: dict(zip(("first", "second"), (p[name] for p in parts)))
-      for name in ("params", "batch_stats")
-    }
+    pair: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for member, place in enumerate(("first", "second")):
+      seeds = experiment.seeds_for(config, member)
+      found = experiment.initial_variables(config, task, seeds) or {}
+      for name, tree in found.items():
+        pair[name][place] = tree
+    return pair
 
   return [
     networks.Plan(
