@@ -30,6 +30,7 @@ ROOMS = (
   "checkpoints",
   "predictions",
   "training",
+  "methods",
   "plots",
   "config",
   "stages",
