@@ -35,6 +35,7 @@ from kfkd_jax.plots.style import (
   Look,
   css_color,
   look,
+  save,
   to_svg,
 )
 
@@ -63,5 +64,6 @@ __all__ = [
   "plot_methods_compared",
   "plot_time_to_forget",
   "plot_weights",
+  "save",
   "to_svg",
 ]

@@ -70,10 +70,9 @@ def look(number: int) -> Look:
   (True, False)
   """
   return Look(
-    *(
-      options[number % len(options)]
-      for options in (_LOOK_COLORS, _LOOK_LINES, _LOOK_MARKERS)
-    )
+    _LOOK_COLORS[number % len(_LOOK_COLORS)],
+    _LOOK_LINES[number % len(_LOOK_LINES)],
+    _LOOK_MARKERS[number % len(_LOOK_MARKERS)],
   )
 
 
@@ -224,6 +223,14 @@ def to_svg(fig: Figure, *, label: str = "", prefix: str = "") -> str:
   svg = svg.replace("</svg>", f"{points}</svg>")
   attributes = f'role="img" aria-label="{html.escape(label)}"'
   return svg.replace("<svg", f"<svg {attributes}", 1)
+
+
+@styled
+def save(fig: Figure, file: Any, **options: Any) -> None:
+  """`fig.savefig` on white, whatever the user has set."""
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    fig.savefig(file, facecolor=PAPER, **options)
 
 
 _CSS_COLORS = {
