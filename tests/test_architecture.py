@@ -30,7 +30,7 @@ ROOMS = (
   "checkpoints",
   "predictions",
   "training",
-  "methods",
+  "method_names",
   "plots",
   "config",
   "stages",

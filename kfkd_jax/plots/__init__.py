@@ -7,7 +7,7 @@ or memorised, green is what was learned or is right, grey is a reference. Where
 several things are compared, each has a colour, a line and a marker of its own.
 """
 
-from kfkd_jax.methods import method_name
+from kfkd_jax.method_names import method_name
 from kfkd_jax.plots.comparison import (
   plot_curves_compared,
   plot_methods_compared,
@@ -36,6 +36,7 @@ from kfkd_jax.plots.style import (
   css_color,
   look,
   save,
+  short,
   to_svg,
 )
 
@@ -65,5 +66,6 @@ __all__ = [
   "plot_time_to_forget",
   "plot_weights",
   "save",
+  "short",
   "to_svg",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from kfkd_jax.methods import method_name
+from kfkd_jax.method_names import method_name
 from kfkd_jax.plots.style import (
   MUTED,
   SIZE,
@@ -122,7 +122,7 @@ def plot_curves_compared(
       markevery=(min(start, len(epochs) - 1), every), label=short(name, _LABEL),
     )  # fmt: skip
     mark(curve, run=name)
-    texts = [f"{name}, epoch {e}: {v:.3f}" for e, v in zip(epochs, values)]
+    texts = [f"{name}, epoch {e:g}: {v:.3f}" for e, v in zip(epochs, values)]
     fig.say(ax, epochs, values, texts, run=name)
     seen |= set(epochs.tolist())
   epoch_axis(ax, np.array(sorted(seen)))

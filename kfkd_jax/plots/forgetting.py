@@ -91,7 +91,7 @@ def plot_curves(
     values = as_floats(name, values, epochs)
     label, color, line = _CURVES.get(name, (name, f"C{number}", "-"))
     ax.plot(epochs, values, line, color=color, label=label, lw=1.8, zorder=3)
-    texts = [f"epoch {e}: {label} {v:.3f}" for e, v in zip(epochs, values)]
+    texts = [f"epoch {e:g}: {label} {v:.3f}" for e, v in zip(epochs, values)]
     fig.say(ax, epochs, values, texts)
   for name, value in (levels or {}).items():
     ax.axhline(value, color=BLUE, ls=(0, (5, 2)), lw=1.4, label=name)
@@ -133,12 +133,12 @@ def plot_memorisation(
     ax.fill_between(
       epochs, floor, top, color=color, alpha=alpha, lw=0, label=label
     )
-    texts = [f"epoch {e}: {v:.3f} {label}" for e, v in zip(epochs, values)]
+    texts = [f"epoch {e:g}: {v:.3f} {label}" for e, v in zip(epochs, values)]
     fig.say(ax, epochs, (floor + top) / 2, texts)
     floor = top
   clean = as_floats("clean_accuracy", shares["clean_accuracy"], epochs)
   ax.plot(epochs, clean, color=INK, lw=1.8, label="accuracy, clean labels")
-  texts = [f"epoch {e}: accuracy {v:.3f}" for e, v in zip(epochs, clean)]
+  texts = [f"epoch {e:g}: accuracy {v:.3f}" for e, v in zip(epochs, clean)]
   fig.say(ax, epochs, clean, texts)
   ax.set_ylim(0, 1)
   epoch_axis(ax, epochs)
@@ -163,7 +163,7 @@ def plot_time_to_forget(epochs: ArrayLike, counts: ArrayLike) -> Figure:
   fig, ax = figure(SIZE)
   values = as_floats("counts", counts, epochs)
   ax.bar(epochs, values, width=bar_width(epochs), color=ORANGE)
-  texts = [f"epoch {e}: {v:g} examples" for e, v in zip(epochs, values)]
+  texts = [f"epoch {e:g}: {v:g} examples" for e, v in zip(epochs, values)]
   fig.say(ax, epochs, values, texts)
   epoch_axis(ax, epochs)
   ax.yaxis.set_major_locator(

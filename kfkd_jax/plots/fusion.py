@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from kfkd_jax.methods import method_name
+from kfkd_jax.method_names import method_name
 from kfkd_jax.plots.style import (
   BLUE,
   MUTED,
@@ -46,7 +46,7 @@ def plot_weights(epochs: ArrayLike, weights: Mapping[str, ArrayLike]) -> Figure:
   for ax, (name, values) in zip(np.atleast_1d(axes), weights.items()):
     values = as_floats(name, values, epochs)
     ax.bar(epochs, values, width=bar_width(epochs), color=BLUE)
-    texts = [f"epoch {e}: weight {v:.3f}" for e, v in zip(epochs, values)]
+    texts = [f"epoch {e:g}: weight {v:.3f}" for e, v in zip(epochs, values)]
     fig.say(ax, epochs, values, texts)
     used = np.count_nonzero(values)
     ax.set_title(f"{name}: {used} of {len(epochs)} checkpoints", **TITLE)

@@ -184,6 +184,7 @@ def as_floats(name: str, values: ArrayLike, along: Any) -> np.ndarray:
 
 
 def short(name: str, length: int = 22) -> str:
+  """The name, cut to so many letters."""
   return name if len(name) <= length else name[: length - 1] + "…"
 
 

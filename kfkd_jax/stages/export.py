@@ -32,7 +32,7 @@ import kfkd_jax
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, fusion, history, models
 from kfkd_jax.data import splits
-from kfkd_jax.methods import method_name
+from kfkd_jax.method_names import method_name
 from kfkd_jax.stages import distill, experiment, fuse, networks, saved_model
 from kfkd_jax.training import step
 

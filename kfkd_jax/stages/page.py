@@ -14,7 +14,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from kfkd_jax import files, plots
-from kfkd_jax.methods import method_name
+from kfkd_jax.method_names import method_name
 
 _PNG_DPI = 200
 _FOLDER = "pages"  # of templates, style and script

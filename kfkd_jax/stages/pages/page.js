@@ -284,34 +284,34 @@ function asMarkdown(lines) {
   return all.map((line) => `| ${line.join(" | ")} |\n`).join("");
 }
 
-function addTools(after, what, tools) {
+function tools(what, acts) {
   const place = element("p", { class: "tools" });
-  for (const [label, act] of tools) {
+  for (const [label, act] of acts) {
     const button = element("button", { type: "button" }, label);
     button.setAttribute("aria-label", `${label}: download ${what}`);
     button.addEventListener("click", act);
     place.append(button);
   }
-  after.after(place);
+  return place;
 }
 
 for (const figure of document.querySelectorAll("figure[data-name]")) {
   const svg = figure.querySelector("svg");
   const { name } = figure.dataset;
   watchPoints(svg);
-  addTools(figure.querySelector("figcaption"), `figure ${name}`, [
+  figure.querySelector("figcaption").append(tools(`figure ${name}`, [
     ["SVG", () => download(`${name}.svg`, asFile(svg), "image/svg+xml")],
     ["PNG", async () => download(`${name}.png`, await asPicture(svg))],
-  ]);
+  ]));
 }
 document.querySelectorAll(".toggles").forEach(fillToggles);
 for (const table of document.querySelectorAll("table[data-name]")) {
   const { name } = table.dataset;
   makeSortable(table);
-  addTools(table.closest(".scroll") ?? table, `table ${name}`, [
+  table.after(tools(`table ${name}`, [
     ["CSV", () => download(`${name}.csv`, asCsv(contentOf(table)), "text/csv")],
     ["Markdown", () => download(`${name}.md`, asMarkdown(contentOf(table)), "text/markdown")],
-  ]);
+  ]));
 }
 addEventListener("scroll", quiet, { passive: true });
 addEventListener("beforeprint", () => {
