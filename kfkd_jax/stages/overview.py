@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os.path
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -124,8 +125,8 @@ def _read(path: epath.Path, name: str) -> Run:
     )
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     raise ValueError(
-      f"report: {path} holds results that this version cannot read "
-      f"({type(error).__name__}: {error}); run `kfkd run --workdir={path}` again"
+      f"report: {path} holds results that cannot be read "
+      f"({type(error).__name__}: {error}); run `kfkd run --workdir={path}`"
     ) from error
 
 
@@ -170,7 +171,7 @@ def _text(values: dict[str, Any], key: str) -> str:
   value = values[key]
   if value is None:
     return "default"
-  text = value if isinstance(value, str) else files.to_json(value).strip()
+  text = value if isinstance(value, str) else json.dumps(value)
   return plots.short(text, _LONG)
 
 
@@ -256,9 +257,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, Drawn]:
       r.name: (r.diagnosis["epochs"], r.diagnosis["splits"]["test"][of])
       for r in runs
     }
-    ends = [
-      f"{run} ends at {values[-1]:.3f}" for run, (_, values) in curves.items()
-    ]
+    ends = [f"{run} ends at {ys[-1]:.3f}" for run, (_, ys) in curves.items()]
     figures[name] = Drawn(
       plots.plot_curves_compared(curves, ylabel=ylabel),
       f"{ylabel} over the epochs: {', '.join(ends)}.",
