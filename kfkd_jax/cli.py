@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
       "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
       "  kfkd run --config=configs/cifar100.py:noise=asymmetric,rate=0.4\n"
       "  kfkd fuse --predictions=probs.npz\n"
-      "  kfkd report runs/pair runs/symmetric --output=both.html\n"
+      "  kfkd report runs/pair runs/symmetric --output=both\n"
       "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
       "Every key and its default: kfkd_jax/config/keys.py"
     ),
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     "--output",
     metavar="FILE",
     help="for predict: where the probabilities go (default: probs.npz); for "
-    "report DIR...: a folder or an .html file (default: kfkd-report)",
+    "report DIR...: the folder of the page (default: kfkd-report)",
   )
   parser.add_argument(
     "--profile",

@@ -223,8 +223,8 @@ def test_errors_name_the_directory(folder, directories, name, message):
 
 
 def test_command_writes_page_figures_and_tables(directories, tmp_path, capsys):
-  out = epath.Path(tmp_path) / "out" / "both.html"
-  assert cli.main(["report", *directories[:2], f"--output={out}"]) == 0
+  out = epath.Path(tmp_path) / "out" / "index.html"
+  assert cli.main(["report", *directories[:2], f"--output={out.parent}"]) == 0
   assert str(out) in capsys.readouterr().out
   assert "<!doctype html>" in out.read_text()
   figures = {p.name for p in (out.parent / "figures").iterdir()}
@@ -243,7 +243,9 @@ def test_command_writes_page_figures_and_tables(directories, tmp_path, capsys):
   assert "| train.epochs | 3 | 5 |" in markdown
 
 
-def test_a_folder_is_an_output_as_well(directories, tmp_path, monkeypatch):
+def test_without_an_output_the_page_goes_here(
+  directories, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   assert cli.main(["report", directories[0]]) == 0
   assert (tmp_path / "kfkd-report" / "index.html").exists()
@@ -254,6 +256,7 @@ def test_a_folder_is_an_output_as_well(directories, tmp_path, monkeypatch):
   [
     (["--config.seed=1"], "takes no --config"),
     (["--model=kf"], "--model goes with predict"),
+    (["--output=x.html"], "--output=x.html must be a folder"),
   ],
 )
 def test_what_does_not_go_with_directories(

@@ -45,12 +45,15 @@ def run(directories: Sequence[str], output: str | None) -> str:
 
   Args:
     directories: working directories, and sweeps for those within.
-    output: an .html file, or the folder of `index.html`.
+    output: folder of the page, `figures/` and `tables/`; None: `kfkd-report`.
   """
-  path = epath.Path(output or "kfkd-report")
-  if path.suffix != ".html":
-    path = path / "index.html"
-  runs = read(directories)
+  folder = epath.Path(output or "kfkd-report")
+  if folder.suffix or folder.is_file():
+    raise ValueError(
+      f"report: --output={output} must be a folder, for index.html and what "
+      "lies beside it"
+    )
+  runs, path = read(directories), folder / "index.html"
   size = page.write(render(runs), path)
   lines = [f"report: {len(runs)} runs on {path}, {size}"]
   return "\n".join(lines + [f"note: {caution}" for caution in cautions(runs)])
