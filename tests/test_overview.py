@@ -159,11 +159,11 @@ def test_versions_that_differ_are_shown(tmp_path):
 
 def test_a_sweep_stands_for_its_runs_in_order(tmp_path):
   sweep = epath.Path(tmp_path) / "sweep"
-  for seed in (10, 9):
+  for seed in (10, 9, 101):
     make_run(sweep / f"seed-{seed}", seed=seed)
   runs = overview.read([str(sweep)])
-  assert [r.name for r in runs] == ["seed-9", "seed-10"]
-  assert overview.differences(runs) == {"seed": ["9", "10"]}
+  assert [r.name for r in runs] == ["seed-9", "seed-10", "seed-101"]
+  assert overview.differences(runs) == {"seed": ["9", "10", "101"]}
 
 
 def test_names_are_as_short_as_they_can_be(tmp_path):

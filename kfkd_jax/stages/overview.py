@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os.path
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -90,9 +91,14 @@ def _finished(path: epath.Path, depth: int) -> Iterator[epath.Path]:
     yield path
   elif depth:
     folders = [p for p in path.iterdir() if p.is_dir() and p.name[0] != "."]
-    # seed-10 after seed-9
-    for folder in sorted(folders, key=lambda p: (len(p.name), p.name)):
+    for folder in sorted(folders, key=_counting):
       yield from _finished(folder, depth - 1)
+
+
+def _counting(path: epath.Path) -> list[Any]:
+  """Sorts seed-10 after seed-9."""
+  parts = re.split(r"(\d+)", path.name)  # every other part is a number
+  return [int(p) if number % 2 else p for number, p in enumerate(parts)]
 
 
 def _names(paths: Sequence[str]) -> list[str]:
