@@ -1,0 +1,257 @@
+"""Figures of what the theory says: rounds, filters, projections, descents.
+
+Like all of `plots`: plain arrays in, a `Figure` out that no global state knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from kfkd_jax.plots import (
+  _CURVES as CURVES,
+)
+from kfkd_jax.plots import (
+  _SIZE as SIZE,
+)
+from kfkd_jax.plots import (
+  BLUE,
+  GREEN,
+  GRID,
+  INK,
+  MUTED,
+  ORANGE,
+  PAPER,
+)
+from kfkd_jax.plots import (
+  _epoch_axis as epoch_axis,
+)
+from kfkd_jax.plots import (
+  _figure as figure,
+)
+from kfkd_jax.plots import (
+  _legend as legend,
+)
+from kfkd_jax.plots import (
+  _styled as styled,
+)
+from kfkd_jax.plots import (
+  _values as as_floats,
+)
+from kfkd_jax.plots import (
+  _whole_numbers as whole_numbers,
+)
+
+_LOOKS: dict[str, tuple[str, str]] = {
+  "error": (INK, "-"),
+  "memorised": (ORANGE, "-"),
+  "forget": (ORANGE, "--"),
+}
+
+
+@styled
+def plot_correctness(epochs: ArrayLike, correct: ArrayLike) -> Figure:
+  """Who was right when: a row an example, a column a checkpoint.
+
+  Green is right, grey is wrong. Orange is right and forgotten: wrong at the
+  last checkpoint. A column's share of orange is its F_e.
+
+  Args:
+    epochs: `[C]`.
+    correct: `bool[C, N]`.
+  """
+  epochs, correct = np.asarray(epochs), np.asarray(correct, bool)
+  if correct.ndim != 2 or len(epochs) != len(correct):
+    raise ValueError(
+      f"correct must be [C, N] with C = {len(epochs)} epochs, got shape "
+      f"{correct.shape}"
+    )
+  num_examples = correct.shape[1]
+  states = np.where(correct, np.where(correct[-1], 1, 2), 0)
+  fig, ax = figure((SIZE[0], max(1.4, min(4.5, 0.8 + 0.25 * num_examples))))
+  ax.grid(visible=False)
+  ax.pcolormesh(
+    states.T, cmap=ListedColormap([GRID, GREEN, ORANGE]), vmin=0, vmax=2,
+    edgecolors=PAPER, linewidth=1.5 if num_examples <= 20 else 0,
+  )  # fmt: skip
+  shown = np.unique(np.linspace(0, len(epochs) - 1, 8).round().astype(int))
+  ax.set_xticks(shown + 0.5, [f"{epochs[c]}" for c in shown])
+  few = range(num_examples) if num_examples <= 20 else ()
+  ax.set_yticks(np.asarray(few) + 0.5, [f"{n}" for n in few])
+  ax.invert_yaxis()
+  ax.set(xlabel="epoch", ylabel="example")
+  return fig
+
+
+@styled
+def plot_fits(
+  grid: ArrayLike,
+  fits: Mapping[str, ArrayLike],
+  *,
+  truth: ArrayLike | None = None,
+  points: tuple[ArrayLike, ArrayLike] | None = None,
+) -> Figure:
+  """Functions of one variable, the later the darker.
+
+  Args:
+    grid: `[Q]`.
+    fits: `[Q]` each, in order, such as the rounds of self-distillation.
+    truth: `[Q]` what was to be found.
+    points: inputs `[N]` and targets `[N]` that they were fitted to.
+  """
+  grid = np.asarray(grid, float)
+  fig, ax = figure(SIZE)
+  if truth is not None:
+    values = as_floats("truth", truth, grid)
+    ax.plot(grid, values, ":", color=MUTED, lw=1.8, label="truth")
+  for (name, values), color in zip(fits.items(), _shades(len(fits))):
+    ax.plot(
+      grid, as_floats(name, values, grid), color=color, lw=1.8, label=name
+    )
+  if points is not None:
+    ax.plot(*points, "o", color=ORANGE, ms=5, label="noisy targets")
+  ax.set_xlabel("input")
+  ax.tick_params(axis="x", length=3)
+  legend(fig)
+  return fig
+
+
+@styled
+def plot_rounds(
+  risks: Mapping[str, ArrayLike], *, ylabel: str = "risk"
+) -> Figure:
+  """Risk round by round, each curve's best round marked.
+
+  Args:
+    risks: `[T]` each, of the rounds 1, 2, ... T.
+    ylabel: of the vertical axis.
+  """
+  fig, ax = figure(SIZE)
+  colors = (BLUE, ORANGE, GREEN, MUTED)
+  length = max((len(np.asarray(v)) for v in risks.values()), default=1)
+  for (name, values), color in zip(risks.items(), colors):
+    values = np.asarray(values, float)
+    rounds = np.arange(1, len(values) + 1)
+    ax.plot(rounds, values, "-", color=color, lw=1.8, label=name)
+    best = int(np.nanargmin(values))
+    ax.plot(rounds[best], values[best], "o", color=color, mec=PAPER, ms=9)
+    ax.annotate(
+      f"round {rounds[best]}", (rounds[best], values[best]), xytext=(0, -13),
+      textcoords="offset points", ha="center", color=color, fontsize=9,
+    )  # fmt: skip
+  ax.margins(y=0.16)
+  epoch_axis(ax, np.arange(1, length + 1), label=False)
+  ax.set(xlabel="round of self-distillation", ylabel=ylabel)
+  legend(fig)
+  return fig
+
+
+@styled
+def plot_filters(filters: ArrayLike) -> Figure:
+  """What rounds leave of each eigendirection, a line a round.
+
+  Args:
+    filters: `[T + 1, N]`, the largest eigenvalue first, as in
+      `theory.hilbert.Rounds`.
+  """
+  filters = np.asarray(filters, float)
+  if filters.ndim != 2:
+    raise ValueError(f"filters must be [T + 1, N], got shape {filters.shape}")
+  fig, ax = figure(SIZE)
+  directions = np.arange(1, filters.shape[1] + 1)
+  for number, (row, color) in enumerate(zip(filters, _shades(len(filters)))):
+    ax.plot(
+      directions, row, "o-", color=color, lw=1.6, ms=3.5,
+      label=f"{number} rounds" if number != 1 else "1 round",
+    )  # fmt: skip
+  ax.set_ylim(-0.03, 1.05)
+  ax.xaxis.set_major_locator(whole_numbers(8))
+  ax.tick_params(axis="x", length=3)
+  ax.set(
+    xlabel="eigendirection, the largest first", ylabel="share that is left"
+  )
+  legend(fig)
+  return fig
+
+
+@styled
+def plot_projections(clean: ArrayLike, noise: ArrayLike) -> Figure:
+  """How much of labels and of label noise the leading eigenvectors hold.
+
+  Args:
+    clean: `[N]` share of the clean labels in the first 1, 2, ... N of them.
+    noise: `[N]` the same of the noise (`theory.ntk.label_projections`).
+  """
+  clean = np.asarray(clean, float)
+  noise = as_floats("noise", noise, clean)
+  count = np.arange(1, len(clean) + 1)
+  fig, ax = figure(SIZE)
+  ax.plot(count, count / len(clean), ":", color=MUTED, lw=1.6, label="evenly")
+  ax.plot(count, clean, color=GREEN, lw=1.8, label="clean labels")
+  ax.plot(count, noise, color=ORANGE, lw=1.8, label="label noise")
+  ax.set_ylim(0, 1.02)
+  ax.set_xlim(0, len(clean))
+  ax.tick_params(axis="x", length=3)
+  ax.set(xlabel="leading eigenvectors of the kernel", ylabel="share held")
+  legend(fig)
+  return fig
+
+
+@styled
+def plot_descent(epochs: ArrayLike, curves: Mapping[str, ArrayLike]) -> Figure:
+  """Curves over the epochs on a log axis, each in a panel with its own scale.
+
+  Args:
+    epochs: `[C]`, above 0.
+    curves: `[C]` each, by name, such as the test error, what was memorised of
+      the noise, and F_e.
+  """
+  epochs = np.asarray(epochs)
+  rows = max(len(curves), 1)
+  fig, axes = figure((SIZE[0], 0.5 + 1.45 * rows), rows=rows, sharex=True)
+  for ax, (name, values) in zip(np.atleast_1d(axes), curves.items()):
+    color, line = _LOOKS.get(name, (BLUE, "-"))
+    label = CURVES[name][0] if name in CURVES else name
+    ax.plot(epochs, as_floats(name, values, epochs), line, color=color, lw=1.8)
+    ax.set_title(label, loc="left", fontsize=10, color=INK)
+    _log_axis(ax)
+  np.atleast_1d(axes)[-1].set_xlabel("epoch")
+  return fig
+
+
+@styled
+def plot_forget_times(lean: ArrayLike, times: ArrayLike) -> Figure:
+  """When points are forgotten against how they lie to the leading directions.
+
+  Args:
+    lean: `[N]` share of each forgotten point's square that leading
+      directions hold.
+    times: `[N]` steps until it was wrong, above 0.
+  """
+  lean = np.asarray(lean, float)
+  fig, ax = figure(SIZE)
+  ax.plot(
+    lean, as_floats("times", times, lean), "o", color=ORANGE, ms=4, alpha=0.6
+  )
+  ax.set_yscale("log")
+  ax.tick_params(axis="both", which="both", length=3)
+  ax.set(xlabel="share of the point in the leading directions")
+  ax.set_ylabel("steps until forgotten")
+  return fig
+
+
+def _shades(count: int) -> list[Any]:
+  """Blues from light to dark."""
+  return list(colormaps["Blues"](np.linspace(0.35, 1.0, count)))
+
+
+def _log_axis(ax: Axes) -> None:
+  ax.set_xscale("log")
+  ax.tick_params(axis="x", which="both", length=3)
