@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -54,6 +54,7 @@ _LOOKS: dict[str, tuple[str, str]] = {
   "memorised": (ORANGE, "-"),
   "forget": (ORANGE, "--"),
 }
+_ROUNDS = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-"), (MUTED, "--"))
 
 
 @styled
@@ -134,18 +135,20 @@ def plot_rounds(
     ylabel: of the vertical axis.
   """
   fig, ax = figure(SIZE)
-  colors = (BLUE, ORANGE, GREEN, MUTED)
   length = max((len(np.asarray(v)) for v in risks.values()), default=1)
-  for (name, values), color in zip(risks.items(), colors):
+  named = set()
+  for (name, values), (color, line) in zip(risks.items(), _ROUNDS):
     values = np.asarray(values, float)
     rounds = np.arange(1, len(values) + 1)
-    ax.plot(rounds, values, "-", color=color, lw=1.8, label=name)
+    ax.plot(rounds, values, line, color=color, lw=1.8, label=name)
     best = int(np.nanargmin(values))
-    ax.plot(rounds[best], values[best], "o", color=color, mec=PAPER, ms=9)
-    ax.annotate(
-      f"round {rounds[best]}", (rounds[best], values[best]), xytext=(0, -13),
-      textcoords="offset points", ha="center", color=color, fontsize=9,
-    )  # fmt: skip
+    ax.plot(rounds[best], values[best], "o", color=color, mec=PAPER, ms=8)
+    if best not in named:
+      ax.annotate(
+        f"round {rounds[best]}", (rounds[best], values[best]), xytext=(0, -15),
+        textcoords="offset points", ha="center", color=color, fontsize=9,
+      )  # fmt: skip
+    named.add(best)
   ax.margins(y=0.16)
   epoch_axis(ax, np.arange(1, length + 1), label=False)
   ax.set(xlabel="round of self-distillation", ylabel=ylabel)
@@ -166,10 +169,12 @@ def plot_filters(filters: ArrayLike) -> Figure:
     raise ValueError(f"filters must be [T + 1, N], got shape {filters.shape}")
   fig, ax = figure(SIZE)
   directions = np.arange(1, filters.shape[1] + 1)
+  named = {0, 1, len(filters) // 2, len(filters) - 1}
   for number, (row, color) in enumerate(zip(filters, _shades(len(filters)))):
+    label = f"{number} rounds" if number != 1 else "1 round"
     ax.plot(
       directions, row, "o-", color=color, lw=1.6, ms=3.5,
-      label=f"{number} rounds" if number != 1 else "1 round",
+      label=label if number in named else None,
     )  # fmt: skip
   ax.set_ylim(-0.03, 1.05)
   ax.xaxis.set_major_locator(whole_numbers(8))
@@ -227,23 +232,53 @@ def plot_descent(epochs: ArrayLike, curves: Mapping[str, ArrayLike]) -> Figure:
 
 
 @styled
-def plot_forget_times(lean: ArrayLike, times: ArrayLike) -> Figure:
-  """When points are forgotten against how they lie to the leading directions.
+def plot_forget_times(pull: ArrayLike, times: ArrayLike) -> Figure:
+  """When points are forgotten against what leading directions do to them.
 
   Args:
-    lean: `[N]` share of each forgotten point's square that leading
-      directions hold.
+    pull: `[N]` change of each forgotten point's margin, from the start to the
+      end of training, that the leading directions make.
     times: `[N]` steps until it was wrong, above 0.
   """
-  lean = np.asarray(lean, float)
+  pull = np.asarray(pull, float)
+  times = as_floats("times", times, pull)
   fig, ax = figure(SIZE)
-  ax.plot(
-    lean, as_floats("times", times, lean), "o", color=ORANGE, ms=4, alpha=0.6
-  )
+  ax.axvline(0, color=MUTED, lw=1)
+  ax.plot(pull, times, "o", color=ORANGE, mec="none", ms=4.5, alpha=0.6)
   ax.set_yscale("log")
+  ax.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
   ax.tick_params(axis="both", which="both", length=3)
-  ax.set(xlabel="share of the point in the leading directions")
+  ax.set_xlabel("change of the margin by leading directions")
   ax.set_ylabel("steps until forgotten")
+  return fig
+
+
+@styled
+def plot_over_time(
+  times: ArrayLike,
+  curves: Mapping[str, ArrayLike],
+  *,
+  xlabel: str = "training time",
+  ylabel: str = "share",
+) -> Figure:
+  """Curves over a log axis of time: the first wanted, the second not.
+
+  Args:
+    times: `[T]`, above 0.
+    curves: `[T]` each, by name.
+    xlabel: of the axis of time.
+    ylabel: of the vertical axis.
+  """
+  times = np.asarray(times)
+  fig, ax = figure(SIZE)
+  looks = ((GREEN, "-"), (ORANGE, "--"), (BLUE, "-"), (MUTED, ":"))
+  for (name, values), (color, line) in zip(curves.items(), looks):
+    values = as_floats(name, values, times)
+    ax.plot(times, values, line, color=color, lw=1.8, label=name)
+  ax.set_ylim(bottom=0)
+  _log_axis(ax)
+  ax.set(xlabel=xlabel, ylabel=ylabel)
+  legend(fig)
   return fig
 
 
@@ -254,4 +289,5 @@ def _shades(count: int) -> list[Any]:
 
 def _log_axis(ax: Axes) -> None:
   ax.set_xscale("log")
+  ax.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
   ax.tick_params(axis="x", which="both", length=3)
