@@ -18,7 +18,7 @@ _STAGES = {
   "fuse": "choose weights over its checkpoints (also of --predictions)",
   "distill": "teach one network what the fused checkpoints know",
   "compare": "score every method on the test points",
-  "report": "write the report page",
+  "report": "write the report page, or one that compares several DIRs",
   "export": "write networks and ensembles as files to ship",
   "predict": "predict INPUT... with an exported --model",
   "sweep": "the whole run for several seeds, and one table over them",
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   options, rest = parser.parse_known_intermixed_args(argv)
   try:
     overrides = _overrides(rest)
-    _check_predict(options)
+    _check_inputs(options, overrides)
     with _exit_on_sigterm():
       return _dispatch(options, overrides)
   except KeyboardInterrupt:
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
       "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
       "  kfkd run --config=configs/cifar100.py:noise=asymmetric,rate=0.4\n"
       "  kfkd fuse --predictions=probs.npz\n"
+      "  kfkd report runs/pair runs/symmetric --output=both.html\n"
       "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
       "Every key and its default: kfkd_jax/config/keys.py"
     ),
@@ -102,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     "inputs",
     nargs="*",
     metavar="INPUT",
-    help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8",
+    help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8; "
+    "for report: working directories or sweeps to compare on one page",
   )
   parser.add_argument(
     "--config",
@@ -136,8 +138,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--output",
-    metavar="FILE.npz",
-    help="for predict: where the probabilities go (default: probs.npz)",
+    metavar="FILE",
+    help="for predict: where the probabilities go (default: probs.npz); for "
+    "report DIR...: a folder or an .html file (default: kfkd-report)",
   )
   parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
@@ -145,23 +148,29 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _check_predict(options) -> None:
-  """Refuses arguments of `predict` for another stage, and `predict` without."""
+def _check_inputs(options, overrides) -> None:
+  """Refuses arguments of one stage for another, and `predict` without."""
   from kfkd_jax.config import ConfigError
 
-  if options.stage == "predict":
-    if not options.model:
-      raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
-    return
-  if options.inputs:
+  stage, comparing = options.stage, options.stage == "report" and options.inputs
+  if stage == "predict" and not options.model:
+    raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
+  if options.inputs and stage not in ("predict", "report"):
     raise ConfigError(
-      f"argument {options.inputs[0]!r} is unknown; only predict takes inputs"
+      f"argument {options.inputs[0]!r} is unknown; only predict and report "
+      "take inputs"
     )
-  for name in ("model", "output"):
-    if getattr(options, name) is not None:
-      raise ConfigError(
-        f"--{name} goes with predict, not with {options.stage!r}"
-      )
+  if options.model is not None and stage != "predict":
+    raise ConfigError(f"--model goes with predict, not with {stage!r}")
+  if options.output is not None and stage != "predict" and not comparing:
+    raise ConfigError(
+      f"--output goes with predict and with report DIR..., not with {stage!r}"
+    )
+  if comparing and (options.config or overrides):
+    raise ConfigError(
+      "report DIR... shows what is there and takes no --config; its own "
+      "configuration is in each directory"
+    )
 
 
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
@@ -185,6 +194,11 @@ def _dispatch(options, overrides) -> int:
 
   from kfkd_jax import config as config_lib
 
+  if options.stage == "report" and options.inputs:
+    from kfkd_jax.stages import overview
+
+    print(overview.run(options.inputs, options.output))
+    return 0
   workdir = epath.Path(options.workdir)
   config = config_lib.read(
     options.config, overrides, saved=workdir / "config.json"

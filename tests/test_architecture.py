@@ -30,6 +30,7 @@ ROOMS = (
   "checkpoints",
   "predictions",
   "training",
+  "method_names",
   "plots",
   "config",
   "stages",

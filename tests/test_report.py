@@ -19,6 +19,7 @@ from kfkd_jax import files, plots
 from kfkd_jax.data import splits
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import compare, diagnose, experiment, fuse, report
+from kfkd_jax.stages import page as page_lib
 from kfkd_jax.training.loop import Split
 
 NASTY = "<script>alert(1)</script>"
@@ -162,7 +163,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(made):
-  return report.render(made.config, made.workdir)
+  return report.render(made.config, made.workdir).html
 
 
 class Element(NamedTuple):
@@ -350,13 +351,13 @@ def test_names_stay_text(made, page):
 def test_names_in_the_configuration_stay_text(made):
   config = made.config.copy_and_resolve_references()
   config.data.dir = f"/{NASTY}"
-  page = report.render(config, made.workdir)
+  page = report.render(config, made.workdir).html
   assert len(parse(page).all("script")) == 1
   assert f"/{NASTY}" in [td.text for td in parse(page).all("td")]
 
 
 def test_same_artefacts_same_bytes(made, page):
-  assert report.render(made.config, made.workdir) == page
+  assert report.render(made.config, made.workdir).html == page
 
 
 def test_run_writes_the_page(made, page):
@@ -472,7 +473,7 @@ def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
   made = make_workdir(
     epath.Path(tmp_path), monkeypatch, noisy=False, channels=3
   )
-  page = report.render(made.config, made.workdir)
+  page = report.render(made.config, made.workdir).html
   assert_stands_alone(page)
   root = parse(page)
   assert len(root.all("figure")) == 7  # no memorisation, no noise matrix
@@ -484,7 +485,7 @@ def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
 
 def test_halvings_stand_apart_and_examples_chose_nothing(tmp_path, monkeypatch):
   made = make_workdir(epath.Path(tmp_path), monkeypatch, halved=True)
-  page = report.render(made.config, made.workdir)
+  page = report.render(made.config, made.workdir).html
   assert_stands_alone(page)
   rows = files.read_json_lines(made.workdir / "results.jsonl")
   folds = result_rows(parse(page))
@@ -508,7 +509,7 @@ def test_halvings_stand_apart_and_examples_chose_nothing(tmp_path, monkeypatch):
 
 def test_many_classes_list_the_most_frequent_changes(tmp_path, monkeypatch):
   made = make_workdir(epath.Path(tmp_path), monkeypatch, num_classes=24)
-  page = report.render(made.config, made.workdir)
+  page = report.render(made.config, made.workdir).html
   section = parse(page).all("section", aria_labelledby="noise")[0]
   table = section.all("table")[1]
   shown = [
@@ -530,7 +531,7 @@ def test_optional_methods_may_be_absent(made, tmp_path):
   rows = files.read_json_lines(workdir / "results.jsonl")
   kept = [row for row in rows if row["method"] != "kf_kd"]
   files.write_json_lines(workdir / "results.jsonl", kept)
-  page = report.render(made.config, workdir)
+  page = report.render(made.config, workdir).html
   assert "KF, distilled" not in page
   assert len(parse(page).all("span", class_="value")) == 3
 
@@ -540,7 +541,7 @@ def test_optional_methods_may_be_absent(made, tmp_path):
   [(0.123456, "+12.3"), (-0.05, "−5.0"), (-0.0001, "+0.0"), (0.0, "+0.0")],
 )
 def test_differences_are_in_points_with_a_sign(value, text):
-  assert report._signed(value) == text
+  assert page_lib.signed(value) == text
 
 
 def test_large_pictures_are_made_smaller():

@@ -1,0 +1,35 @@
+"""What the methods are called in tables, figures and cards."""
+
+from __future__ import annotations
+
+METHODS = {
+  "final": "Final network",
+  "best_epoch": "Best epoch",
+  "early_stopping": "Early stopping",
+  "horizontal": "Last epochs",
+  "fixed_jumps": "Evenly spaced epochs",
+  "random_epochs": "Random epochs",
+  "kf_one_step": "Knowledge Fusion, one step",
+  "kf": "Knowledge Fusion",
+  "mixture": "Mixture fusion",
+  "uniform_soup": "Uniform soup",
+  "greedy_soup": "Greedy soup",
+  "kf_soup": "Soup of KF's members",
+  "ema": "Averaged weights (EMA)",
+  "swa": "Averaged weights (SWA)",
+  "snapshot": "Snapshot ensemble",
+  "fge": "Fast geometric ensemble",
+  "independent": "Independent ensemble",
+  "independent_equal_budget": "Independent, equal budget",
+  "kf_kd": "KF, distilled",
+  "mixture_kd": "Mixture, distilled",
+}
+
+
+def method_name(slug: str) -> str:
+  """What a method is called in tables and figures.
+
+  >>> method_name("kf_kd"), method_name("my_own_rule")
+  ('KF, distilled', 'My own rule')
+  """
+  return METHODS.get(slug, slug.replace("_", " ").capitalize())
