@@ -1,7 +1,4 @@
-"""Figures of what the theory says: rounds, filters, projections, descents.
-
-Like all of `plots`: plain arrays in, a `Figure` out that no global state knows.
-"""
+"""Figures that explain: who was right when, and what theory says."""
 
 from __future__ import annotations
 
@@ -15,13 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from kfkd_jax.plots import (
-  _CURVES as CURVES,
-)
-from kfkd_jax.plots import (
-  _SIZE as SIZE,
-)
-from kfkd_jax.plots import (
+from kfkd_jax.plots.style import (
   BLUE,
   GREEN,
   GRID,
@@ -29,31 +20,16 @@ from kfkd_jax.plots import (
   MUTED,
   ORANGE,
   PAPER,
-)
-from kfkd_jax.plots import (
-  _epoch_axis as epoch_axis,
-)
-from kfkd_jax.plots import (
-  _figure as figure,
-)
-from kfkd_jax.plots import (
-  _legend as legend,
-)
-from kfkd_jax.plots import (
-  _styled as styled,
-)
-from kfkd_jax.plots import (
-  _values as as_floats,
-)
-from kfkd_jax.plots import (
-  _whole_numbers as whole_numbers,
+  SIZE,
+  TITLE,
+  as_floats,
+  epoch_axis,
+  figure,
+  legend,
+  styled,
+  whole_numbers,
 )
 
-_LOOKS: dict[str, tuple[str, str]] = {
-  "error": (INK, "-"),
-  "memorised": (ORANGE, "-"),
-  "forget": (ORANGE, "--"),
-}
 _ROUNDS = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-"), (MUTED, "--"))
 
 
@@ -112,10 +88,8 @@ def plot_fits(
   if truth is not None:
     values = as_floats("truth", truth, grid)
     ax.plot(grid, values, ":", color=MUTED, lw=1.8, label="truth")
-  for (name, values), color in zip(fits.items(), _shades(len(fits))):
-    ax.plot(
-      grid, as_floats(name, values, grid), color=color, lw=1.8, label=name
-    )
+  for (name, fit), color in zip(fits.items(), _shades(len(fits))):
+    ax.plot(grid, as_floats(name, fit, grid), color=color, lw=1.8, label=name)
   if points is not None:
     ax.plot(*points, "o", color=ORANGE, ms=5, label="noisy targets")
   ax.set_xlabel("input")
@@ -137,8 +111,8 @@ def plot_rounds(
   fig, ax = figure(SIZE)
   length = max((len(np.asarray(v)) for v in risks.values()), default=1)
   named = set()
-  for (name, values), (color, line) in zip(risks.items(), _ROUNDS):
-    values = np.asarray(values, float)
+  for (name, risk), (color, line) in zip(risks.items(), _ROUNDS):
+    values = np.asarray(risk, float)
     rounds = np.arange(1, len(values) + 1)
     ax.plot(rounds, values, line, color=color, lw=1.8, label=name)
     best = int(np.nanargmin(values))
@@ -222,10 +196,8 @@ def plot_descent(epochs: ArrayLike, curves: Mapping[str, ArrayLike]) -> Figure:
   rows = max(len(curves), 1)
   fig, axes = figure((SIZE[0], 0.5 + 1.45 * rows), rows=rows, sharex=True)
   for ax, (name, values) in zip(np.atleast_1d(axes), curves.items()):
-    color, line = _LOOKS.get(name, (BLUE, "-"))
-    label = CURVES[name][0] if name in CURVES else name
-    ax.plot(epochs, as_floats(name, values, epochs), line, color=color, lw=1.8)
-    ax.set_title(label, loc="left", fontsize=10, color=INK)
+    ax.plot(epochs, as_floats(name, values, epochs), color=INK, lw=1.8)
+    ax.set_title(name, **TITLE)
     _log_axis(ax)
   np.atleast_1d(axes)[-1].set_xlabel("epoch")
   return fig
