@@ -226,7 +226,7 @@ def test_paper_tables(tmp_path):
   assert set(results["ours"]) == {"digits, pair 40", "digits, symmetric 40"}
   for methods in results["ours"].values():
     assert methods["final"][1] == 0
-    assert set(methods) >= {"horizontal", "fixed_jumps", "kf", "kf_kd", "ema"}
+    assert set(methods) >= {"horizontal", "fixed_jumps", "kf", "kf_kd", "swa"}
     assert all(0.05 < accuracy <= 1 for accuracy, _ in methods.values())
   assert found.num_figures == 2
   assert len(found.tables) == 3
