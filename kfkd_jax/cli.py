@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   options, rest = parser.parse_known_intermixed_args(argv)
   try:
     overrides = _overrides(rest)
+    if options.profile:
+      overrides.append(("runtime.profile", "True"))
     _check_inputs(options, overrides)
     with _exit_on_sigterm():
       return _dispatch(options, overrides)
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
       "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
       "  kfkd run --config=configs/cifar100.py:noise=asymmetric,rate=0.4\n"
       "  kfkd fuse --predictions=probs.npz\n"
-      "  kfkd report runs/pair runs/symmetric --output=both.html\n"
+      "  kfkd report runs/pair runs/symmetric --output=both\n"
       "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
       "Every key and its default: kfkd_jax/config/keys.py"
     ),
@@ -140,7 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     "--output",
     metavar="FILE",
     help="for predict: where the probabilities go (default: probs.npz); for "
-    "report DIR...: a folder or an .html file (default: kfkd-report)",
+    "report DIR...: the folder of the page (default: kfkd-report)",
+  )
+  parser.add_argument(
+    "--profile",
+    action="store_true",
+    help="trace a few steps of the train stage into runs/teacher/profile",
   )
   parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
@@ -226,13 +233,25 @@ def _dispatch(options, overrides) -> int:
     return 0
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage)
+    _check_traced(options, workdir)
     return 0
   ran = stages.run(config, workdir)
+  _check_traced(options, workdir)
   page = workdir / "report" / "index.html"
   print(
     f"The report is at {page}" if ran else f"Nothing to do; see {page}",
   )
   return 0
+
+
+def _check_traced(options, workdir) -> None:
+  """Says so where `--profile` came too late."""
+  folder = workdir / "runs" / "teacher" / "profile"
+  if options.profile and not folder.exists():
+    print(
+      f"no trace in {folder}: only steps of the train stage are traced, and "
+      "it had none to make; take a new --workdir"
+    )
 
 
 def _foreign(options, config) -> int:

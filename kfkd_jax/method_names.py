@@ -21,6 +21,9 @@ METHODS = {
   "fge": "Fast geometric ensemble",
   "independent": "Independent ensemble",
   "independent_equal_budget": "Independent, equal budget",
+  "gce": "Generalised cross entropy",
+  "sce": "Symmetric cross entropy",
+  "elr": "Early-learning regularisation",
   "kf_kd": "KF, distilled",
   "mixture_kd": "Mixture, distilled",
 }

@@ -1,6 +1,7 @@
 """The page says what the artefacts say, and needs nothing but itself."""
 
 import base64
+import csv
 import html.parser
 import io
 import itertools
@@ -364,6 +365,42 @@ def test_run_writes_the_page(made, page):
   line = report.run(made.config, made.workdir)
   assert (made.workdir / "report" / "index.html").read_text() == page
   assert line == f"report/index.html, {len(page.encode()) / 1000:.0f} kB"
+  figures = made.workdir / "report" / "figures"
+  names = {f.attributes["data-name"] for f in parse(page).all("figure")}
+  assert {p.name for p in figures.iterdir()} == {
+    f"{name}.{kind}" for name in names for kind in ("svg", "png")
+  }
+  for path in figures.glob("*.png"):
+    assert Image.open(io.BytesIO(path.read_bytes())).size[0] > 900
+  text = (made.workdir / "report" / "tables" / "results.csv").read_text()
+  rows = files.read_json_lines(made.workdir / "results.jsonl")
+  shown = list(csv.DictReader(io.StringIO(text)))
+  assert [r["method"] for r in shown] == [row["method"] for row in rows]
+  for cells, row in zip(shown, rows):
+    assert float(cells["gain_interval_high"]) == row["gain_interval"][1]
+    assert float(cells["nll"]) == row["nll"]
+
+
+def test_tables_as_text():
+  rows = [{"name": "a|b\n,c", "value": 0.25}, {"name": "", "value": None}]
+  assert page_lib.to_csv(rows) == 'name,value\n"a|b\n,c",0.25\n,\n'
+  assert page_lib.to_markdown(rows) == (
+    "| name | value |\n| --- | --- |\n| a\\|b ,c | 0.2500 |\n|  |  |\n"
+  )
+
+
+def test_every_value_of_a_figure_is_said_and_belongs_to_its_method(made, page):
+  (figure,) = parse(page).all("figure", data_name="gains")
+  rows = files.read_json_lines(made.workdir / "results.jsonl")
+  said = {
+    c.attributes["data-method"]: c.all("title")[0].text
+    for c in figure.all("circle", class_="point")
+  }
+  assert list(said) == [r["method"] for r in rows if r["method"] != "final"]
+  (kf,) = [r for r in rows if r["method"] == "kf"]
+  low, high = (f"{100 * bound:+.1f}" for bound in kf["gain_interval"])
+  gain = f"{100 * kf['gain']:+.1f}"
+  assert said["kf"] == f"Knowledge Fusion: {gain} [{low}, {high}]"
 
 
 def pairs(element):

@@ -202,6 +202,11 @@ def _rules() -> list[Rule]:
     ),
     _between("export.parity_examples", 1, 10**6),
     _one_of("bench.fusion", ("tiny", "memory", "disk")),
+    (
+      "runtime.wandb",
+      "a project's name of 1 to 128 characters without any of /\\#?%:",
+      lambda v: 1 <= len(v) <= 128 and not set(v) & set("/\\#?%:"),
+    ),
   ]
 
 

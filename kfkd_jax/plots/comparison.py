@@ -24,7 +24,7 @@ from kfkd_jax.plots.style import (
   styled,
 )
 
-_LABEL = 26  # letters of an experiment's name in a legend
+_LABEL = 44  # letters of an experiment's name in a legend
 _MARKERS = 7  # along a curve
 _VALUES = {
   "gain": ("gain over the final network, points", "{:+.1f}"),

@@ -22,6 +22,7 @@ from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import experiment
 from kfkd_jax.stages.progress import Progress
 from kfkd_jax.training import loop, objective
+from kfkd_jax.training.profiling import StepTrace
 
 TRAINING_KEYS = (
   "seed",
@@ -144,7 +145,11 @@ def train(
   recipe = experiment.make_recipe(config, task, keep_history=plan.keep_history)
   lesson = plan.lesson()
   seeds = experiment.seeds_for(config, plan.member)
-  with Progress(run, plan.name, tensorboard=config.runtime.tensorboard) as show:
+  profiled = config.runtime.profile and plan.name == experiment.TEACHER
+  with (
+    Progress(run, plan.name, config) as show,
+    StepTrace(run / "profile" if profiled else None) as trace,
+  ):
     trained = loop.train(
       run,
       recipe,
@@ -161,6 +166,7 @@ def train(
       ),
       review=lesson.review,
       observe=show,
+      wrap_step=trace.wrap,
     )
   if trained.average:
     store(config, workdir, f"{plan.name}_ema", trained.average)

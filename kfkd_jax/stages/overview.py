@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os.path
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -44,12 +46,15 @@ def run(directories: Sequence[str], output: str | None) -> str:
 
   Args:
     directories: working directories, and sweeps for those within.
-    output: an .html file, or the folder of `index.html`.
+    output: folder of the page, `figures/` and `tables/`; None: `kfkd-report`.
   """
-  path = epath.Path(output or "kfkd-report")
-  if path.suffix != ".html":
-    path = path / "index.html"
-  runs = read(directories)
+  folder = epath.Path(output or "kfkd-report")
+  if folder.suffix or folder.is_file():
+    raise ValueError(
+      f"report: --output={output} must be a folder, for index.html and what "
+      "lies beside it"
+    )
+  runs, path = read(directories), folder / "index.html"
   size = page.write(render(runs), path)
   lines = [f"report: {len(runs)} runs on {path}, {size}"]
   return "\n".join(lines + [f"note: {caution}" for caution in cautions(runs)])
@@ -86,9 +91,14 @@ def _finished(path: epath.Path, depth: int) -> Iterator[epath.Path]:
     yield path
   elif depth:
     folders = [p for p in path.iterdir() if p.is_dir() and p.name[0] != "."]
-    # seed-10 after seed-9
-    for folder in sorted(folders, key=lambda p: (len(p.name), p.name)):
+    for folder in sorted(folders, key=_counting):
       yield from _finished(folder, depth - 1)
+
+
+def _counting(path: epath.Path) -> list[Any]:
+  """Sorts seed-10 after seed-9."""
+  parts = re.split(r"(\d+)", path.name)  # every other part is a number
+  return [int(p) if number % 2 else p for number, p in enumerate(parts)]
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -124,8 +134,8 @@ def _read(path: epath.Path, name: str) -> Run:
     )
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     raise ValueError(
-      f"report: {path} holds results that this version cannot read "
-      f"({type(error).__name__}: {error}); run `kfkd run --workdir={path}` again"
+      f"report: {path} holds results that cannot be read "
+      f"({type(error).__name__}: {error}); run `kfkd run --workdir={path}`"
     ) from error
 
 
@@ -170,7 +180,7 @@ def _text(values: dict[str, Any], key: str) -> str:
   value = values[key]
   if value is None:
     return "default"
-  text = value if isinstance(value, str) else files.to_json(value).strip()
+  text = value if isinstance(value, str) else json.dumps(value)
   return plots.short(text, _LONG)
 
 
@@ -256,9 +266,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, Drawn]:
       r.name: (r.diagnosis["epochs"], r.diagnosis["splits"]["test"][of])
       for r in runs
     }
-    ends = [
-      f"{run} ends at {values[-1]:.3f}" for run, (_, values) in curves.items()
-    ]
+    ends = [f"{run} ends at {ys[-1]:.3f}" for run, (_, ys) in curves.items()]
     figures[name] = Drawn(
       plots.plot_curves_compared(curves, ylabel=ylabel),
       f"{ylabel} over the epochs: {', '.join(ends)}.",

@@ -146,6 +146,7 @@ def train(
   init_from: Any = None,
   review: Review | None = None,
   observe: Callable[[EpochReport], None] = lambda report: None,
+  wrap_step: Callable[[Any], Any] = lambda step: step,
 ) -> Trained:
   """Trains one network in the folder `run`, continuing what is there.
 
@@ -170,6 +171,7 @@ def train(
       ones.
     review: what to learn from next, given what was predicted so far.
     observe: called after each tick.
+    wrap_step: what to take each step through, such as `StepTrace.wrap`.
 
   Returns:
     What the last checkpoint holds.
@@ -191,7 +193,7 @@ def train(
     at = at._replace(state=put(at.state, mesh))
     resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
-    run_tick = _make_tick(recipe, objective, clock, seeds, mesh)
+    run_tick = _make_tick(recipe, objective, clock, seeds, mesh, wrap_step)
     evaluation = _Evaluation(recipe, splits, stores, mesh)
     kept = [tick for tick in sorted(clock.kept) if tick <= at.finished]
     evaluation.recall(history, kept, at.state.variables)
@@ -254,7 +256,7 @@ class Predictor:
     return np.concatenate(parts)[:count]  # padding is at the end
 
 
-def _make_tick(recipe, objective, clock, seeds, mesh):
+def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
   """Builds `run_tick(position, frozen, resident, stop) -> position, rate`.
 
   It takes the steps of one tick, or what is left of them, or fewer if asked to
@@ -271,6 +273,7 @@ def _make_tick(recipe, objective, clock, seeds, mesh):
     ),
     mesh,
   )
+  step = wrap_step(step)
   seed = parallel.replicate(np.uint32(seeds.augment), mesh)
 
   def run_tick(at, frozen, resident, stop):
