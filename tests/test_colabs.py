@@ -229,6 +229,6 @@ def test_paper_tables(tmp_path):
     assert set(methods) >= {"horizontal", "fixed_jumps", "kf", "kf_kd", "swa"}
     assert all(0.05 < accuracy <= 1 for accuracy, _ in methods.values())
   assert found.num_figures == 2
-  assert len(found.tables) == 3
+  assert len(found.tables) == 2
   beside = found.tables[0]
   assert "| Knowledge Fusion | +12.7 | +10.1 | - | - |" in beside
