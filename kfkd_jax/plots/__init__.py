@@ -39,6 +39,16 @@ from kfkd_jax.plots.style import (
   short,
   to_svg,
 )
+from kfkd_jax.plots.theory import (
+  plot_correctness,
+  plot_descent,
+  plot_filters,
+  plot_fits,
+  plot_forget_times,
+  plot_over_time,
+  plot_projections,
+  plot_rounds,
+)
 
 __all__ = [
   "AMBER",
@@ -56,13 +66,21 @@ __all__ = [
   "method_name",
   "most_forgotten",
   "plot_class_forgetting",
+  "plot_correctness",
   "plot_curves",
   "plot_curves_compared",
+  "plot_descent",
+  "plot_filters",
+  "plot_fits",
+  "plot_forget_times",
   "plot_forgotten_examples",
   "plot_gains",
   "plot_label_noise",
   "plot_memorisation",
   "plot_methods_compared",
+  "plot_over_time",
+  "plot_projections",
+  "plot_rounds",
   "plot_time_to_forget",
   "plot_weights",
   "save",
