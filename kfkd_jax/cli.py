@@ -18,7 +18,7 @@ _STAGES = {
   "fuse": "choose weights over its checkpoints (also of --predictions)",
   "distill": "teach one network what the fused checkpoints know",
   "compare": "score every method on the test points",
-  "report": "write the report page",
+  "report": "write the report page, or one that compares several DIRs",
   "export": "write networks and ensembles as files to ship",
   "predict": "predict INPUT... with an exported --model",
   "sanity": "check on the history that fusing finds nothing in nothing",
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   options, rest = parser.parse_known_intermixed_args(argv)
   try:
     overrides = _overrides(rest)
-    _check_options(options)
+    if options.profile:
+      overrides.append(("runtime.profile", "True"))
+    _check_options(options, overrides)
     with _exit_on_sigterm():
       return _dispatch(options, overrides)
   except KeyboardInterrupt:
@@ -95,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
       "  kfkd run --config=configs/cifar.py:data=cifar100,noise=asymmetric\n"
       "  kfkd sweep --seeds=10 --grid noise.kind=pair,symmetric\n"
       "  kfkd fuse --predictions=probs.npz\n"
+      "  kfkd report runs/pair runs/symmetric --output=both\n"
       "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
       "Every key and its default: kfkd_jax/config/keys.py"
     ),
@@ -106,7 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     "inputs",
     nargs="*",
     metavar="INPUT",
-    help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8",
+    help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8; "
+    "for report: working directories or sweeps to compare on one page",
   )
   parser.add_argument(
     "--config",
@@ -157,8 +161,14 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--output",
-    metavar="FILE.npz",
-    help="for predict: where the probabilities go (default: probs.npz)",
+    metavar="FILE",
+    help="for predict: where the probabilities go (default: probs.npz); for "
+    "report DIR...: the folder of the page (default: kfkd-report)",
+  )
+  parser.add_argument(
+    "--profile",
+    action="store_true",
+    help="trace a few steps of the train stage into runs/teacher/profile",
   )
   parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
@@ -167,28 +177,42 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _BELONGS = {
-  "predict": ("model", "output"),
-  "sweep": ("seeds", "grid", "against", "only_table"),
+  "model": ("predict",),
+  "output": ("predict", "report"),
+  "seeds": ("sweep",),
+  "grid": ("sweep",),
+  "against": ("sweep",),
+  "only_table": ("sweep",),
 }
 
 
-def _check_options(options) -> None:
+def _check_options(options, overrides) -> None:
   """Refuses arguments of another stage, and `predict` without a model."""
   from kfkd_jax.config import ConfigError
 
-  if options.stage == "predict" and not options.model:
+  stage = options.stage
+  if stage == "predict" and not options.model:
     raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
-  if options.inputs and options.stage != "predict":
+  if options.inputs and stage not in ("predict", "report"):
     raise ConfigError(
-      f"argument {options.inputs[0]!r} is unknown; only predict takes inputs"
+      f"argument {options.inputs[0]!r} is unknown; only predict and report "
+      "take inputs"
     )
-  for stage, names in _BELONGS.items():
-    for name in names:
-      if options.stage != stage and getattr(options, name) is not None:
-        raise ConfigError(
-          f"--{name.replace('_', '-')} goes with {stage}, not with "
-          f"{options.stage!r}"
-        )
+  for name, stages in _BELONGS.items():
+    if stage not in stages and getattr(options, name) is not None:
+      raise ConfigError(
+        f"--{name.replace('_', '-')} goes with {' and '.join(stages)}, not "
+        f"with {stage!r}"
+      )
+  if stage != "report":
+    return
+  if options.output is not None and not options.inputs:
+    raise ConfigError("--output goes with report DIR..., not with report alone")
+  if options.inputs and (options.config or overrides):
+    raise ConfigError(
+      "report DIR... shows what is there and takes no --config; its own "
+      "configuration is in each directory"
+    )
 
 
 def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
@@ -212,6 +236,11 @@ def _dispatch(options, overrides) -> int:
 
   from kfkd_jax import config as config_lib
 
+  if options.stage == "report" and options.inputs:
+    from kfkd_jax.stages import overview
+
+    print(overview.run(options.inputs, options.output))
+    return 0
   workdir = epath.Path(options.workdir)
   saved = workdir / "config.json"
   if options.stage == "sweep" and (workdir / "base.json").exists():
@@ -243,8 +272,10 @@ def _dispatch(options, overrides) -> int:
     return 0 if passed else _FAILED
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage)
+    _check_traced(options, workdir)
     return 0
   ran = stages.run(config, workdir)
+  _check_traced(options, workdir)
   page = workdir / "report" / "index.html"
   print(
     f"The report is at {page}" if ran else f"Nothing to do; see {page}",
@@ -273,6 +304,16 @@ def _sweep(options, config, workdir) -> int:
   for name, error in outcome.failed.items():
     print(f"kfkd: {name} failed: {error}", file=sys.stderr)
   return _FAILED if outcome.failed else 0
+
+
+def _check_traced(options, workdir) -> None:
+  """Says so where `--profile` came too late."""
+  folder = workdir / "runs" / "teacher" / "profile"
+  if options.profile and not folder.exists():
+    print(
+      f"no trace in {folder}: only steps of the train stage are traced, and "
+      "it had none to make; take a new --workdir"
+    )
 
 
 def _foreign(options, config) -> int:

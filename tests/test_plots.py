@@ -1,5 +1,6 @@
 """Figures hold the numbers they are given; SVG is deterministic and safe."""
 
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -32,6 +33,24 @@ def gain_rows(folds=1):
       ("kf", 0.08, 7),
     )
   ]
+
+
+def compared():
+  """Two experiments; the second lacks a method and an interval."""
+  rows = [
+    {
+      "method": method,
+      "gain": gain,
+      "gain_interval": [gain - 0.02, gain + 0.03],
+      "accuracy": 0.5 + gain,
+      "accuracy_interval": None,
+    }
+    for method, gain in (("final", 0.0), ("kf", 0.08), ("best_epoch", -0.01))
+  ]
+  return {
+    "<a>": rows,
+    "b": [{**row, "gain_interval": None} for row in rows[:2]],
+  }
 
 
 def memorisation():
@@ -79,6 +98,13 @@ def draw(name):
     "noise": lambda: plots.plot_label_noise(
       [[5, 2, 0], [0, 9, 0], [0, 0, 0]], names
     ),
+    "methods_compared": lambda: plots.plot_methods_compared(compared()),
+    "accuracies_compared": lambda: plots.plot_methods_compared(
+      compared(), value="accuracy"
+    ),
+    "curves_compared": lambda: plots.plot_curves_compared(
+      {"<a>": (EPOCHS, [0.1, 0.2, None, 0.4]), "\"b'": ([0.5, 1], [0, 1])}
+    ),
     "examples": lambda: plots.plot_forgotten_examples(
       *examples(), class_names=names
     ),
@@ -99,6 +125,9 @@ ALL = (
   "time",
   "classes",
   "noise",
+  "methods_compared",
+  "accuracies_compared",
+  "curves_compared",
   "examples",
   "colour_examples",
 )
@@ -249,6 +278,82 @@ def test_forgotten_examples_show_picture_and_strip(channels):
     assert picture.get_title() == f"{true}, at the end {end}"
 
 
+def points(name):
+  """What each value of a figure says, and where it stands on the page."""
+  root = ET.fromstring(plots.to_svg(draw(name)))
+  return [
+    (c.find(f"{SVG}title").text, float(c.get("cx")), float(c.get("cy")), c)
+    for c in root.iter(f"{SVG}circle")
+  ]
+
+
+def test_values_are_said_where_they_are_drawn():
+  said = points("curves_compared")
+  assert [text for text, *_ in said] == [
+    "<a>, epoch 1: 0.100",
+    "<a>, epoch 2: 0.200",
+    "<a>, epoch 5: 0.400",  # without a value, nothing at epoch 3
+    "\"b', epoch 0.5: 0.000",
+    "\"b', epoch 1: 1.000",
+  ]
+  xs = np.array([x for _, x, *_ in said])
+  ys = np.array([y for _, _, y, _ in said])
+  np.testing.assert_allclose(
+    np.diff(xs)[:2], (xs[1] - xs[0]) * np.array([1, 3]), atol=0.3
+  )
+  np.testing.assert_allclose(ys[2] - ys[0], 0.3 * (ys[4] - ys[3]), atol=0.3)
+  svg = plots.to_svg(draw("curves_compared"))
+  curve = next(
+    g for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("data-run") == "<a>"
+  )
+  start = re.match(r"M ([\d.]+) ([\d.]+)", curve.find(f"{SVG}path").get("d"))
+  np.testing.assert_allclose(
+    [float(start[1]), float(start[2])], [xs[0], ys[0]], atol=0.06
+  )
+
+
+def test_methods_compared_share_a_line_and_belong_to_their_run():
+  fig = draw("methods_compared")
+  names = [t.get_text() for t in fig.axes[0].get_yticklabels()]
+  assert names == ["Knowledge Fusion", "Best epoch"]
+  said = points("methods_compared")
+  assert [text for text, *_ in said] == [
+    "<a>, Knowledge Fusion: +8.0 [+6.0, +11.0]",
+    "<a>, Best epoch: -1.0 [-3.0, +2.0]",
+    "b, Knowledge Fusion: +8.0",
+  ]
+  belongs = [(c.get("data-run"), c.get("data-method")) for *_, c in said]
+  assert belongs == [("<a>", "kf"), ("<a>", "best_epoch"), ("b", "kf")]
+  assert said[0][2] < said[2][2] < said[1][2]
+  assert len(points("accuracies_compared")) == 5
+
+
+def test_text_is_never_taken_for_a_tag_or_a_colour():
+  names = [plots.BLUE, "'DejaVu Sans'", 'x id="y"', "url(#z)"]
+  fig = plots.plot_class_forgetting(names, [0.4, 0.3, 0.2, 0.1])
+  assert set(names) <= set(texts(plots.to_svg(fig, prefix="here-")))
+
+
+def test_forty_two_looks_differ():
+  looks = {str(plots.look(number)) for number in range(42)}
+  assert len(looks) == 42
+
+
+def luminance(color):
+  channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+  linear = [
+    c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4
+    for c in channels
+  ]
+  return np.dot([0.2126, 0.7152, 0.0722], linear)
+
+
+def test_colours_stand_out_from_paper():
+  for number in range(6):
+    contrast = 1.05 / (luminance(plots.look(number).color) + 0.05)
+    assert contrast >= 3.5
+
+
 def forgotten_by_loops(correct, num):
   found = []
   for n in range(correct.shape[1]):
@@ -285,6 +390,14 @@ def test_most_forgotten_equals_loops(correct, num):
     (
       lambda: plots.plot_class_forgetting("ab", [1, 0], null=[1]),
       r"null must have shape \(2,\), got \(1,\)",
+    ),
+    (
+      lambda: plots.plot_methods_compared({}, value="nll"),
+      r"value must be one of \['accuracy', 'gain'\], got 'nll'",
+    ),
+    (
+      lambda: plots.plot_curves_compared({"mine": ([1, 2], [0.1])}),
+      r"mine must have shape \(2,\), got \(1,\)",
     ),
     (
       lambda: plots.plot_label_noise(np.ones((2, 3)), "ab"),

@@ -1,6 +1,7 @@
 """The page says what the artefacts say, and needs nothing but itself."""
 
 import base64
+import csv
 import html.parser
 import io
 import itertools
@@ -19,6 +20,7 @@ from kfkd_jax import files, plots
 from kfkd_jax.data import splits
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import compare, diagnose, experiment, fuse, report
+from kfkd_jax.stages import page as page_lib
 from kfkd_jax.training.loop import Split
 
 NASTY = "<script>alert(1)</script>"
@@ -163,7 +165,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(made):
-  return report.render(made.config, made.workdir)
+  return report.render(made.config, made.workdir).html
 
 
 class Element(NamedTuple):
@@ -351,19 +353,55 @@ def test_names_stay_text(made, page):
 def test_names_in_the_configuration_stay_text(made):
   config = made.config.copy_and_resolve_references()
   config.data.dir = f"/{NASTY}"
-  page = report.render(config, made.workdir)
+  page = report.render(config, made.workdir).html
   assert len(parse(page).all("script")) == 1
   assert f"/{NASTY}" in [td.text for td in parse(page).all("td")]
 
 
 def test_same_artefacts_same_bytes(made, page):
-  assert report.render(made.config, made.workdir) == page
+  assert report.render(made.config, made.workdir).html == page
 
 
 def test_run_writes_the_page(made, page):
   line = report.run(made.config, made.workdir)
   assert (made.workdir / "report" / "index.html").read_text() == page
   assert line == f"report/index.html, {len(page.encode()) / 1000:.0f} kB"
+  figures = made.workdir / "report" / "figures"
+  names = {f.attributes["data-name"] for f in parse(page).all("figure")}
+  assert {p.name for p in figures.iterdir()} == {
+    f"{name}.{kind}" for name in names for kind in ("svg", "png")
+  }
+  for path in figures.glob("*.png"):
+    assert Image.open(io.BytesIO(path.read_bytes())).size[0] > 900
+  text = (made.workdir / "report" / "tables" / "results.csv").read_text()
+  rows = files.read_json_lines(made.workdir / "results.jsonl")
+  shown = list(csv.DictReader(io.StringIO(text)))
+  assert [r["method"] for r in shown] == [row["method"] for row in rows]
+  for cells, row in zip(shown, rows):
+    assert float(cells["gain_interval_high"]) == row["gain_interval"][1]
+    assert float(cells["nll"]) == row["nll"]
+
+
+def test_tables_as_text():
+  rows = [{"name": "a|b\n,c", "value": 0.25}, {"name": "", "value": None}]
+  assert page_lib.to_csv(rows) == 'name,value\n"a|b\n,c",0.25\n,\n'
+  assert page_lib.to_markdown(rows) == (
+    "| name | value |\n| --- | --- |\n| a\\|b ,c | 0.2500 |\n|  |  |\n"
+  )
+
+
+def test_every_value_of_a_figure_is_said_and_belongs_to_its_method(made, page):
+  (figure,) = parse(page).all("figure", data_name="gains")
+  rows = files.read_json_lines(made.workdir / "results.jsonl")
+  said = {
+    c.attributes["data-method"]: c.all("title")[0].text
+    for c in figure.all("circle", class_="point")
+  }
+  assert list(said) == [r["method"] for r in rows if r["method"] != "final"]
+  (kf,) = [r for r in rows if r["method"] == "kf"]
+  low, high = (f"{100 * bound:+.1f}" for bound in kf["gain_interval"])
+  gain = f"{100 * kf['gain']:+.1f}"
+  assert said["kf"] == f"Knowledge Fusion: {gain} [{low}, {high}]"
 
 
 def pairs(element):
@@ -473,7 +511,7 @@ def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
   made = make_workdir(
     epath.Path(tmp_path), monkeypatch, noisy=False, channels=3
   )
-  page = report.render(made.config, made.workdir)
+  page = report.render(made.config, made.workdir).html
   assert_stands_alone(page)
   root = parse(page)
   assert len(root.all("figure")) == 7  # no memorisation, no noise matrix
@@ -485,7 +523,7 @@ def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
 
 def test_halvings_stand_apart_and_examples_chose_nothing(tmp_path, monkeypatch):
   made = make_workdir(epath.Path(tmp_path), monkeypatch, halved=True)
-  page = report.render(made.config, made.workdir)
+  page = report.render(made.config, made.workdir).html
   assert_stands_alone(page)
   rows = files.read_json_lines(made.workdir / "results.jsonl")
   folds = result_rows(parse(page))
@@ -509,7 +547,7 @@ def test_halvings_stand_apart_and_examples_chose_nothing(tmp_path, monkeypatch):
 
 def test_many_classes_list_the_most_frequent_changes(tmp_path, monkeypatch):
   made = make_workdir(epath.Path(tmp_path), monkeypatch, num_classes=24)
-  page = report.render(made.config, made.workdir)
+  page = report.render(made.config, made.workdir).html
   section = parse(page).all("section", aria_labelledby="noise")[0]
   table = section.all("table")[1]
   shown = [
@@ -531,7 +569,7 @@ def test_optional_methods_may_be_absent(made, tmp_path):
   rows = files.read_json_lines(workdir / "results.jsonl")
   kept = [row for row in rows if row["method"] != "kf_kd"]
   files.write_json_lines(workdir / "results.jsonl", kept)
-  page = report.render(made.config, workdir)
+  page = report.render(made.config, workdir).html
   assert "KF, distilled" not in page
   assert len(parse(page).all("span", class_="value")) == 3
 
@@ -541,7 +579,7 @@ def test_optional_methods_may_be_absent(made, tmp_path):
   [(0.123456, "+12.3"), (-0.05, "−5.0"), (-0.0001, "+0.0"), (0.0, "+0.0")],
 )
 def test_differences_are_in_points_with_a_sign(value, text):
-  assert report._signed(value) == text
+  assert page_lib.signed(value) == text
 
 
 def test_large_pictures_are_made_smaller():

@@ -194,4 +194,6 @@ def default_config() -> ml_collections.ConfigDict:
   c.runtime = ml_collections.ConfigDict()
   c.runtime.compilation_cache = True  # keep compiled programs between runs
   c.runtime.tensorboard = False  # event files beside metrics.jsonl
+  c.runtime.wandb = config_dict.placeholder(str)  # Weights & Biases project
+  c.runtime.profile = False  # a trace of a few steps, in runs/teacher/profile
   return c

@@ -249,6 +249,11 @@ def _rules() -> list[Rule]:
       for key in ("rounds", "steps", "epochs", "members", "checkpoints")
     ],
     _one_of("bench.fusion", ("tiny", "memory", "disk")),
+    (
+      "runtime.wandb",
+      "a project's name of 1 to 128 characters without any of /\\#?%:",
+      lambda v: 1 <= len(v) <= 128 and not set(v) & set("/\\#?%:"),
+    ),
   ]
 
 

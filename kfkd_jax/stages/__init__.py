@@ -23,9 +23,14 @@ from kfkd_jax.stages import (
   export,
   fuse,
   networks,
-  report,
   train,
 )
+
+
+def _report(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+  from kfkd_jax.stages import report  # Matplotlib takes its time to load
+
+  return report.run(config, workdir)
 
 
 class Stage(NamedTuple):
@@ -77,7 +82,7 @@ STAGES: dict[str, Stage] = {
     artefacts=lambda config: ("results.jsonl", "hits.npz"),
   ),
   "report": Stage(
-    report.run,
+    _report,
     keys=("report",),
     needs=("train", "diagnose", "fuse", "distill", "compare"),
     artefacts=lambda config: ("report/index.html",),

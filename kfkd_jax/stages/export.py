@@ -30,8 +30,9 @@ from flax import traverse_util
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, fusion, history, models, plots
+from kfkd_jax import files, fusion, history, models
 from kfkd_jax.data import splits
+from kfkd_jax.method_names import method_name
 from kfkd_jax.stages import distill, experiment, fuse, networks, saved_model
 from kfkd_jax.training import step
 
@@ -314,7 +315,7 @@ def make_card(
     "parity_examples": config.export.parity_examples,
     "models": {
       model.method: {
-        "title": plots.method_name(model.method),
+        "title": method_name(model.method),
         "epochs": model.epochs,
         "weights": model.weights,
         "result": rows[model.method],

@@ -23,6 +23,7 @@ from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import experiment, forecast
 from kfkd_jax.stages.progress import Progress
 from kfkd_jax.training import loop, objective
+from kfkd_jax.training.profiling import StepTrace
 
 TRAINING_KEYS = (
   "seed",
@@ -172,7 +173,11 @@ def train(
   if plan.keep_history:
     print(room)
   seeds = experiment.seeds_for(config, plan.member)
-  with Progress(run, plan.name, tensorboard=config.runtime.tensorboard) as show:
+  profiled = config.runtime.profile and plan.name == experiment.TEACHER
+  with (
+    Progress(run, plan.name, config) as show,
+    StepTrace(run / "profile" if profiled else None) as trace,
+  ):
     trained = loop.train(
       run,
       recipe,
@@ -189,6 +194,7 @@ def train(
       ),
       review=lesson.review,
       observe=show,
+      wrap_step=trace.wrap,
     )
   if trained.average:
     store(config, workdir, f"{plan.name}_ema", trained.average)

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import time
+from typing import Any
 
+import ml_collections
 from etils import epath
 from rich import console, progress
 
-from kfkd_jax import parallel
+from kfkd_jax import files, parallel
+from kfkd_jax.config import ConfigError
 from kfkd_jax.training.loop import EpochReport
 
 _LINES = 4  # plain lines a run, where there is no terminal
 
 
 class Progress:
-  """An observer of the training loop; use as a context manager."""
+  """An observer of the training loop; use as a context manager.
 
-  def __init__(self, run: epath.Path, title: str, *, tensorboard: bool):
+  Args:
+    run: the run's folder.
+    title: what it is called.
+    config: whose section `runtime` names the places to log to.
+  """
+
+  def __init__(
+    self, run: epath.Path, title: str, config: ml_collections.ConfigDict
+  ):
     self._title = title
     self._started = time.perf_counter()
     self._main = parallel.is_main_process()
     self._bar: progress.Progress | None = None
     self._writer = None
-    if self._main and tensorboard:
+    if self._main and config.runtime.tensorboard:
       from tensorboardX import SummaryWriter
 
       self._writer = SummaryWriter(str(run / "tensorboard"))
+    self._wandb: Any = None
+    if self._main and config.runtime.wandb is not None:
+      self._wandb = _start_wandb(run, title, config)
 
   def __enter__(self) -> Progress:
     if self._main and sys.stderr.isatty():
@@ -42,17 +57,21 @@ class Progress:
       self._task = self._bar.add_task(self._title, total=None, status="")
     return self
 
-  def __exit__(self, *unused) -> None:
+  def __exit__(self, kind, *unused) -> None:
     if self._bar is not None:
       self._bar.stop()
     if self._writer is not None:
       self._writer.close()
+    if self._wandb is not None:
+      self._wandb.finish(exit_code=0 if kind is None else 1)
 
   def __call__(self, report: EpochReport) -> None:
     """Shows one finished epoch."""
     if self._writer is not None:
       for name, value in report.metrics.items():
         self._writer.add_scalar(name, value, report.epoch)
+    if self._wandb is not None:
+      self._wandb.log({"epoch": report.epoch, **report.metrics})
     if self._bar is not None:
       self._bar.update(
         self._task,
@@ -68,6 +87,32 @@ class Progress:
         f"({seconds:.1f} s)",
         flush=True,
       )
+
+
+def _start_wandb(
+  run: epath.Path, title: str, config: ml_collections.ConfigDict
+) -> Any:
+  """A run of Weights & Biases, the same one when training continues."""
+  project, note = config.runtime.wandb, run / "wandb.json"
+  try:
+    wandb = importlib.import_module("wandb")
+  except ImportError as error:
+    raise ConfigError(
+      f"runtime.wandb={project!r} needs the package wandb, which is not "
+      "installed; run `pip install wandb`"
+    ) from error
+  started = wandb.init(
+    project=project,
+    name=title,
+    group=run.parent.parent.name,
+    dir=str(run),
+    id=files.read_json(note)["id"] if note.exists() else None,
+    resume="allow",
+    config=config.to_dict(),
+  )
+  files.write_json(note, {"id": started.id})
+  started.define_metric("*", step_metric="epoch")
+  return started
 
 
 def _status(report: EpochReport) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import io
 import itertools
 import platform
@@ -12,19 +11,17 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jinja2
-import markupsafe
 import ml_collections
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 from PIL import Image
 
 import kfkd_jax
 from kfkd_jax import files, forgetting, fusion, plots
 from kfkd_jax.data import splits
 from kfkd_jax.predictions import Subset
-from kfkd_jax.stages import experiment, networks
+from kfkd_jax.stages import experiment, networks, page
+from kfkd_jax.stages.page import Drawn
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _HEAT_MAP_CLASSES = 20  # with more, the most frequent changes as a table
@@ -34,13 +31,13 @@ _STRIP_LETTERS = 40  # that fit beside each other under a picture
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
-  """Writes `report/index.html`; returns its size."""
-  page = render(config, epath.Path(workdir))
-  files.write_text(workdir / "report" / "index.html", page)
-  return f"report/index.html, {len(page.encode()) / 1000:.0f} kB"
+  """Writes `report/`; returns the page's size."""
+  made = render(config, epath.Path(workdir))
+  size = page.write(made, workdir / "report" / "index.html")
+  return f"report/index.html, {size}"
 
 
-def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> page.Page:
   """The page, from the artefacts of the other stages."""
   diagnosis = files.read_json(workdir / "diagnosis.json")
   fused = files.read_json(workdir / "fusion.json")
@@ -48,7 +45,11 @@ def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   manifest = files.read_json(workdir / "manifest.json")
   task = experiment.load_task(config)
   ledger = splits.read_ledger(workdir / "noise.npz")
-  return _template().render(
+  noise = _noise(ledger, task.class_names)
+  return page.render(
+    "report.html",
+    {**_figures(diagnosis, fused, rows), **_noise_figure(ledger, task)},
+    {"results": results_table(rows), "label-noise": noise["parts"]},
     config=config,
     sections=_sections(config),
     task=task,
@@ -56,45 +57,34 @@ def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     diagnosis=diagnosis,
     fusion=fused,
     rows=rows,
-    figures=_figures(diagnosis, fused, rows),
     forgotten=_forgotten(config, workdir, task),
-    noise=_noise(ledger, task.class_names),
+    noise=noise,
     versions=_versions(),
     device=_device(),
     manifest={k: v["inputs"] for k, v in manifest.items() if k != "report"},
   )
 
 
-def _template() -> jinja2.Template:
-  environment = jinja2.Environment(
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  environment.filters.update(
-    percent=_percent,
-    signed=_signed,
-    decimals=_decimals,
-    method=plots.method_name,
-  )
-  here = importlib.resources.files("kfkd_jax.stages")
-  source = here.joinpath("report.html").read_text(encoding="utf-8")
-  return environment.from_string(source)
+RESULT_KEYS = (
+  "method",
+  "split",
+  "accuracy",
+  "accuracy_interval",
+  "gain",
+  "gain_interval",
+  "nll",
+  "ece",
+  "brier",
+  "train_cost",
+  "inference_cost",
+  "storage_cost",
+)
 
 
-def _percent(share: float) -> str:
-  return f"{100 * share:.1f}"
-
-
-def _decimals(value: float, places: int = 3) -> str:
-  return f"{value:.{places}f}"
-
-
-def _signed(value: float) -> str:
-  """A difference of shares in percentage points, with a real minus sign."""
-  points = round(100 * value, 1) + 0.0  # never -0.0
-  return f"{points:+.1f}".replace("-", "−")
+def results_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The rows of `results.jsonl` as a table of plain columns."""
+  keys = (*RESULT_KEYS, "select_gain", "selected_on")
+  return [page.flat(row, keys) for row in rows]
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -119,8 +109,8 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
   return summary
 
 
-def _figures(diagnosis, fused, rows) -> dict[str, markupsafe.Markup]:
-  """Every figure by its name, as SVG."""
+def _figures(diagnosis, fused, rows) -> dict[str, Drawn]:
+  """Every figure of forgetting and fusion by its name."""
   test, epochs = diagnosis["splits"]["test"], diagnosis["epochs"]
   methods = fused["folds"][0]["methods"]
   members = sorted({fused["epochs"][m] for m in methods["kf"]["members"]})
@@ -128,13 +118,13 @@ def _figures(diagnosis, fused, rows) -> dict[str, markupsafe.Markup]:
   kf = {row["method"]: row for row in rows}["kf"]
   worst = test["max_forget_checkpoint"]
   by_class = {k: v[worst] for k, v in test["by_class"].items()}
-  figures = {
-    "gains": (
+  return {
+    "gains": Drawn(
       plots.plot_gains(rows),
       "Gain of every method over the final network, with intervals; the "
       "numbers are in the table above.",
     ),
-    "accuracy": (
+    "accuracy": Drawn(
       plots.plot_curves(
         epochs,
         {"accuracy": test["accuracy"]},
@@ -146,7 +136,7 @@ def _figures(diagnosis, fused, rows) -> dict[str, markupsafe.Markup]:
       f"{test['accuracy'][0]:.3f} to {test['accuracy'][-1]:.3f}; highest "
       f"{max(test['accuracy']):.3f}.",
     ),
-    "forgetting": (
+    "forgetting": Drawn(
       plots.plot_curves(
         epochs,
         {name: test[name] for name in ("forget", "learn", "null")},
@@ -158,12 +148,12 @@ def _figures(diagnosis, fused, rows) -> dict[str, markupsafe.Markup]:
       f"where independence would give {test['null'][worst]:.3f}.",
     ),
     **{name: _weights(fused, name) for name in ("kf", "mixture")},
-    "time": (
+    "time": Drawn(
       plots.plot_time_to_forget(epochs, test["time_to_forget"]),
       f"When {test['num_once_right']} forgotten test points were right for "
       "the last time.",
     ),
-    "classes": (
+    "classes": Drawn(
       plots.plot_class_forgetting(
         diagnosis["class_names"], by_class["forget"], null=by_class["null"]
       ),
@@ -171,44 +161,32 @@ def _figures(diagnosis, fused, rows) -> dict[str, markupsafe.Markup]:
     ),
     **_memorisation(diagnosis),
   }
-  return _as_svg(figures)
 
 
-def _weights(fused, method: str) -> tuple[Figure, str]:
+def _weights(fused, method: str) -> Drawn:
   """How much each checkpoint weighs in a fusion of the first fold."""
   weights = np.asarray(fused["folds"][0]["methods"][method]["weights"])
   epochs = [fused["epochs"][c] for c in np.flatnonzero(weights)]
   name = plots.method_name(method)
-  return (
+  return Drawn(
     plots.plot_weights(fused["epochs"], {name: weights}),
     f"Weights over the checkpoints in {name}: not zero at epochs "
     f"{', '.join(map(str, epochs))}.",
   )
 
 
-def _memorisation(diagnosis) -> dict[str, tuple[Figure, str]]:
+def _memorisation(diagnosis) -> dict[str, Drawn]:
   """What became of the flipped labels, where that was measured."""
   shares = diagnosis.get("train", {"memorised": [None]})
   if shares["memorised"][-1] is None:
     return {}
   figure = plots.plot_memorisation(diagnosis["epochs"], shares)
   return {
-    "memorisation": (
+    "memorisation": Drawn(
       figure,
       "What the network says about flipped training labels; at the end it has "
       f"memorised {shares['memorised'][-1]:.3f} of them.",
     )
-  }
-
-
-def _as_svg(
-  figures: dict[str, tuple[Figure, str]],
-) -> dict[str, markupsafe.Markup]:
-  return {
-    name: markupsafe.Markup(
-      plots.to_svg(figure, label=label, prefix=f"{name}-")
-    )
-    for name, (figure, label) in figures.items()
   }
 
 
@@ -301,17 +279,34 @@ def _noise(
       "changed": changed,
       "rate": ledger.realised_rate(name),
     })  # fmt: skip
-  train = ledger.split == "train"
-  counts = np.zeros([len(class_names)] * 2, np.int64)
-  np.add.at(counts, (ledger.clean[train], ledger.given[train]), 1)
-  noise = {"parts": parts, "realised": ledger.realised_rate("train")}
-  if not noise["realised"]:
-    return noise
-  if len(class_names) > _HEAT_MAP_CLASSES:
-    return {**noise, "changes": _changes(counts, class_names)}
+  noise: dict[str, Any] = {
+    "parts": parts,
+    "realised": ledger.realised_rate("train"),
+  }
+  if noise["realised"] and len(class_names) > _HEAT_MAP_CLASSES:
+    noise["changes"] = _changes(_counts(ledger, len(class_names)), class_names)
+  return noise
+
+
+def _noise_figure(
+  ledger: splits.NoiseLedger, task: experiment.Task
+) -> dict[str, Drawn]:
+  """What became of the training labels, where a picture can hold it."""
+  few = task.num_classes <= _HEAT_MAP_CLASSES
+  if not few or not ledger.realised_rate("train"):
+    return {}
+  counts = _counts(ledger, task.num_classes)
+  figure = plots.plot_label_noise(counts, task.class_names)
   label = "Counts of training labels, clean class by given class."
-  figure = plots.plot_label_noise(counts, class_names)
-  return {**noise, **_as_svg({"matrix": (figure, label)})}
+  return {"noise": Drawn(figure, label)}
+
+
+def _counts(ledger: splits.NoiseLedger, num_classes: int) -> np.ndarray:
+  """Training labels `[K, K]`, clean by given."""
+  train = ledger.split == "train"
+  counts = np.zeros([num_classes] * 2, np.int64)
+  np.add.at(counts, (ledger.clean[train], ledger.given[train]), 1)
+  return counts
 
 
 def _changes(

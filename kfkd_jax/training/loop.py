@@ -151,6 +151,7 @@ def train(
   init_from: Any = None,
   review: Review | None = None,
   observe: Callable[[EpochReport], None] = lambda report: None,
+  wrap_step: Callable[[Any], Any] = lambda step: step,
 ) -> Trained:
   """Trains one network in the folder `run`, continuing what is there.
 
@@ -175,6 +176,7 @@ def train(
       ones.
     review: what to learn from next, given what was predicted so far.
     observe: called after each tick.
+    wrap_step: what to take each step through, such as `StepTrace.wrap`.
 
   Returns:
     What the last checkpoint holds.
@@ -198,7 +200,7 @@ def train(
     at = at._replace(state=put(at.state, mesh))
     resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
-    run_tick = _make_tick(recipe, objective, clock, seeds, mesh)
+    run_tick = _make_tick(recipe, objective, clock, seeds, mesh, wrap_step)
     evaluation = _Evaluation(recipe, clock, splits, stores, mesh)
     wanted = clock.kept_until(at.finished)
     evaluation.recall(history, wanted, at.state.variables)
@@ -269,7 +271,7 @@ class Predictor:
     return np.concatenate(parts)[:count]  # padding is at the end
 
 
-def _make_tick(recipe, objective, clock, seeds, mesh):
+def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
   """Builds `run_tick(position, frozen, resident, stop) -> position, rate`.
 
   It takes the steps of one tick, or what is left of them, or fewer if asked to
@@ -286,6 +288,7 @@ def _make_tick(recipe, objective, clock, seeds, mesh):
     ),
     mesh,
   )
+  step = wrap_step(step)
   seed = parallel.replicate(np.uint32(seeds.augment), mesh)
 
   def run_tick(at, frozen, resident, stop):

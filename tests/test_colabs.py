@@ -1,0 +1,234 @@
+"""Notebooks are clean, run from top to bottom, and show what they say."""
+
+import ast
+import json
+import os
+import pathlib
+import re
+import sys
+
+import nbclient
+import nbformat
+import numpy as np
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+from kfkd_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+PATHS = {path.stem: path for path in sorted((ROOT / "colabs").glob("*.ipynb"))}
+NAMES = [
+  "bring_your_own_checkpoints",
+  "paper_tables",
+  "quickstart",
+  "theory",
+  "tpu",
+]
+
+
+def read(name):
+  return nbformat.read(PATHS[name], as_version=4)
+
+
+def code_cells(notebook):
+  return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_notebook_is_tested():
+  assert list(PATHS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_committed_without_outputs(name):
+  notebook = read(name)
+  nbformat.validate(notebook)
+  for cell in code_cells(notebook):
+    assert cell.outputs == []
+    assert cell.execution_count is None
+  for cell in notebook.cells:
+    assert set(cell.metadata) <= {"tags"}, "an editor's notes"
+    assert cell.source.strip()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_parse_and_begin_with_the_installation(name):
+  cells = code_cells(read(name))
+  for cell in cells:
+    ast.parse(TransformerManager().transform_cell(cell.source))
+  assert 'find_spec("kfkd_jax")' in cells[0].source
+  assert "pip install -q kfkd-jax" in cells[0].source
+  assert "upgrade" not in cells[0].source
+  assert cells[1].metadata["tags"] == ["parameters"]
+  assert "KFKD_SMOKE" in cells[1].source
+  assert cells[-1].source.startswith('print("RESULTS"') or (
+    "print(\"RESULTS\"" in cells[-1].source
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_begins_with_one_title_and_stays_readable(name):
+  cells = read(name).cells
+  assert cells[0].cell_type == "markdown"
+  headings = [
+    line
+    for cell in cells
+    if cell.cell_type == "markdown"
+    for line in cell.source.splitlines()
+    if line.startswith("# ")
+  ]
+  assert len(headings) == 1 and cells[0].source.startswith(headings[0])
+  longest = max(len(c.source.splitlines()) for c in code_cells(read(name)))
+  assert longest <= 45
+
+
+def test_configurations_that_notebooks_name_load():
+  sources = "\n".join(path.read_text() for path in PATHS.values())
+  specs = set(re.findall(r"configs/\w+\.py(?::[\w=.,]+)?", sources))
+  assert len(specs) >= 5
+  for spec in specs:
+    config_lib.validate(config_lib.load_config(f"{ROOT}/{spec}"))
+
+
+def test_keys_that_notebooks_name_exist():
+  prose = "\n".join(
+    cell.source
+    for name in NAMES
+    for cell in read(name).cells
+    if cell.cell_type == "markdown"
+  )
+  sections = "train|model|noise|optim|compare|distill|history|fuse"
+  keys = set(re.findall(rf"`((?:{sections})\.\w+)`", prose))
+  assert keys
+  for key in keys:
+    config_lib.subset(config_lib.default_config(), [key])
+
+
+class Run:
+  """What came out of a notebook that was run from top to bottom."""
+
+  def __init__(self, notebook):
+    outputs = [o for cell in code_cells(notebook) for o in cell.outputs]
+    self.text = "".join(o.text for o in outputs if o.get("name") == "stdout")
+    self.stderr = "".join(o.text for o in outputs if o.get("name") == "stderr")
+    shown = [o.data for o in outputs if "data" in o]
+    self.num_figures = sum("image/png" in data for data in shown)
+    self.tables = [d["text/markdown"] for d in shown if "text/markdown" in d]
+    (line,) = re.findall(r"^RESULTS (.*)$", self.text, re.M)
+    self.results = json.loads(line)
+
+
+def run(name, folder):
+  """Runs a notebook in its short form, in a process and a folder of its own."""
+  notebook = read(name)
+  bin_folder = os.path.dirname(sys.executable)
+  environment = {
+    **os.environ,
+    "KFKD_SMOKE": "1",
+    "PATH": os.pathsep.join([bin_folder, os.environ["PATH"]]),
+    "PYTHONPATH": os.pathsep.join(
+      [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    ),
+  }
+  environment.pop("XLA_FLAGS", None)  # the tests' eight fake devices
+  environment.pop("PYTHONWARNINGS", None)  # what a reader would see
+  client = nbclient.NotebookClient(
+    notebook,
+    kernel_name="python3",
+    timeout=600,
+    resources={"metadata": {"path": str(folder)}},
+  )
+  client.execute(env=environment)
+  found = Run(notebook)
+  assert "Traceback" not in found.text + found.stderr
+  assert "Warning" not in found.stderr, found.stderr
+  return found
+
+
+def test_a_cell_that_fails_fails_the_test(tmp_path, monkeypatch):
+  broken = tmp_path / "broken.ipynb"
+  cells = [nbformat.v4.new_code_cell("assert False, 'as it should'")]
+  nbformat.write(nbformat.v4.new_notebook(cells=cells), broken)
+  monkeypatch.setitem(PATHS, "broken", broken)
+  with pytest.raises(nbclient.exceptions.CellExecutionError, match="as it"):
+    run("broken", tmp_path)
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path):
+  found = run("quickstart", tmp_path)
+  results = found.results
+  np.testing.assert_allclose(results["by_hand"], [1 / 6, 1 / 6, 0, 0])
+  assert results["max_forget"] > 0.05
+  assert all(gain >= 0 for gain in results["select_gain"].values())
+  assert set(results["accuracy"]) >= {"final", "best_epoch", "kf", "kf_kd"}
+  assert all(0.1 < a <= 1 for a in results["accuracy"].values())
+  assert found.num_figures == 8
+  (table,) = found.tables
+  assert "Knowledge Fusion" in table
+  page = tmp_path / "quickstart-workdir" / "report" / "index.html"
+  assert page.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_bring_your_own_checkpoints(tmp_path):
+  found = run("bring_your_own_checkpoints", tmp_path)
+  results = found.results
+  assert results["max_forget"] > 0.05
+  selecting = results["select_accuracy"]
+  assert selecting["kf"] >= selecting["final"]
+  assert results["same_weights"] < 1e-6
+  np.testing.assert_allclose(results["nnx_rows_sum"], 1, atol=1e-5)
+  assert results["accuracy"]["kf_kd"] > 0.5
+  assert found.num_figures == 2
+  assert "written to foreign/diagnosis.json" in found.text
+  assert "written to foreign/fusion.json" in found.text
+
+
+@pytest.mark.slow
+def test_theory(tmp_path):
+  found = run("theory", tmp_path)
+  results = found.results
+  assert results["best_round"] == 3
+  assert results["risk_error"] < 0.02
+  assert results["alive_rounds"] >= results["sure_rounds"] > 1
+  assert results["agreement"] > 0.98
+  assert results["forgotten"] > 100
+  assert results["pull_correlation"] > 0.4
+  best, peak, end = results["descent"]
+  assert best < end < peak
+  assert results["recovered"] < 0.5
+  assert results["clean_in_tenth"] > 2 * results["noise_in_tenth"]
+  assert results["largest_gap"] > 0.3
+  assert results["air_error"] < 1e-12
+  assert found.num_figures == 8
+
+
+@pytest.mark.slow
+def test_tpu(tmp_path):
+  found = run("tpu", tmp_path)
+  results = found.results
+  assert results["devices"] == 8
+  assert results["toy_difference"] < 1e-6
+  assert results["loss_spread"][0] < 1e-3
+  activations = results["activations"]  # on 1, 2, 4 and 8 devices
+  halves = np.divide(activations[:-1], activations[1:])
+  np.testing.assert_allclose(halves, 2, rtol=0.05)
+  assert results["traces"] == 1
+  assert found.num_figures == 1
+  assert len(found.tables) == 2
+
+
+@pytest.mark.slow
+def test_paper_tables(tmp_path):
+  found = run("paper_tables", tmp_path)
+  results = found.results
+  np.testing.assert_allclose(results["paper_kf_gain"], [7.1, 12.7, 7.4, 10.1])
+  assert set(results["ours"]) == {"digits, pair 40", "digits, symmetric 40"}
+  for methods in results["ours"].values():
+    assert methods["final"][1] == 0
+    assert set(methods) >= {"horizontal", "fixed_jumps", "kf", "kf_kd", "swa"}
+    assert all(0.05 < accuracy <= 1 for accuracy, _ in methods.values())
+  assert found.num_figures == 2
+  assert len(found.tables) == 2
+  beside = found.tables[0]
+  assert "| Knowledge Fusion | +12.7 | +10.1 | - | - |" in beside
