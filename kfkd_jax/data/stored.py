@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
@@ -163,20 +164,18 @@ class Stored:
     self,
     rows: np.ndarray,
     view: Callable[..., np.ndarray],
-    *columns: Sequence[Any],
-    num_threads: int | None = None,
+    *columns: Any,
   ) -> np.ndarray:
-    """uint8[B, H, W, Ch] of `view(row, *column)`, on several threads.
+    """uint8[B, H, W, Ch] of `view(row, *column)`.
 
-    Decoding leaves Python, so that threads serve it well.
+    Decoding runs outside Python's lock, so that threads serve it well.
 
     Args:
       rows: int[B].
       view: makes one image.
-      *columns: more arguments for it, B of each.
-      num_threads: None for one a processor.
+      *columns: arrays or lists of more arguments for it, B of each.
     """
-    num_threads = num_threads or _default_threads()
+    num_threads = _num_threads()
     images = np.empty((len(rows), *self.shape[1:]), np.uint8)
 
     def fill(places):
@@ -208,7 +207,7 @@ class Stored:
         return self.name(row)
       return None
 
-    with futures.ThreadPoolExecutor(_default_threads()) as pool:
+    with futures.ThreadPoolExecutor(_num_threads()) as pool:
       found = list(pool.map(complaint, range(len(self))))
     broken = [name for name in found if name is not None]
     if broken:
@@ -216,11 +215,14 @@ class Stored:
       print(f"skipped {len(broken)} broken images:", *broken[:_SHOWN], more)
     return np.flatnonzero([name is None for name in found])
 
+  def fitted(self, picture: Image.Image) -> Image.Image:
+    """The fixed view of a picture, which evaluation sees."""
+    if self._size is None:
+      return picture
+    return pictures.fitted(picture, self._size, share=self._share)
+
   def _view(self, row: int) -> np.ndarray:
-    image = self.picture(row)
-    if self._size is not None:
-      image = pictures.fitted(image, self._size, share=self._share)
-    return pictures.to_array(image)
+    return pictures.to_array(self.fitted(self.picture(row)))
 
   def _checked(self, row: int, image: np.ndarray) -> np.ndarray:
     shape = self.shape[1:]
@@ -232,5 +234,8 @@ class Stored:
     return image
 
 
-def _default_threads() -> int:
+def _num_threads() -> int:
+  """One a processor; one in a worker process, for there are others."""
+  if multiprocessing.parent_process() is not None:
+    return 1
   return min(_MAX_THREADS, os.cpu_count() or 1)
