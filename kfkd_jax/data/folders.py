@@ -86,7 +86,7 @@ def image_folder(root: str, *, test_share: float) -> Folder:
     )
   test_root = f"{root}/{others[0]}"
   classes = _class_folders(f"{root}/train")
-  found = _class_folders(test_root)
+  found = _class_folders(test_root, at_least=1)
   unknown = sorted(set(found) - set(classes))
   if unknown:
     raise ValueError(
@@ -204,7 +204,7 @@ def read(
   return tiny_imagenet(root) if name == "tiny_imagenet" else animal10n(root)
 
 
-def _class_folders(root: str) -> list[str]:
+def _class_folders(root: str, *, at_least: int = 2) -> list[str]:
   """The sorted names of a folder's class folders."""
   names = sorted(_subfolders(root))
   loose = [n for n in os.listdir(root) if n.lower().endswith(SUFFIXES)]
@@ -213,10 +213,10 @@ def _class_folders(root: str) -> list[str]:
       f"{root} holds images beside its class folders ({_some(loose)}); each"
       " image must lie in the folder of its class"
     )
-  if len(names) < 2:
+  if len(names) < at_least:
     raise ValueError(
-      f"{root} must hold two class folders or more, each with images; it has"
-      f" {names or 'none'}"
+      f"{root} must hold {at_least} class folders or more, each with images; it"
+      f" has {names or 'none'}"
     )
   return names
 
