@@ -54,7 +54,7 @@ def _plan(config, workdir, name, weights) -> networks.Plan:
       "distill": config_lib.subset(config, LESSON_KEYS),
       "weights": files.digest(weights.tobytes()),
     },
-    epochs=config.distill.epochs,
+    changes={"train.epochs": config.distill.epochs or config.train.epochs},
   )
 
 
