@@ -8,10 +8,16 @@ batches ahead of it.
 """
 
 from kfkd_jax.data.dataset import Dataset, Examples
+from kfkd_jax.data.folders import NAMES as FOLDER_NAMES
+from kfkd_jax.data.rand_augment import MAX_MAGNITUDE
 from kfkd_jax.data.sources import NAMES, STREAMING, builder, load, prepare
 from kfkd_jax.data.stored import Stored
+from kfkd_jax.data.stream import MAX_RAND_OPS
 
 __all__ = [
+  "FOLDER_NAMES",
+  "MAX_MAGNITUDE",
+  "MAX_RAND_OPS",
   "NAMES",
   "STREAMING",
   "Dataset",

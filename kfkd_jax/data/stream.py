@@ -14,7 +14,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -28,6 +29,15 @@ MAX_RAND_OPS = 16
 _VIEW_STREAM = 3  # apart from the streams of the splits and epochs
 _NUM_DRAWS = 64  # random numbers a view may ask for: 22 for a crop, 2 an op
 _NUM_AHEAD = 2  # batches ready before they are asked for, of every worker
+
+
+class Batches(Protocol):
+  """Makes any batch by its number."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, number: int, /) -> np.ndarray:
+    """The batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +134,7 @@ class FixedBatches:
 
 @contextlib.contextmanager
 def ahead(
-  batches: Sequence[np.ndarray], *, first: int = 0, workers: int = 0
+  batches: Batches, *, first: int = 0, workers: int = 0
 ) -> Iterator[Iterator[np.ndarray]]:
   """Gives the batches from number `first` on, made before they are asked for.
 
@@ -142,7 +152,7 @@ def ahead(
 
 
 def dataset(
-  batches: Sequence[np.ndarray], *, first: int = 0, workers: int = 0
+  batches: Batches, *, first: int = 0, workers: int = 0
 ) -> grain.IterDataset[np.ndarray]:
   """The Grain pipeline behind `ahead`; its iterators can save their state."""
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_NUM_AHEAD)

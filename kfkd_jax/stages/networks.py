@@ -26,7 +26,7 @@ from kfkd_jax.training import loop, objective
 TRAINING_KEYS = (
   "seed",
   "seeds",
-  "data",
+  *(f"data.{k}" for k in config_lib.default_config().data if k != "workers"),
   "noise",
   "augment",
   "model",
