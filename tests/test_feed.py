@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from PIL import Image
 
 from kfkd_jax import checkpoints, cli, files, models, parallel
 from kfkd_jax.data.stored import Files, Stored
-from kfkd_jax.data.stream import RandomViews
+from kfkd_jax.data.stream import RandomViews, TrainingBatches
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import feed, loop, objective, step, termination
 
@@ -245,3 +246,74 @@ def test_killed_and_run_again_equals_never_killed(tmp_path):
     assert len(first) == len(second) == 6
     for c in range(6):
       np.testing.assert_array_equal(first[c], second[c])
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(
+  coordinator_address="localhost:{port}", num_processes=2, process_id={number}
+)
+import numpy as np
+from kfkd_jax import parallel
+from kfkd_jax.data.stored import Files, Stored
+from kfkd_jax.data.stream import RandomViews
+from kfkd_jax.training.feed import Feed
+
+seen = []
+picture = Stored.picture
+Stored.picture = lambda self, row: seen.append(row) or picture(self, row)
+names = np.array([f"{{i}}.png" for i in range({count})])
+training = {{
+  "image": Stored(Files({folder!r}, names), size={side}),
+  "label": np.arange({count}, dtype=np.int32) % 3,
+}}
+with Feed(
+  training, batch_size=8, order_seed=1, view_seed=2, num_steps=2,
+  views=RandomViews((0.3, 1.0), rand_ops=1, rand_magnitude=5.0),
+  workers=0, mesh=parallel.data_mesh(),
+) as feed:
+  for rows in feed(range(2)):
+    whole = parallel.to_host(rows)
+    print(int(whole["image"].astype(np.int64).sum()), flush=True)
+    np.save({output!r}, whole["image"])
+print(len(seen), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_decode_half_each_and_see_one_batch(stored, tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  processes = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        "-c",
+        TWO_PROCESSES.format(
+          port=port,
+          number=number,
+          count=NUM,
+          folder=stored._source.folder,
+          side=SIDE,
+          output=str(tmp_path / f"{number}.npy"),
+        ),
+      ],
+      env={**environment, "JAX_PLATFORMS": "cpu"},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for number in range(2)
+  ]
+  said = [p.communicate(timeout=120)[0].split() for p in processes]
+  assert [p.returncode for p in processes] == [0, 0]
+  assert [int(words[-1]) for words in said] == [8, 8]  # of 2 batches of 8
+  batches = TrainingBatches(
+    stored.take(np.arange(NUM)), VIEWS, 8, 2, 1, 2, np.arange(8)
+  )
+  for number in range(2):
+    found = np.load(tmp_path / f"{number}.npy")
+    np.testing.assert_array_equal(found, batches[1])
