@@ -63,6 +63,11 @@ def test_test_is_preferred_to_val(tmp_path):
   assert load(tmp_path).test.labels.tolist() == [1]
 
 
+def test_unlabelled_test_folder_is_passed_over(tmp_path):
+  fill(tmp_path, [*SPLIT, "test/1.jpg"])
+  assert len(load(tmp_path).test.labels) == 6
+
+
 def test_class_folders_alone_set_a_fixed_share_aside(tmp_path):
   fill(tmp_path, FLAT)
   loaded = load(tmp_path, test_share=0.3)
@@ -102,9 +107,13 @@ def test_other_files_are_ignored_and_said(tmp_path, capsys):
       None,
       "has classes that .*train lacks: fox",
     ),
-    ([n for n in SPLIT if "train" in n], None, "has train/ but neither test/"),
-    (["a/1.jpg"], None, r"2 class folders or more.* it has \['a'\]"),
-    ([], None, "2 class folders or more.* it has none"),
+    (
+      [n for n in SPLIT if "train" in n],
+      None,
+      "train/ but no class folders in",
+    ),
+    (["a/1.jpg"], None, r"two class folders or more.* it has \['a'\]"),
+    ([], None, "two class folders or more.* it has none"),
     ([*FLAT, "1.jpg"], None, r"images beside its class folders \(1.jpg\)"),
     ([*FLAT, "a/deep/1.jpg"], None, "a/deep is a folder in a folder of images"),
     (["a/1.jpg", "b/1.jpg"], None, "test_share=0.2 of the 2 images"),

@@ -75,18 +75,22 @@ def image_folder(root: str, *, test_share: float) -> Folder:
   """
   split = _subfolders(root, "train") if os.path.isdir(f"{root}/train") else []
   if not split:  # also where `train` is a class, full of images
-    classes = _class_folders(root)
+    classes = _two_or_more(root)
     both = _by_class(root, classes, classes)
     return _carved(both, test_share, tuple(classes), root)
-  others = [n for n in ("test", "val") if os.path.isdir(f"{root}/{n}")]
+  others = [  # a test/ without labels, as from competitions, tests nothing
+    name
+    for name in ("test", "val")
+    if os.path.isdir(f"{root}/{name}") and _subfolders(root, name)
+  ]
   if not others:
     raise ValueError(
-      f"{root} has train/ but neither test/ nor val/; move the class folders"
-      " of train/ up into it to have a share of them set aside for testing"
+      f"{root} has train/ but no class folders in test/ or val/; move those of"
+      " train/ up into it to have a share of them set aside for testing"
     )
   test_root = f"{root}/{others[0]}"
-  classes = _class_folders(f"{root}/train")
-  found = _class_folders(test_root, at_least=1)
+  classes = _two_or_more(f"{root}/train")
+  found = _class_folders(test_root)
   unknown = sorted(set(found) - set(classes))
   if unknown:
     raise ValueError(
@@ -204,7 +208,7 @@ def read(
   return tiny_imagenet(root) if name == "tiny_imagenet" else animal10n(root)
 
 
-def _class_folders(root: str, *, at_least: int = 2) -> list[str]:
+def _class_folders(root: str) -> list[str]:
   """The sorted names of a folder's class folders."""
   names = sorted(_subfolders(root))
   loose = [n for n in os.listdir(root) if n.lower().endswith(SUFFIXES)]
@@ -213,10 +217,15 @@ def _class_folders(root: str, *, at_least: int = 2) -> list[str]:
       f"{root} holds images beside its class folders ({_some(loose)}); each"
       " image must lie in the folder of its class"
     )
-  if len(names) < at_least:
+  return names
+
+
+def _two_or_more(root: str) -> list[str]:
+  names = _class_folders(root)
+  if len(names) < 2:
     raise ValueError(
-      f"{root} must hold {at_least} class folders or more, each with images; it"
-      f" has {names or 'none'}"
+      f"{root} must hold two class folders or more, each with images; it has"
+      f" {names or 'none'}"
     )
   return names
 
