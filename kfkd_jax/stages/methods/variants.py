@@ -48,8 +48,9 @@ def with_views(
   ]
   total = np.zeros((len(images), task.num_classes), np.float32)
   for source in ensemble.sources:
+    store = networks.predictions(workdir, source.run, "test")
     stacked, weights = networks.read_members(
-      config, workdir, source.weights, name=source.run
+      config, workdir, source.over(len(store)), name=source.run
     )
     for member, weight in enumerate(weights):
       variables = history.take_checkpoints(stacked, member)
