@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfkd_jax.data.stored import Stored
+from kfkd_jax.data.stored import Stored, take
 
 
 class Examples(NamedTuple):
@@ -27,8 +27,7 @@ class Examples(NamedTuple):
   def take(self, index: np.ndarray) -> Examples:
     """The examples at these positions; none is decoded."""
     extra = None if self.extra is None else self.extra[index]
-    images = self.images
-    images = images.take(index) if isinstance(images, Stored) else images[index]
+    images = take(self.images, index)
     return Examples(images, self.labels[index], self.ids[index], extra)
 
 

@@ -234,6 +234,11 @@ class Stored:
     return image
 
 
+def take(images: np.ndarray | Stored, rows: np.ndarray) -> np.ndarray | Stored:
+  """These images, in memory or on disk as they were."""
+  return images.take(rows) if isinstance(images, Stored) else images[rows]
+
+
 def _num_threads() -> int:
   """One a processor; one in a worker process, for there are others."""
   if multiprocessing.parent_process() is not None:

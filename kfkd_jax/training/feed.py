@@ -72,8 +72,7 @@ class Feed:
         parallel.own_rows(batch_size, mesh),
       )
     self._open = contextlib.ExitStack()
-    self._images: Iterator[np.ndarray] = iter(())
-    self._next = -1  # the step whose images come next
+    self._images: Iterator[np.ndarray] | None = None
 
   def __enter__(self) -> Feed:
     return self
@@ -82,7 +81,10 @@ class Feed:
     self._open.close()
 
   def __call__(self, steps: range) -> Iterator[dict[str, jax.Array]]:
-    """The rows of each of these steps, on the devices."""
+    """The rows of each of these steps, on the devices.
+
+    Of stored images, the steps of a call continue those of the last one.
+    """
     position = np.arange(self._batch_size, dtype=np.int32)
     per_epoch = order.num_batches(self._count, self._batch_size)
     epoch = -1
@@ -107,12 +109,10 @@ class Feed:
       yield rows
 
   def _images_of(self, number: int) -> np.ndarray:
-    """Decoded ahead, unless this step does not follow the last one."""
+    """Decoded ahead from the first step on; steps follow one another."""
     assert self._batches is not None
-    if number != self._next:
-      self._open.close()
+    if self._images is None:
       self._images = self._open.enter_context(
         stream.ahead(self._batches, first=number, workers=self._workers)
       )
-    self._next = number + 1
     return next(self._images)
