@@ -97,6 +97,28 @@ def shard(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(put, tree)
 
 
+def own_rows(count: int, mesh: Mesh) -> np.ndarray:
+  """int[R] the rows of a sharded axis that this process's devices hold."""
+  sharding = NamedSharding(mesh, SHARDED)
+  parts = sharding.addressable_devices_indices_map((count,)).values()
+  rows = np.arange(count)
+  return np.unique(np.concatenate([rows[index] for index in parts]))
+
+
+def shard_own(x: np.ndarray, mesh: Mesh, *, count: int) -> jax.Array:
+  """Splits a leading axis over `mesh`; a process passes its own rows alone.
+
+  Args:
+    x: `[R, ...]` the rows `own_rows(count, mesh)`.
+    mesh: from `data_mesh`.
+    count: of all rows.
+  """
+  sharding = NamedSharding(mesh, SHARDED)
+  return jax.make_array_from_process_local_data(
+    sharding, x, (count, *x.shape[1:])
+  )
+
+
 def to_host(tree: Any) -> Any:
   """Whole arrays as NumPy, on every process."""
 

@@ -27,7 +27,7 @@ from kfkd_jax.training.profiling import StepTrace
 TRAINING_KEYS = (
   "seed",
   "seeds",
-  "data",
+  *(f"data.{k}" for k in config_lib.default_config().data if k != "workers"),
   "noise",
   "augment",
   "model",

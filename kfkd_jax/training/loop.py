@@ -17,12 +17,14 @@ import optax
 from etils import epath
 
 from kfkd_jax import checkpoints, files, parallel
-from kfkd_jax.data import order
+from kfkd_jax.data import order, stream
+from kfkd_jax.data.stored import Stored
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import clock as clock_lib
 from kfkd_jax.training import memory, retention
 from kfkd_jax.training import step as step_lib
 from kfkd_jax.training.clock import Clock
+from kfkd_jax.training.feed import Feed
 from kfkd_jax.training.objective import Objective
 from kfkd_jax.training.state import TrainState, init_state, put
 from kfkd_jax.training.termination import Terminated, Termination
@@ -47,6 +49,8 @@ class Recipe(NamedTuple):
     micro_batches: pieces in which a device learns its share of a batch.
     evaluation_batch: examples predicted at once, over all devices.
     prediction_dtype: of the stored probabilities.
+    random_views: of images that are decoded for each step.
+    workers: processes that decode them; 0: threads.
   """
 
   module: nn.Module
@@ -63,6 +67,8 @@ class Recipe(NamedTuple):
   micro_batches: int = 1
   evaluation_batch: int = 1024
   prediction_dtype: str = "float32"
+  random_views: stream.RandomViews = stream.RandomViews()
+  workers: int = 0
 
 
 class Seeds(NamedTuple):
@@ -77,12 +83,12 @@ class Split(NamedTuple):
   """Examples to predict at the end of every epoch.
 
   Attributes:
-    images: `u8[N, H, W, Ch]`.
+    images: `u8[N, H, W, Ch]`, in memory or on disk.
     labels: `i32[N]` what to score the predictions against.
     ids: `[N]` positions in the data set's split.
   """
 
-  images: np.ndarray
+  images: np.ndarray | Stored
   labels: np.ndarray
   ids: np.ndarray
 
@@ -142,7 +148,7 @@ def train(
   run: epath.Path,
   recipe: Recipe,
   objective: Objective,
-  training_set: dict[str, np.ndarray],
+  training_set: dict[str, Any],
   splits: dict[str, Split],
   *,
   seeds: Seeds,
@@ -166,8 +172,8 @@ def train(
     run: the run's folder.
     recipe: how to train.
     objective: what to learn.
-    training_set: arrays with leading axis N: `image`, `label`, and what the
-      objective reads.
+    training_set: arrays with leading axis N: `image`, which may be `Stored`,
+      `label`, and what the objective reads.
     splits: what to predict, by name.
     seeds: the random streams.
     mesh: from `parallel.data_mesh`.
@@ -182,15 +188,16 @@ def train(
     What the last checkpoint holds.
   """
   _check_batch(recipe, mesh)
+  clock = make_clock(recipe, len(training_set["label"]))
   with (
     Termination() as stop,
     retention.History(
       run, dtype=recipe.history_dtype, most=recipe.history_keep
     ) as history,
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
+    _make_feed(training_set, recipe, clock, seeds, mesh) as feed,
   ):
     stores = _open_stores(run, splits, recipe)
-    clock = make_clock(recipe, len(training_set["label"]))
     start = _initial_state(
       recipe, objective, seeds, training_set, init_from, mesh
     )
@@ -198,8 +205,8 @@ def train(
     for store in stores.values():
       store.truncate(at.finished)
     at = at._replace(state=put(at.state, mesh))
-    resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
+    resident = feed.resident
     run_tick = _make_tick(recipe, objective, clock, seeds, mesh, wrap_step)
     evaluation = _Evaluation(recipe, clock, splits, stores, mesh)
     wanted = clock.kept_until(at.finished)
@@ -209,7 +216,7 @@ def train(
       if review is not None:
         learnt = parallel.replicate(review(at.finished, stores), mesh)
         resident = {**resident, **learnt}
-      at, rate = run_tick(at, frozen, resident, stop)
+      at, rate = run_tick(at, frozen, resident, feed, stop)
       tick = at.finished + 1
       _check_finite(run, clock, at)
       last = tick == len(clock.ends)
@@ -250,24 +257,42 @@ class Predictor:
       out_specs=parallel.SHARDED,
     )
 
-  def put(self, images: np.ndarray) -> jax.Array:
-    """Images on the devices, for repeated prediction."""
+  def put(self, images: np.ndarray | Stored) -> jax.Array | Stored:
+    """Images on the devices, for repeated prediction; on disk they stay."""
+    if isinstance(images, Stored):
+      return images
     return parallel.replicate(images, self._mesh)
 
-  def __call__(self, variables: Any, images: jax.Array) -> np.ndarray:
+  def __call__(self, variables: Any, images: jax.Array | Stored) -> np.ndarray:
     """Probabilities `f32[N, K]` of `variables` on `images` from `put`."""
     count = images.shape[0]
     size = parallel.round_up(min(count, self._batch), self._mesh)
     index, _ = order.padded_batches(count, size)
+    resident = {} if isinstance(images, Stored) else {"image": images}
     parts = []
-    for rows in index:
-      rows = parallel.shard(rows, self._mesh)
-      parts.append(parallel.to_host(self._predict(variables, images, rows)))
+    for rows in self._rows(images, index):
+      parts.append(parallel.to_host(self._predict(variables, resident, rows)))
     return np.concatenate(parts)[:count]  # padding is at the end
+
+  def _rows(
+    self, images: jax.Array | Stored, index: np.ndarray
+  ) -> Iterator[dict[str, jax.Array]]:
+    """What each batch is made from; of stored images, this process's own."""
+    if not isinstance(images, Stored):
+      for rows in index:
+        yield parallel.shard({"index": rows}, self._mesh)
+      return
+    size = index.shape[1]
+    own = index[:, parallel.own_rows(size, self._mesh)]
+    with stream.ahead(stream.FixedBatches(images, own)) as batches:
+      for batch in batches:
+        yield {"image": parallel.shard_own(batch, self._mesh, count=size)}
 
 
 def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
-  """Builds `run_tick(position, frozen, resident, stop) -> position, rate`.
+  """Builds `run_tick(position, frozen, resident, feed, stop)`.
+
+  It gives the new position and the steps taken in a second.
 
   It takes the steps of one tick, or what is left of them, or fewer if asked to
   stop; the ticks of an epoch make one exact pass.
@@ -286,19 +311,16 @@ def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
   step = wrap_step(step)
   seed = parallel.replicate(np.uint32(seeds.augment), mesh)
 
-  def run_tick(at, frozen, resident, stop):
+  def run_tick(at, frozen, resident, feed, stop):
     begin = clock.start(at.finished + 1) + len(at.fit)
     steps = range(begin, clock.ends[at.finished])
-    batches = _batches(recipe, clock, seeds, len(resident["label"]), steps)
     in_flight = parallel.InFlight(parallel.in_flight_limit())
     state, sums = at.state, []
     started = time.perf_counter()
-    for rows in batches:
+    for rows in feed(steps):
       if stop.requested:
         break
-      state, metrics = step(
-        state, frozen, resident, parallel.shard(rows, mesh), seed
-      )
+      state, metrics = step(state, frozen, resident, rows, seed)
       in_flight.add(metrics)
       sums.append(metrics)
     in_flight.drain()
@@ -309,19 +331,17 @@ def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
   return run_tick
 
 
-def _batches(
-  recipe: Recipe, clock: Clock, seeds: Seeds, count: int, steps: range
-) -> Iterator[dict[str, np.ndarray]]:
-  """The rows of each global step, which epochs divide among them."""
-  position = np.arange(recipe.batch_size, dtype=np.int32)
-  epoch = -1
-  for number in steps:
-    if number // clock.steps_per_epoch != epoch:
-      epoch = number // clock.steps_per_epoch
-      permutation = order.epoch_order(seeds.order, epoch, count)
-      index, weight = order.epoch_batches(permutation, recipe.batch_size)
-    place = number % clock.steps_per_epoch
-    yield {"index": index[place], "weight": weight[place], "position": position}
+def _make_feed(training_set, recipe, clock, seeds, mesh) -> Feed:
+  return Feed(
+    training_set,
+    batch_size=recipe.batch_size,
+    order_seed=seeds.order,
+    view_seed=seeds.augment,
+    num_steps=clock.ends[-1],
+    views=recipe.random_views,
+    workers=recipe.workers,
+    mesh=mesh,
+  )
 
 
 def make_clock(recipe: Recipe, count: int) -> Clock:

@@ -241,11 +241,15 @@ def _inner(a, b) -> chex.Array:
 
 def make_predict_step(
   apply_fn: Callable[[Any, chex.Array], chex.Array], views: Views
-) -> Callable[[Any, chex.Array, chex.Array], chex.Array]:
-  """Builds `predict(variables, images, index) -> probs` for one device."""
+) -> Callable[[Any, Batch, Batch], chex.Array]:
+  """Builds `predict(variables, resident, rows) -> probs` for one device.
 
-  def predict(variables, images, index):
-    logits = apply_fn(variables, views.clean(images[index]))
+  As in training, `rows` holds the `index` into what is resident, or `image`.
+  """
+
+  def predict(variables, resident, rows):
+    images = _gather(resident, rows)["image"]
+    logits = apply_fn(variables, views.clean(images))
     return jax.nn.softmax(logits.astype(jnp.float32))
 
   return predict

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import averaging, fusion, parallel
-from kfkd_jax.data import order
+from kfkd_jax.data import order, stored
 from kfkd_jax.stages import experiment, fuse, networks
 from kfkd_jax.stages.methods.ensemble import (
   Ensemble,
@@ -113,8 +113,10 @@ def _scorer(config, renew) -> Callable[[Variables], float]:
   labels = experiment.selection_labels(config, task, fold)
   mesh = parallel.data_mesh()
   predictor = loop.Predictor(experiment.make_recipe(config, task), mesh)
-  images = task.splits[fold.select_split].images[fold.select_rows]
-  images = predictor.put(images)
+  selecting = stored.take(
+    task.splits[fold.select_split].images, fold.select_rows
+  )
+  images = predictor.put(selecting)
 
   def score(variables: Variables) -> float:
     variables = parallel.replicate(renew(variables), mesh)

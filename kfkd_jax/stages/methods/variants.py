@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import calibration, history, losses, parallel
-from kfkd_jax.data import augment, order
+from kfkd_jax.data import Stored, augment, order
 from kfkd_jax.stages import experiment, networks
 from kfkd_jax.stages.methods.ensemble import Ensemble, predict
 from kfkd_jax.training import loop
@@ -60,7 +60,7 @@ def with_views(
   return total / (len(views) * len(ensemble.sources))
 
 
-def _view(config, images: np.ndarray, number: int) -> np.ndarray:
+def _view(config, images: np.ndarray | Stored, number: int) -> np.ndarray:
   """Every image as training might show it, `u8[N, H, W, Ch]`."""
   key = jax.random.key(experiment.stream(config, "augment", number))
   changed = jax.jit(
