@@ -29,6 +29,7 @@ _DEFAULT_WORKDIR = "kfkd-workdir"
 
 _USER_ERROR = 2
 _DIVERGED = 3
+_DISCONNECTED = 4
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   Returns:
     The exit code: 0, 2 for what the user can correct, 3 where training left the
-    finite numbers, 130 after Ctrl-C. SIGTERM exits with 143.
+    finite numbers, 4 where one of several processes is gone, 130 after Ctrl-C.
+    SIGTERM exits with 143.
   """
   argv = sys.argv[1:] if argv is None else list(argv)
   parser = _parser()
@@ -58,6 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"kfkd: {_one_line(error)}{advice}", file=sys.stderr)
     diverged = isinstance(error, FloatingPointError)
     return _DIVERGED if diverged else _USER_ERROR
+  except RuntimeError as error:
+    if options.debug or not _is_disconnection(error):
+      raise
+    print(
+      f"kfkd: another process is gone ({_one_line(error)}); start all of them "
+      "again to continue",
+      file=sys.stderr,
+    )
+    return _DISCONNECTED
 
 
 @contextlib.contextmanager
@@ -140,6 +151,16 @@ def _parser() -> argparse.ArgumentParser:
     help="for predict: where the probabilities go (default: probs.npz)",
   )
   parser.add_argument(
+    "--multihost",
+    nargs="?",
+    const="",
+    metavar="HOST:PORT,P,I",
+    help="one of several processes that train together, started alike on every "
+    "host; needed on a TPU pod. Alone on Cloud TPU, Slurm, Kubernetes and Open "
+    "MPI; elsewhere the address of process 0, how many there are, and the "
+    "number of this one",
+  )
+  parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
   )
   return parser
@@ -189,6 +210,7 @@ def _dispatch(options, overrides) -> int:
   config = config_lib.read(
     options.config, overrides, saved=workdir / "config.json"
   )
+  _connect(options.multihost)
   if options.predictions is not None:
     return _foreign(options, config)
   _set_up_jax(config)

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 import kfkd_jax
-from kfkd_jax import averaging, files, forgetting, fusion, metrics
+from kfkd_jax import averaging, files, forgetting, fusion, metrics, parallel
 from kfkd_jax import config as config_lib
 from kfkd_jax.data import order
 from kfkd_jax.predictions import Subset
@@ -47,9 +47,13 @@ class Entry(NamedTuple):
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `results.jsonl`, one row a method and fold; returns the table."""
-  task = experiment.load_task(config)
   _train_independent(config, workdir)
   _make_soup(config, workdir)
+  return parallel.on_main(lambda: _compare(config, workdir))
+
+
+def _compare(config, workdir) -> str:
+  task = experiment.load_task(config)
   rows = []
   origin = _origin(config)
   for number, fold in enumerate(task.folds):

@@ -9,7 +9,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from kfkd_jax import files, fusion
+from kfkd_jax import files, fusion, parallel
 from kfkd_jax.predictions import Subset
 from kfkd_jax.stages import experiment, networks
 
@@ -71,7 +71,7 @@ def fuse(
 
 def weights_of(workdir: epath.Path, method: str, fold: int = 0) -> np.ndarray:
   """`f32[C]` weights that the fuse stage chose."""
-  content = files.read_json(workdir / "fusion.json")
+  content = parallel.on_main(lambda: files.read_json(workdir / "fusion.json"))
   weights = content["folds"][fold]["methods"][method]["weights"]
   return np.asarray(weights, np.float32)
 

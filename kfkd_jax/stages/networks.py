@@ -128,9 +128,9 @@ def train(
     "epochs": plan.epochs,
     **plan.inputs,
   }
-  _prepare(run, inputs)
-  names = run_names(config, plan.name)
-  if all(is_whole(run_path(workdir, name)) for name in names):
+  parallel.on_main(lambda: _prepare(run, inputs))
+  folders = [run_path(workdir, n) for n in run_names(config, plan.name)]
+  if parallel.on_main(lambda: all(map(is_whole, folders))):
     return
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(
@@ -169,7 +169,11 @@ def _prepare(run: epath.Path, inputs: dict[str, Any]) -> None:
 
 
 def _finish(run: epath.Path) -> None:
-  files.write_json(run / "finished.json", {"contents": contents(run)})
+  parallel.on_main(
+    lambda: files.write_json(
+      run / "finished.json", {"contents": contents(run)}
+    )
+  )
 
 
 def _discard(run: epath.Path) -> None:
@@ -188,21 +192,25 @@ def store(
 ) -> None:
   """Makes a finished run of a network that was computed, not trained."""
   run = run_path(workdir, name)
-  if run.exists():
-    _discard(run)
+  parallel.on_main(lambda: _discard(run) if run.exists() else None)
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()
   variables = parallel.replicate(variables, mesh)
   predictor = loop.Predictor(recipe, mesh)
   for split, part in experiment.predicted_splits(config, task).items():
-    PredictionStore.create(
-      run / "predictions" / split,
-      part.labels,
-      part.ids,
-      num_classes=task.num_classes,
-      dtype=config.predictions.dtype,
-    ).write(recipe.epochs, predictor(variables, predictor.put(part.images)))
+    probs = predictor(variables, predictor.put(part.images))
+
+    def write(split=split, part=part, probs=probs):
+      PredictionStore.create(
+        run / "predictions" / split,
+        part.labels,
+        part.ids,
+        num_classes=task.num_classes,
+        dtype=config.predictions.dtype,
+      ).write(recipe.epochs, probs)
+
+    parallel.on_main(write)
   with checkpoints.Checkpoints(run / "history") as history:
     history.save(recipe.epochs, variables)
   _finish(run)

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from scipy import stats
 
-from kfkd_jax import files, lock, stages
+from kfkd_jax import files, parallel, stages
 
 
 def run(
@@ -28,16 +28,25 @@ def run(
   seeds = list(seeds)
   if not seeds:
     raise ValueError("--seeds must be at least 1")
-  rows = []
-  with lock.held(workdir):
+  with stages.held(workdir):
     for seed in seeds:
       config.seed = seed
       folder = workdir / f"seed-{seed}"
       stages.run(config, folder, say=functools.partial(_say, seed))
-      rows += files.read_json_lines(folder / "results.jsonl")
-    summary = summarise(rows, level=config.compare.level)
-    content = {"seeds": seeds, "methods": summary}
-    files.write_json(workdir / "sweep.json", content)
+    level = config.compare.level
+    return parallel.on_main(lambda: _summarised(workdir, seeds, level))
+
+
+def _summarised(workdir: epath.Path, seeds: list[int], level: float) -> str:
+  rows = [
+    row
+    for seed in seeds
+    for row in files.read_json_lines(workdir / f"seed-{seed}" / "results.jsonl")
+  ]
+  summary = summarise(rows, level=level)
+  files.write_json(
+    workdir / "sweep.json", {"seeds": seeds, "methods": summary}
+  )
   return table(summary)
 
 

@@ -161,16 +161,16 @@ def train(
   """
   _check_batch(recipe, mesh)
   with (
-    Termination() as stop,
+    Termination(mesh) as stop,
     checkpoints.Checkpoints(run / "history") as history,
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
   ):
-    stores = _open_stores(run, splits, recipe)
+    stores: dict[str, PredictionStore] = {}  # on the main process alone
+    parallel.on_main(lambda: _open_stores(stores, run, splits, recipe))
     num_steps = order.num_batches(len(training_set["label"]), recipe.batch_size)
     state = _initial_state(recipe, seeds, training_set, init_from)
     at = _resumed(run, state, num_steps, history, resume, recipe)
-    for store in stores.values():
-      store.truncate(at.finished)
+    parallel.on_main(lambda: _truncate(stores, at.finished))
     at = at._replace(state=parallel.replicate(at.state, mesh))
     resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
@@ -182,13 +182,15 @@ def train(
       at, rate = run_epoch(at, frozen, resident, stop)
       epoch = at.finished + 1
       _check_finite(run, epoch, num_steps, at.fit)
-      probs = None if stop.requested else evaluation(at.state.variables, stop)
+      stopping = stop.requested()
+      probs = None if stopping else evaluation(at.state.variables, stop)
       if probs is None:
         _save(history, resume, at, num_steps, mesh)
-        print(f"{run.name}: stopped in epoch {epoch}; run again to continue")
+        _say(f"{run.name}: stopped in epoch {epoch}; run again to continue")
         raise Terminated
       keep = _is_due(epoch, recipe.history_every, recipe.epochs)
-      metrics = _fit_metrics(at.fit) | evaluation.score(epoch, probs, keep=keep)
+      scores = evaluation.score(epoch, probs, keep=keep)
+      metrics = _fit_metrics(at.fit) | scores
       if keep:
         history.save(epoch, at.state.variables)
       _append_metrics(run, epoch, metrics)
@@ -266,7 +268,7 @@ def _make_epoch(recipe, objective, seeds, mesh):
     state, sums = at.state, []
     started = time.perf_counter()
     for number in range(len(at.fit), len(index)):
-      if stop.requested:
+      if stop.requested_before():
         break
       rows = {
         "index": index[number],
@@ -310,24 +312,33 @@ def _resumed(run, state, num_steps, history, resume, recipe) -> Position:
     try:
       at = _unpacked(resume.restore(number, template), num_steps)
     except checkpoints.DamagedCheckpointError as error:
-      print(f"{error}; going back to an older one")
+      _say(f"{error}; going back to an older one")
       continue
     missing = set(_due(at.finished, recipe)) - set(history.steps())
     if not missing:
       break
-    print(f"{history.path} lacks {sorted(missing)}; going back to before them")
+    _say(f"{history.path} lacks {sorted(missing)}; going back to before them")
   else:
     at, number = start, 0
     if history.steps():
-      print(f"{run.name}: nothing to continue from, starting again")
+      _say(f"{run.name}: nothing to continue from, starting again")
   history.delete_after(at.finished)
   resume.delete_after(number)
-  metrics = run / "metrics.jsonl"
-  if metrics.exists():
-    rows = files.read_json_lines(metrics)
-    rows = [row for row in rows if row["epoch"] <= at.finished]
-    files.write_json_lines(metrics, rows)
+  parallel.on_main(lambda: _truncate_metrics(run, at.finished))
   return at
+
+
+def _truncate_metrics(run: epath.Path, finished: int) -> None:
+  path = run / "metrics.jsonl"
+  if path.exists():
+    rows = files.read_json_lines(path)
+    kept = [row for row in rows if row["epoch"] <= finished]
+    files.write_json_lines(path, kept)
+
+
+def _say(line: str) -> None:
+  if parallel.is_main_process():
+    print(line)
 
 
 _FIT_COLUMNS = len(step_lib.StepMetrics._fields)
@@ -354,17 +365,20 @@ def _save(history, resume, at: Position, num_steps: int, mesh) -> None:
   resume.save(at.finished * num_steps + len(at.fit), tree)
 
 
-def _open_stores(run, splits, recipe) -> dict[str, PredictionStore]:
-  return {
-    name: PredictionStore.create(
+def _open_stores(stores, run, splits, recipe) -> None:
+  for name, split in splits.items():
+    stores[name] = PredictionStore.create(
       run / "predictions" / name,
       split.labels,
       split.ids,
       num_classes=recipe.module.num_classes,
       dtype=recipe.prediction_dtype,
     )
-    for name, split in splits.items()
-  }
+
+
+def _truncate(stores: dict[str, PredictionStore], finished: int) -> None:
+  for store in stores.values():
+    store.truncate(finished)
 
 
 class _Evaluation:
@@ -380,24 +394,39 @@ class _Evaluation:
 
   def recall(self, history, epochs: list[int], template: Any) -> None:
     """Reads what was stored; what is lost is predicted again."""
-    for name, store in self._stores.items():
-      for epoch in epochs:
-        try:
-          probs = store.read(epoch)
-        except (FileNotFoundError, ValueError) as error:
-          print(f"{error}; predicting again with history/{epoch}")
-          variables = history.restore(epoch, template)
-          variables = parallel.replicate(variables, self._mesh)
-          store.write(epoch, self._predictor(variables, self._images[name]))
-          probs = store.read(epoch)
-        self._right[name].append(probs.argmax(-1) == self._splits[name].labels)
+    for name, images in self._images.items():
+      for epoch in parallel.on_main(lambda n=name: self._lost(n, epochs)):
+        variables = history.restore(epoch, template)
+        variables = parallel.replicate(variables, self._mesh)
+        probs = self._predictor(variables, images)
+        parallel.on_main(
+          lambda n=name, e=epoch, p=probs: self._stores[n].write(e, p)
+        )
+      parallel.on_main(lambda n=name: self._read(n, epochs))
+
+  def _lost(self, name: str, epochs: list[int]) -> list[int]:
+    """The epochs whose stored predictions cannot be read."""
+    lost = []
+    for epoch in epochs:
+      try:
+        self._stores[name].read(epoch)
+      except (FileNotFoundError, ValueError) as error:
+        print(f"{error}; predicting again with history/{epoch}")
+        lost.append(epoch)
+    return lost
+
+  def _read(self, name: str, epochs: list[int]) -> None:
+    labels = self._splits[name].labels
+    for epoch in epochs:
+      found = self._stores[name].read(epoch)
+      self._right[name].append(found.argmax(-1) == labels)
 
   def __call__(self, variables: Any, stop: Termination):
     """Probabilities by split, None if asked to stop meanwhile."""
     found = {}
     for name, images in self._images.items():
       found[name] = self._predictor(variables, images)
-      if stop.requested:
+      if stop.requested():
         return None
     return found
 
@@ -405,6 +434,9 @@ class _Evaluation:
     self, epoch: int, probs: dict[str, np.ndarray], *, keep: bool
   ) -> dict[str, float]:
     """Scores of each split; with `keep`, into the store."""
+    return parallel.on_main(lambda: self._score(epoch, probs, keep))
+
+  def _score(self, epoch, probs, keep) -> dict[str, float]:
     for name, found in probs.items():
       if not np.isfinite(found).all():
         raise DivergedError(
@@ -461,8 +493,8 @@ def _scores(name, probs, labels, right) -> dict[str, float]:
 
 
 def _append_metrics(run, epoch, metrics) -> None:
-  if parallel.is_main_process():
-    files.append_json_line(run / "metrics.jsonl", {"epoch": epoch, **metrics})
+  row = {"epoch": epoch, **metrics}
+  parallel.on_main(lambda: files.append_json_line(run / "metrics.jsonl", row))
 
 
 def _is_due(epoch: int, every: int, epochs: int) -> bool:
