@@ -211,39 +211,48 @@ def _dispatch(options, overrides) -> int:
     options.config, overrides, saved=workdir / "config.json"
   )
   _connect(options.multihost)
+  with _exit_on_sigterm():  # again: connecting takes the signal
+    line = _work(options, config, workdir)
+  from kfkd_jax import parallel
+
+  if line and parallel.is_main_process():
+    print(line)
+  return 0
+
+
+def _work(options, config, workdir) -> str:
+  """Does what was asked for; returns what to print when it is done."""
+  from kfkd_jax import parallel
+
   if options.predictions is not None:
-    return _foreign(options, config)
+    return parallel.on_main(lambda: _foreign(options, config))
   _set_up_jax(config)
   from kfkd_jax import stages
 
   if options.stage == "bench":
     from kfkd_jax.stages import bench
 
-    print(bench.run(config, workdir))
-    return 0
+    return parallel.on_main(lambda: bench.run(config, workdir))
   if options.stage == "predict":
     from kfkd_jax.stages import predict
 
     output = options.output or "probs.npz"
-    print(predict.run(options.model, options.inputs, output, workdir))
-    return 0
+    return parallel.on_main(
+      lambda: predict.run(options.model, options.inputs, output, workdir)
+    )
   if options.stage == "sweep":
     from kfkd_jax.stages import sweep
 
-    print(sweep.run(config, workdir, range(options.seeds)))
-    return 0
+    return sweep.run(config, workdir, range(options.seeds))
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage)
-    return 0
+    return ""
   ran = stages.run(config, workdir)
   page = workdir / "report" / "index.html"
-  print(
-    f"The report is at {page}" if ran else f"Nothing to do; see {page}",
-  )
-  return 0
+  return f"The report is at {page}" if ran else f"Nothing to do; see {page}"
 
 
-def _foreign(options, config) -> int:
+def _foreign(options, config) -> str:
   """`diagnose` and `fuse` on somebody's saved probabilities."""
   from etils import epath
 
@@ -274,8 +283,46 @@ def _foreign(options, config) -> int:
     name, line = "fusion.json", fuse.summary(methods, epochs)
   with lock.held(workdir):
     files.write_json(workdir / name, content)
-  print(f"{line}\nwritten to {workdir / name}")
-  return 0
+  return f"{line}\nwritten to {workdir / name}"
+
+
+def _connect(multihost: str | None) -> None:
+  """Joins other processes, where `--multihost` says so."""
+  if multihost is None:
+    return
+  from kfkd_jax import parallel
+
+  parallel.connect(*_parse_multihost(multihost))
+
+
+def _parse_multihost(text: str) -> tuple:
+  """`HOST:PORT,P,I` as `(address, P, I)`, nothing as nothing."""
+  if not text:
+    return ()
+  from kfkd_jax.config import ConfigError
+
+  address, *numbers = text.split(",")
+  _, colon, port = address.rpartition(":")
+  counts = [int(n) for n in numbers if n.isascii() and n.isdigit()]
+  if not (colon and port.isdigit() and len(counts) == len(numbers) == 2):
+    raise ConfigError(
+      f"--multihost={text} is not HOST:PORT,P,I, such as 10.0.0.2:8476,4,0 for "
+      "the first of 4 processes"
+    )
+  count, number = counts
+  if not number < count:
+    raise ConfigError(
+      f"--multihost={text}: process {number} is none of 0 to {count - 1}"
+    )
+  return address, count, number
+
+
+def _is_disconnection(error: RuntimeError) -> bool:
+  """Whether JAX failed in one of several processes."""
+  import jax
+
+  several = jax.distributed.is_initialized()
+  return several and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def _set_up_jax(config) -> None:

@@ -253,6 +253,23 @@ def _client() -> Any:
   return distributed.global_state.client
 
 
+def arrays_from_main(fn: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
+  """Like `on_main` for arrays by name, which go through the devices."""
+  found: dict[str, np.ndarray] = {}
+
+  def make():
+    found.update({k: np.asarray(v) for k, v in fn().items()})
+    return {k: (v.shape, v.dtype.name) for k, v in found.items()}
+
+  described = on_main(make)
+  if _alone or not jax.distributed.is_initialized():
+    return found
+  for name in described.keys() - found.keys():
+    shape, dtype = described[name]
+    found[name] = np.empty(shape, dtype)
+  return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(found))
+
+
 def anywhere(flag: bool) -> bool:
   """Whether `flag` is set on any process; all of them must ask together."""
   if not jax.distributed.is_initialized():

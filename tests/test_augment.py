@@ -139,9 +139,8 @@ def test_mixup_is_the_convex_combination():
   images, partners = rng.random((2, 3, 2, 2, 1), np.float32)
   targets, partner_targets = np.eye(4, dtype=np.float32)[[[0, 1, 2], [3, 1, 0]]]
   weights = np.array([0.0, 0.25, 1.0], np.float32)
-  mixed, mixed_targets = augment.mixup(
-    images, targets, partners, partner_targets, weights
-  )
+  mixed = augment.mixup(images, partners, weights)
+  mixed_targets = augment.mixup(targets, partner_targets, weights)
   for i, w in enumerate(weights):
     np.testing.assert_allclose(
       mixed[i], w * images[i] + (1 - w) * partners[i], rtol=1e-6

@@ -64,6 +64,17 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
+    ({"history__every": "0.3"}, "history.every=0.3 .*one over a whole"),
+    ({"history__every": "1.5"}, "history.every=1.5 .*a whole number"),
+    ({"history__every": "0"}, "history.every=0.0 is not possible"),
+    (
+      {"history__every": "0.5", "history__unit": "step"},
+      "history.unit='step' needs whole steps but history.every=0.5",
+    ),
+    (
+      {"train__micro_batches": "3"},
+      "train.batch_size=64 does not divide into train.micro_batches=3",
+    ),
     ({"train__epoch": "3"}, "'train.epoch' is unknown.*'train.epochs'"),
     ({"train": "3"}, "'train' is unknown"),
     ({"model__name__x": "3"}, "'model.name.x' is unknown"),

@@ -11,7 +11,7 @@ import optax
 import pytest
 from etils import epath
 
-from kfkd_jax import checkpoints, files, fusion, parallel
+from kfkd_jax import checkpoints, files, fusion, losses, parallel
 from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import loop, objective, step, termination
@@ -66,6 +66,7 @@ def train(
   seeds=(1, 2, 3),
   num_train=NUM_TRAIN,
   lesson=objective.supervised(),  # noqa: B008
+  review=None,
 ):
   def observe(report):
     if report.epoch == stop_at:
@@ -81,6 +82,7 @@ def train(
     splits,
     seeds=loop.Seeds(*seeds),
     mesh=parallel.data_mesh(jax.devices()[:num_devices]),
+    review=review,
     observe=observe,
   )
 
@@ -203,6 +205,112 @@ def test_sparse_history_always_keeps_the_last(tmp_path):
   assert len(contents(tmp_path)["probs"]) == 3
 
 
+@pytest.mark.parametrize(
+  "every, unit, epochs",
+  [
+    (0.5, "epoch", [2 / 3, 1, 5 / 3, 2]),
+    (2, "step", [2 / 3, 4 / 3, 2]),
+  ],
+)
+def test_history_within_epochs_is_on_the_way_and_resumes(
+  tmp_path, every, unit, epochs
+):
+  plain = train(tmp_path / "plain", make_recipe(epochs=2))
+  recipe = make_recipe(
+    epochs=2, history_every=every, history_unit=unit, resume_every=1
+  )
+  seen = []
+  for stop_at in (pytest.approx(epochs[1], abs=1e-3), None):
+    try:
+      trained = train(tmp_path / "run", recipe, stop_at=stop_at)
+    except StopError:
+      seen.append(stop_at)
+  assert len(seen) == 1
+  assert_same(trained, plain)  # looking more often changes nothing
+  found = contents(tmp_path / "run")
+  assert found["steps"] == list(range(1, len(epochs) + 1))
+  assert [row["epoch"] for row in found["metrics"]] == pytest.approx(
+    epochs, abs=1e-3
+  )
+  whole = train(tmp_path / "whole", recipe)
+  assert_same(whole, trained)
+  assert_same(contents(tmp_path / "whole")["probs"], found["probs"])
+
+
+def remembering():
+  """Learns towards the mean of what the network said of the example before."""
+
+  def init(labels, num_classes):
+    return np.eye(num_classes, dtype="f")[labels]
+
+  def update(rows, logits, batch):
+    del batch
+    return 0.5 * rows + 0.5 * jax.nn.softmax(logits)
+
+  def loss(logits, batch):
+    return losses.cross_entropy(logits, batch["memory"])
+
+  return objective.Objective(loss, memory=objective.Memory(init, update))
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_memory_is_in_the_saved_state(tmp_path, stop_at):
+  lesson = remembering()
+  expected = train(tmp_path / "whole", lesson=lesson)
+  with pytest.raises(StopError):
+    train(tmp_path / "run", lesson=lesson, stop_at=stop_at)
+  assert_same(train(tmp_path / "run", lesson=lesson), expected)
+  on_eight = train(tmp_path / "eight", lesson=lesson, num_devices=8)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    on_eight,
+    expected,
+  )
+
+
+def test_memory_moves_to_another_number_of_devices(tmp_path):
+  lesson = remembering()
+  expected = train(tmp_path / "whole", lesson=lesson)
+  with pytest.raises(StopError):
+    train(tmp_path / "run", lesson=lesson, stop_at=3, num_devices=8)
+  trained = train(tmp_path / "run", lesson=lesson)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    trained,
+    expected,
+  )
+
+
+def test_review_teaches_from_what_was_predicted(tmp_path):
+  """Targets follow the stored predictions, and a resumed run's are the same."""
+  calls = []
+
+  def review(finished, stores):
+    assert len(stores["test"]) == finished
+    calls.append(finished)
+    targets = np.full((NUM_TRAIN, 3), 1 / 3, np.float32)
+    if finished:
+      targets += stores["test"][finished - 1].mean(0)
+    return {"target": (targets / targets.sum(1, keepdims=True)).astype("f")}
+
+  lesson = objective.Objective(
+    lambda logits, batch: losses.cross_entropy(logits, batch["target"])
+  )
+  whole = train(tmp_path / "whole", lesson=lesson, review=review)
+  assert calls == list(range(EPOCHS))
+  with pytest.raises(StopError):
+    train(tmp_path / "run", lesson=lesson, review=review, stop_at=3)
+  assert_same(train(tmp_path / "run", lesson=lesson, review=review), whole)
+
+  def forgetful(finished, stores):
+    del finished, stores
+    return review(0, {"test": []})
+
+  blind = train(tmp_path / "blind", lesson=lesson, review=forgetful)
+  with pytest.raises(AssertionError):
+    assert_same(blind, whole)
+
+
 def test_batch_that_does_not_divide_is_refused(tmp_path):
   with pytest.raises(ValueError, match="batch_size 9 does not divide over 2"):
     train(tmp_path, make_recipe(batch_size=9), num_devices=2)
@@ -251,9 +359,9 @@ def test_sigterm_saves_within_the_epoch_and_continues_to_the_same_bits(
 
 def test_sigterm_during_the_last_report_is_not_lost():
   def asked(then):
-    with termination.Termination() as stop:
+    with termination.Termination(parallel.data_mesh()) as stop:
       os.kill(os.getpid(), signal.SIGTERM)
-      then(stop.requested)
+      then(stop.requested())
 
   seen = []
   with pytest.raises(termination.Terminated):

@@ -8,17 +8,10 @@ import optax
 import pytest
 
 from kfkd_jax import fusion, history, losses, parallel
-from kfkd_jax.training import objective, step
-from kfkd_jax.training.state import init_state
+from kfkd_jax.training import memory, objective, step
+from kfkd_jax.training.state import init_state, put
 
 BATCH, CLASSES = 8, 3
-SPECS = (
-  parallel.REPLICATED,
-  parallel.REPLICATED,
-  parallel.REPLICATED,
-  parallel.SHARDED,
-  parallel.REPLICATED,
-)
 PLAIN = step.Views(mean=(0.5,), std=(0.3,))
 
 
@@ -57,23 +50,41 @@ def make_teachers(num=3):
   return stacked, np.array([0.5, 0.2, 0.3], np.float32)
 
 
-def run(lesson, views, resident, frozen=None, num_steps=3, decay=None):
-  mesh = parallel.data_mesh(jax.devices()[:2])
+def run(
+  lesson,
+  views,
+  resident,
+  frozen=None,
+  num_steps=3,
+  decay=None,
+  num_devices=2,
+  module=TinyNet(),  # noqa: B008
+  pieces=1,
+):
+  mesh = parallel.data_mesh(jax.devices()[:num_devices])
   optimizer = optax.sgd(0.2)
+  remembered = None
+  if lesson.memory is not None:
+    rows = lesson.memory.init(resident["label"], CLASSES)
+    remembered = memory.padded(rows, mesh)
   state = init_state(
-    TinyNet(), optimizer, jax.random.key(1), resident["image"][:1],
-    keep_average=decay is not None,
+    module, optimizer, jax.random.key(1), resident["image"][:1],
+    keep_average=decay is not None, memory=remembered,
   )  # fmt: skip
-  fn = parallel.pmapped(
+  fn = step.map_train_step(
     step.make_train_step(
-      TinyNet(), optimizer, lesson, views, average_decay=decay
+      module,
+      optimizer,
+      lesson,
+      views,
+      average_decay=decay,
+      micro_batches=pieces,
     ),
     mesh,
-    in_specs=SPECS,
-    out_specs=(parallel.REPLICATED, parallel.REPLICATED),
   )
-  state, resident, frozen, seed = (
-    parallel.replicate(x, mesh) for x in (state, resident, frozen, np.uint32(3))
+  state = put(jax.tree.map(np.asarray, state), mesh)
+  resident, frozen, seed = (
+    parallel.replicate(x, mesh) for x in (resident, frozen, np.uint32(3))
   )
   states = []
   for _ in range(num_steps):
@@ -167,3 +178,148 @@ def test_average_follows_parameters_and_statistics():
       lambda a, b: 0.75 * a + 0.25 * b, average, state.variables
     )
   assert_close(states[-1].average, average)
+
+
+class PlainNet(nn.Module):
+  """Without BatchNorm; its hidden layer is its features."""
+
+  num_classes: int = CLASSES
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    del train
+    x = nn.tanh(nn.Dense(5)(x.reshape(len(x), -1)))
+    self.sow("intermediates", "features", x)
+    return nn.Dense(self.num_classes)(x)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_pieces_of_a_batch_make_the_step_of_the_whole(pieces, num_devices):
+  resident, _ = make_data()
+  options = {"num_devices": num_devices, "module": PlainNet()}
+  lesson = objective.supervised(label_smoothing=0.1)
+  whole, sums = run(lesson, PLAIN, resident, **options)
+  parts, part_sums = run(lesson, PLAIN, resident, pieces=pieces, **options)
+  assert_close(parts[-1].params, whole[-1].params)
+  assert_close(part_sums, sums, atol=1e-5)
+
+
+def remembering():
+  """Remembers how often an example was seen, and its place in the batch."""
+
+  def init(labels, num_classes):
+    assert num_classes == CLASSES
+    return {"seen": np.zeros((len(labels), 2)), "label": labels.astype("f")}
+
+  def update(rows, logits, batch):
+    del logits
+    place = batch["position"].astype("f")
+    seen = jnp.stack([rows["seen"][:, 0] + 1, place], 1)
+    return {"seen": seen, "label": rows["label"]}
+
+  plain = objective.supervised()
+
+  def loss(logits, batch):  # what was read is what belongs to the example
+    right = batch["memory"]["label"] == batch["label"]
+    return jnp.where(right, plain.loss(logits, batch), np.nan)
+
+  return objective.Objective(loss, memory=objective.Memory(init, update))
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_memory_is_of_the_example_wherever_it_is_kept(num_devices):
+  resident, _ = make_data()
+  states, sums = run(remembering(), PLAIN, resident, num_devices=num_devices)
+  assert sums.broken == 0
+  kept = states[-1].memory
+  assert kept["seen"].shape == (1024, 2)  # the same for any number of devices
+  expected = np.stack([np.full(BATCH, 3.0), np.arange(BATCH)], 1)
+  np.testing.assert_array_equal(kept["seen"][:BATCH], expected)
+  np.testing.assert_array_equal(kept["seen"][BATCH:], 0)
+
+
+def test_memory_is_not_written_by_rows_that_fill_up(monkeypatch):
+  resident, rows = make_data()
+  rows["weight"][3] = 0
+  monkeypatch.setattr(
+    "test_objective.make_data", lambda: (resident, rows), raising=True
+  )
+  states, _ = run(remembering(), PLAIN, resident, num_steps=1)
+  seen = states[-1].memory["seen"][:BATCH, 0]
+  np.testing.assert_array_equal(seen, rows["weight"])
+
+
+def test_features_are_those_before_the_last_layer():
+  resident, _ = make_data()
+
+  def loss(logits, batch):
+    return batch["features"].sum(-1) + 0 * logits.sum(-1)
+
+  lesson = objective.Objective(loss, features=True)
+  states, sums = run(lesson, PLAIN, resident, num_steps=1, module=PlainNet())
+  variables = init_state(
+    PlainNet(), optax.sgd(0.2), jax.random.key(1), resident["image"][:1]
+  ).variables
+  _, found = PlainNet().apply(
+    variables, PLAIN.clean(resident["image"]), mutable=["intermediates"]
+  )
+  expected = found["intermediates"]["features"][0].sum()
+  np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
+  del states
+
+
+def gated(sign, by_group, threshold=0.0):
+  """Cross entropy, with itself or its opposite behind the gate."""
+  plain = objective.supervised()
+
+  def term(logits, batch):
+    return sign * 0.5 * plain.loss(logits, batch)
+
+  gate = objective.Gate(term, threshold=threshold, by_group=by_group)
+  return objective.Objective(plain.loss, gate=gate)
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+def test_gate_keeps_a_term_that_agrees_and_drops_one_that_does_not(by_group):
+  resident, _ = make_data()
+  options = {"num_steps": 1, "module": PlainNet()}
+
+  def after(lesson):
+    states, sums = run(lesson, PLAIN, resident, **options)
+    start = init_state(
+      PlainNet(), optax.sgd(0.2), jax.random.key(1), resident["image"][:1]
+    )
+    moved = jax.tree.map(np.subtract, states[-1].params, start.params)
+    return moved, sums.gated
+
+  plain, _ = after(objective.supervised())
+  kept, opened = after(gated(1.0, by_group))
+  assert opened == BATCH
+  assert_close(kept, jax.tree.map(lambda x: 1.5 * x, plain))
+  dropped, opened = after(gated(-1.0, by_group))
+  assert opened == 0
+  assert_close(dropped, plain)
+  above, opened = after(gated(1.0, by_group, threshold=1.1))
+  assert opened == 0
+  assert_close(above, plain)
+
+
+def test_gate_by_group_decides_for_each_group():
+  main = {"a": {"w": jnp.array([1.0, 2.0])}, "b": jnp.array([[1.0, 0.0, 0.0]])}
+  term = {"a": {"w": jnp.array([2.0, 1.0])}, "b": jnp.array([[-1.0, 9.0, 0.0]])}
+  plain = objective.supervised().loss
+
+  def gated_by(**options):
+    return step._gated((main, term), objective.Gate(plain, **options))
+
+  merged, opened = gated_by(by_group=True)  # cosines 0.8 and -0.11
+  np.testing.assert_array_equal(merged["a"]["w"], [3.0, 3.0])
+  np.testing.assert_array_equal(merged["b"], main["b"])
+  assert opened == pytest.approx(2 / 5)
+  merged, opened = gated_by()  # together 3 / (sqrt(6) sqrt(87)) = 0.131
+  np.testing.assert_array_equal(merged["b"], [[0.0, 9.0, 0.0]])
+  assert opened == 1
+  merged, opened = gated_by(threshold=0.14)
+  np.testing.assert_array_equal(merged["a"]["w"], main["a"]["w"])
+  assert opened == 0

@@ -60,24 +60,11 @@ def two_steps(num_devices, views):
     module, optimizer, jax.random.key(1), np.zeros((1, 8, 8, 1)),
     keep_average=True,
   )  # fmt: skip
-  fn = parallel.pmapped(
+  fn = step.map_train_step(
     step.make_train_step(
-      module,
-      optimizer,
-      objective.supervised(),
-      views,
-      average_decay=0.9,
+      module, optimizer, objective.supervised(), views, average_decay=0.9
     ),
     mesh,
-    in_specs=(
-      parallel.REPLICATED,
-      parallel.REPLICATED,
-      parallel.REPLICATED,
-      parallel.SHARDED,
-      parallel.REPLICATED,
-    ),
-    out_specs=(parallel.REPLICATED, parallel.REPLICATED),
-    donate=(0,),
   )
   resident, rows = make_batch()
   state = parallel.replicate(state, mesh)

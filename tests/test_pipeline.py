@@ -67,6 +67,15 @@ def workdir(tmp_path_factory):
   return folder
 
 
+def test_history_within_epochs_goes_through_every_stage(tmp_path):
+  config = tiny_config(train__epochs="2", history__every="0.5")
+  assert run(config, tmp_path)[0]
+  for name in ("diagnosis.json", "fusion.json"):
+    # Three steps an epoch: the first half ends after two of them.
+    assert read(tmp_path, name)["epochs"] == [0.6667, 1, 1.6667, 2]
+  assert sorted(rows_of(tmp_path)) == sorted(METHODS)
+
+
 def rows_of(workdir):
   rows = files.read_json_lines(epath.Path(workdir) / "results.jsonl")
   return {row["method"]: row for row in rows}

@@ -7,6 +7,7 @@ A config file is a Python file with `get_config(args="")` that changes
 
 from kfkd_jax.config.keys import default_config
 from kfkd_jax.config.reading import (
+  changed,
   load_config,
   override,
   parse_arguments,
@@ -20,6 +21,7 @@ from kfkd_jax.config.tree import ConfigError, names
 __all__ = [
   "TEACHERS",
   "ConfigError",
+  "changed",
   "default_config",
   "load_config",
   "names",

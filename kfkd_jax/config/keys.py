@@ -69,11 +69,14 @@ def default_config() -> ml_collections.ConfigDict:
   c.train = ml_collections.ConfigDict()
   c.train.epochs = 60
   c.train.batch_size = 64  # of all devices together
+  c.train.micro_batches = 1  # pieces that a device learns one after another
   c.train.label_smoothing = 0.0
   c.train.average_decay = config_dict.placeholder(float)  # EMA; None: none
 
   c.history = ml_collections.ConfigDict()
-  c.history.every = 1  # epochs between kept checkpoints
+  # Between kept checkpoints: epochs, a part of one such as 0.25, or steps.
+  c.history.every = 1.0
+  c.history.unit = "epoch"  # or step
   c.history.resume_every = 10  # epochs between full states
 
   c.predictions = ml_collections.ConfigDict()

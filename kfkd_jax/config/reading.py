@@ -6,7 +6,7 @@ import ast
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -102,6 +102,17 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
     close = tree.closest(key, tree.names(config))
     raise ConfigError(f"config key {key!r} is unknown; did you mean {close}?")
   node[name] = _typed(key, text, node[name], node.get_type(name))
+
+
+def changed(
+  config: ml_collections.ConfigDict, changes: Mapping[str, Any]
+) -> ml_collections.ConfigDict:
+  """A validated copy with other values for some dotted keys."""
+  copy = ml_collections.ConfigDict(config.to_dict())
+  for key, value in changes.items():
+    override(copy, key, value if isinstance(value, str) else repr(value))
+  rules.validate(copy)
+  return copy
 
 
 def subset(

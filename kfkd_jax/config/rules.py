@@ -14,6 +14,7 @@ from kfkd_jax.config import tree
 from kfkd_jax.config.keys import default_config
 from kfkd_jax.config.tree import ConfigError
 from kfkd_jax.data.splits import NOISE_KINDS, NUM_HALVINGS
+from kfkd_jax.training import clock
 
 DTYPES = ("float32", "bfloat16")
 STORE_DTYPES = ("float32", "float16")
@@ -106,7 +107,13 @@ def _rules() -> list[Rule]:
     _between("train.batch_size", 1, 2**20),
     _between("train.label_smoothing", 0, 1),
     _between("train.average_decay", 0, 1),
-    _at_least("history.every", 1),
+    _between("train.micro_batches", 1, 2**20),
+    (
+      "history.every",
+      "a whole number, or one over a whole number such as 0.25",
+      lambda v: 1e-4 <= v <= _MAX_COUNT and (v if v >= 1 else 1 / v) % 1 == 0,
+    ),
+    _one_of("history.unit", clock.UNITS),
     _at_least("history.resume_every", 1),
     _between("predictions.batch_size", 1, 2**20),
     _one_of("predictions.dtype", STORE_DTYPES),
@@ -205,6 +212,16 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       and (config.selection.labels == "clean" or kind not in _HAS_TRANSITION),
       "fuse.transition='known' needs selection.labels='noisy' and a noise.kind "
       f"with a matrix, got {config.selection.labels!r} and {kind!r}",
+    ),
+    (
+      config.history.unit == "step" and config.history.every < 1,
+      f"history.unit='step' needs whole steps but history.every="
+      f"{config.history.every}",
+    ),
+    (
+      config.train.batch_size % config.train.micro_batches,
+      f"train.batch_size={config.train.batch_size} does not divide into "
+      f"train.micro_batches={config.train.micro_batches}",
     ),
     (
       config.optim.warmup_epochs >= config.train.epochs,

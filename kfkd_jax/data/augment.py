@@ -168,33 +168,24 @@ def cut_out(
 
 
 def mixup(
-  images: jax.Array,
-  targets: jax.Array,
-  partner_images: jax.Array,
-  partner_targets: jax.Array,
-  weights: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """Convex combinations of two examples (Zhang et al. 2018).
+  values: jax.Array, partners: jax.Array, weight: ArrayLike
+) -> jax.Array:
+  """Convex combinations of examples, images or targets (Zhang et al. 2018).
 
   The caller pairs the examples over the global batch (such as with the next
   one), so that pairs do not depend on the number of devices.
 
   Args:
-    images: float[B, H, W, Ch].
-    targets: probabilities [B, K].
-    partner_images: float[B, H, W, Ch].
-    partner_targets: [B, K].
-    weights: [B] share of the first of the two.
+    values: float[B, ...].
+    partners: [B, ...] the other of each pair.
+    weight: share of the first of the two, a scalar or [B].
 
   Returns:
-    (images [B, H, W, Ch], targets [B, K]).
+    [B, ...].
   """
-  by_image = weights[:, None, None, None]
-  by_target = weights[:, None]
-  return (
-    by_image * images + (1 - by_image) * partner_images,
-    by_target * targets + (1 - by_target) * partner_targets,
-  )
+  weight = jnp.asarray(weight)
+  weight = weight.reshape(weight.shape + (1,) * (values.ndim - weight.ndim))
+  return weight * values + (1 - weight) * partners
 
 
 def _within(start: jax.Array, length: int, size: int) -> jax.Array:

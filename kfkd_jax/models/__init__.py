@@ -2,8 +2,9 @@
 
 A model is a linen module called as `module.apply(variables, images, train=...)`
 that returns float32 logits and keeps its BatchNorm statistics, if any, in the
-collection `batch_stats`. With `axis_name` set, the statistics of a training
-step are averaged over that mesh axis.
+collection `batch_stats`. What its last layer reads, `[B, F]`, is sown as
+`features` in the collection `intermediates`. With `axis_name` set, the
+statistics of a training step are averaged over that mesh axis.
 """
 
 from __future__ import annotations

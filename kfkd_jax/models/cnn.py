@@ -34,4 +34,5 @@ class CNN(nn.Module):
         strides = (2, 2) if stage and not layer else (1, 1)
         x = nn.relu(norm()(conv(features, (3, 3), strides)(x)))
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    self.sow("intermediates", "features", x)
     return nn.Dense(self.num_classes, dtype=jnp.float32)(x)

@@ -79,6 +79,7 @@ class ConvNeXt(nn.Module):
         x = block(self.dtype, name=f"{prefix}.blocks.{b}")(x)
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
     x = nn.LayerNorm(1e-6, dtype=jnp.float32, name="head.norm")(x)
+    self.sow("intermediates", "features", x)
     return layers.Linear(self.num_classes, dtype=jnp.float32, name="head.fc")(x)
 
   def _check(self, shape: tuple[int, ...]) -> None:

@@ -191,6 +191,7 @@ class MaxViT(nn.Module):
     linear = functools.partial(layers.Linear, dtype=jnp.float32)
     x = nn.LayerNorm(1e-5, dtype=jnp.float32, name="head.norm")(x)
     x = nn.tanh(linear(x.shape[-1], name="head.pre_logits.fc")(x))
+    self.sow("intermediates", "features", x)
     return linear(self.num_classes, name="head.fc")(x)
 
   def _window(self, shape: tuple[int, ...]) -> int:

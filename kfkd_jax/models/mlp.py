@@ -26,4 +26,5 @@ class MLP(nn.Module):
     for _ in range(self.depth):
       x = nn.Dense(self.width, dtype=self.dtype)(x)
       x = nn.relu(norm()(x))
+    self.sow("intermediates", "features", x)
     return nn.Dense(self.num_classes, dtype=jnp.float32)(x)

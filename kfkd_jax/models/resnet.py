@@ -98,6 +98,7 @@ class ResNet(nn.Module):
         name = f"layer{stage + 1}.{b}"
         x = block(features, strides, conv, norm, name=name)(x)
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    self.sow("intermediates", "features", x)
     return nn.Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
 
 

@@ -56,6 +56,7 @@ class ViT(nn.Module):
     for b in range(self.depth):
       x = block(heads, self.dtype, name=f"blocks.{b}")(x)
     x = nn.LayerNorm(1e-6, dtype=jnp.float32, name="norm")(x[:, 0])
+    self.sow("intermediates", "features", x)
     return layers.Linear(self.num_classes, dtype=jnp.float32, name="head")(x)
 
   def _tokens(self, x: chex.Array) -> chex.Array:

@@ -65,6 +65,7 @@ class WideResNet(nn.Module):
         x = block(features, strides, conv, norm, name=name)(x)
     x = nn.relu(norm(name="bn1")(x))
     x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    self.sow("intermediates", "features", x)
     return nn.Dense(self.num_classes, dtype=jnp.float32, name="fc")(x)
 
 

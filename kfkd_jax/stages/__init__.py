@@ -216,7 +216,9 @@ def _run_stage(config, workdir, name, say) -> bool:
     result = parallel.on_main(lambda: stage.run(config, workdir))
   else:
     result = stage.run(config, workdir)
-  parallel.on_main(lambda: _end(config, workdir, name, f"{name}: {result}", say))
+  parallel.on_main(
+    lambda: _end(config, workdir, name, f"{name}: {result}", say)
+  )
   return True
 
 

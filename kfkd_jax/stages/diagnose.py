@@ -22,7 +22,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     for name in names
   }
   diagnosis: dict[str, Any] = {
-    "epochs": stores["test"].epochs,
+    "epochs": experiment.epochs_at(config, task, stores["test"].epochs),
     "class_names": list(task.class_names),
     "splits": {
       name: diagnose(store, store.labels, task.num_classes)
@@ -72,7 +72,7 @@ def diagnose(
   }
 
 
-def summary(split: dict[str, Any], epochs: Sequence[int]) -> str:
+def summary(split: dict[str, Any], epochs: Sequence[float]) -> str:
   """One line about a split's diagnosis."""
   worst = split["max_forget_checkpoint"]
   return (

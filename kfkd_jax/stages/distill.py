@@ -58,7 +58,7 @@ def _plan(config, workdir, name, weights) -> networks.Plan:
       "distill": config_lib.subset(config, LESSON_KEYS),
       "weights": files.digest(weights.tobytes()),
     },
-    epochs=config.distill.epochs,
+    changes={"train.epochs": config.distill.epochs or config.train.epochs},
   )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -264,7 +265,6 @@ def make_recipe(
   config: ml_collections.ConfigDict,
   task: Task,
   *,
-  epochs: int | None = None,
   keep_history: bool = False,
 ) -> loop.Recipe:
   """How the config trains a network on the task's data.
@@ -272,10 +272,9 @@ def make_recipe(
   Args:
     config: the configuration.
     task: its data.
-    epochs: None for `train.epochs`.
-    keep_history: keep checkpoints as `history.every` says, not only the last.
+    keep_history: keep checkpoints as `history` says, not only the last.
   """
-  epochs = config.train.epochs if epochs is None else epochs
+  epochs = config.train.epochs
   steps = -(-len(task.given) // config.train.batch_size)
   schedule = optim.make_schedule(
     config.optim.schedule,
@@ -302,10 +301,21 @@ def make_recipe(
     batch_size=config.train.batch_size,
     average_decay=config.train.average_decay,
     history_every=config.history.every if keep_history else epochs,
+    history_unit=config.history.unit if keep_history else "epoch",
     resume_every=config.history.resume_every,
+    micro_batches=config.train.micro_batches,
     evaluation_batch=config.predictions.batch_size,
     prediction_dtype=config.predictions.dtype,
   )
+
+
+def epochs_at(
+  config: ml_collections.ConfigDict, task: Task, ticks: Sequence[int]
+) -> list[int | float]:
+  """Finished epochs at the teacher's checkpoints, by their numbers."""
+  recipe = make_recipe(config, task, keep_history=True)
+  clock = loop.make_clock(recipe, len(task.given))
+  return [clock.epochs(tick) for tick in ticks]
 
 
 def make_views(config: ml_collections.ConfigDict, task: Task) -> Views:

@@ -32,7 +32,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
         transition=task.transition if known else None,
       ),
     })  # fmt: skip
-  epochs = store.epochs
+  epochs = experiment.epochs_at(config, task, store.epochs)
   files.write_json(workdir / "fusion.json", {"epochs": epochs, "folds": folds})
   return summary(folds[0]["methods"], epochs)
 
@@ -76,7 +76,7 @@ def weights_of(workdir: epath.Path, method: str, fold: int = 0) -> np.ndarray:
   return np.asarray(weights, np.float32)
 
 
-def summary(methods: dict[str, Any], epochs: Sequence[int]) -> str:
+def summary(methods: dict[str, Any], epochs: Sequence[float]) -> str:
   """One line about the fusions of a fold."""
   kf, mixture = methods["kf"], methods["mixture"]
   members = [epochs[m] for m in kf["members"]]

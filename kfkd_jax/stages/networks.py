@@ -7,7 +7,8 @@ made from other inputs is thrown away and started again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ TRAINING_KEYS = (
   "optim",
   "train",
   "history.every",
+  "history.unit",
   "predictions",
   "selection.source",
   "selection.num",
@@ -45,11 +47,13 @@ class Lesson(NamedTuple):
     objective: what it learns.
     extra: more arrays `[N, ...]` of the training set that the loss reads.
     frozen: arrays for the objective's targets.
+    review: what to learn from next, given what was predicted so far.
   """
 
   objective: objective.Objective
   extra: dict[str, np.ndarray] | None = None
   frozen: Any = None
+  review: loop.Review | None = None
 
 
 class Plan(NamedTuple):
@@ -61,7 +65,9 @@ class Plan(NamedTuple):
     inputs: what besides the training configuration decides the outcome, as
       JSON can hold it.
     member: number of its random streams, 0 for the teacher's.
-    epochs: None for `train.epochs`.
+    changes: configuration that is different for this network, by dotted key.
+    init: makes `{"params", "batch_stats"}` to start from; None starts as
+      configured.
     keep_history: keep checkpoints as configured, not only the last.
   """
 
@@ -69,7 +75,8 @@ class Plan(NamedTuple):
   lesson: Callable[[], Lesson]
   inputs: dict[str, Any]
   member: int = 0
-  epochs: int | None = None
+  changes: Mapping[str, Any] = types.MappingProxyType({})
+  init: Callable[[], dict[str, Any]] | None = None
   keep_history: bool = False
 
 
@@ -122,10 +129,11 @@ def train(
 ) -> None:
   """Trains the planned network unless it is finished already."""
   run = run_path(workdir, plan.name)
+  config = config_lib.changed(config, plan.changes)
   inputs = {
     "training": config_lib.subset(config, TRAINING_KEYS),
     "member": plan.member,
-    "epochs": plan.epochs,
+    "keep_history": plan.keep_history,
     **plan.inputs,
   }
   parallel.on_main(lambda: _prepare(run, inputs))
@@ -133,9 +141,7 @@ def train(
   if parallel.on_main(lambda: all(map(is_whole, folders))):
     return
   task = experiment.load_task(config)
-  recipe = experiment.make_recipe(
-    config, task, epochs=plan.epochs, keep_history=plan.keep_history
-  )
+  recipe = experiment.make_recipe(config, task, keep_history=plan.keep_history)
   lesson = plan.lesson()
   seeds = experiment.seeds_for(config, plan.member)
   with Progress(run, plan.name, tensorboard=config.runtime.tensorboard) as show:
@@ -148,7 +154,12 @@ def train(
       seeds=seeds,
       mesh=parallel.data_mesh(),
       frozen=lesson.frozen,
-      init_from=experiment.initial_variables(config, task, seeds),
+      init_from=(
+        experiment.initial_variables(config, task, seeds)
+        if plan.init is None
+        else plan.init()
+      ),
+      review=lesson.review,
       observe=show,
     )
   if trained.average:
@@ -170,9 +181,7 @@ def _prepare(run: epath.Path, inputs: dict[str, Any]) -> None:
 
 def _finish(run: epath.Path) -> None:
   parallel.on_main(
-    lambda: files.write_json(
-      run / "finished.json", {"contents": contents(run)}
-    )
+    lambda: files.write_json(run / "finished.json", {"contents": contents(run)})
   )
 
 

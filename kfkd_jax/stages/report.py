@@ -220,7 +220,8 @@ def _forgotten(config, workdir, task: experiment.Task) -> dict[str, Any]:
   """
   store = networks.predictions(workdir, experiment.TEACHER, "test")
   rows = task.folds[0].test_rows
-  labels, epochs = store.labels[rows], store.epochs
+  labels = store.labels[rows]
+  epochs = experiment.epochs_at(config, task, store.epochs)
   classes = np.asarray(forgetting.predicted_classes(Subset(store, rows)))
   chosen = files.read_json(workdir / "fusion.json")["folds"][0]["methods"]["kf"]
   weights = np.asarray(chosen["weights"], np.float32)
@@ -263,7 +264,7 @@ def _picture(image: np.ndarray) -> str:
 def _strip(
   classes: np.ndarray,
   label: int,
-  epochs: Sequence[int],
+  epochs: Sequence[float],
   class_names: Sequence[str],
 ) -> list[dict[str, Any]]:
   """The runs of equal predictions of one example, in order of epochs."""

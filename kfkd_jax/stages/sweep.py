@@ -44,9 +44,7 @@ def _summarised(workdir: epath.Path, seeds: list[int], level: float) -> str:
     for row in files.read_json_lines(workdir / f"seed-{seed}" / "results.jsonl")
   ]
   summary = summarise(rows, level=level)
-  files.write_json(
-    workdir / "sweep.json", {"seeds": seeds, "methods": summary}
-  )
+  files.write_json(workdir / "sweep.json", {"seeds": seeds, "methods": summary})
   return table(summary)
 
 

@@ -6,8 +6,9 @@ and differ by the recipe and the objective.
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,9 +20,12 @@ from etils import epath
 from kfkd_jax import checkpoints, files, parallel
 from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
+from kfkd_jax.training import clock as clock_lib
+from kfkd_jax.training import memory
 from kfkd_jax.training import step as step_lib
+from kfkd_jax.training.clock import Clock
 from kfkd_jax.training.objective import Objective
-from kfkd_jax.training.state import TrainState, init_state
+from kfkd_jax.training.state import TrainState, init_state, put
 from kfkd_jax.training.termination import Terminated, Termination
 
 
@@ -35,8 +39,10 @@ class Recipe(NamedTuple):
     epochs: passes over the training set.
     batch_size: of all devices together; divides over them.
     average_decay: of a moving average of the weights; None keeps none.
-    history_every: epochs between kept checkpoints; the last is always kept.
+    history_every: between kept checkpoints; the last is always kept.
+    history_unit: of that, `epoch` or `step`.
     resume_every: epochs between full states.
+    micro_batches: pieces in which a device learns its share of a batch.
     evaluation_batch: examples predicted at once, over all devices.
     prediction_dtype: of the stored probabilities.
   """
@@ -47,8 +53,10 @@ class Recipe(NamedTuple):
   epochs: int
   batch_size: int
   average_decay: float | None = None
-  history_every: int = 1
+  history_every: float = 1
+  history_unit: str = "epoch"
   resume_every: int = 1
+  micro_batches: int = 1
   evaluation_batch: int = 1024
   prediction_dtype: str = "float32"
 
@@ -88,19 +96,24 @@ class Trained(NamedTuple):
 
 
 class EpochReport(NamedTuple):
-  """What an observer of the loop learns at the end of an epoch.
+  """What an observer of the loop learns at the end of an epoch, or a part.
 
   Attributes:
-    epoch: finished epochs.
+    epoch: finished epochs, with a fraction where history is kept more often.
     epochs: of the whole run.
     metrics: `split/metric` -> value.
     steps_per_second: training steps alone.
   """
 
-  epoch: int
+  epoch: float
   epochs: int
   metrics: dict[str, float]
   steps_per_second: float
+
+
+# `(finished ticks, stores of the splits) -> arrays [N, ...]` of the training
+# set, the same names and shapes each time.
+Review = Callable[[int, dict[str, PredictionStore]], dict[str, np.ndarray]]
 
 
 class DivergedError(FloatingPointError):
@@ -111,9 +124,9 @@ class Position(NamedTuple):
   """Where a run stands, between two steps.
 
   Attributes:
-    state: after `finished` epochs and `len(fit)` steps of the next one.
-    finished: epochs trained and evaluated.
-    fit: `f32[S, 4]` the `StepMetrics` of those steps.
+    state: after `finished` ticks and `len(fit)` steps of the next one.
+    finished: ticks of the clock, trained and evaluated.
+    fit: `f32[S, 5]` the `StepMetrics` of those steps.
   """
 
   state: TrainState
@@ -132,12 +145,14 @@ def train(
   mesh: jax.sharding.Mesh,
   frozen: Any = None,
   init_from: Any = None,
+  review: Review | None = None,
   observe: Callable[[EpochReport], None] = lambda report: None,
 ) -> Trained:
   """Trains one network in the folder `run`, continuing what is there.
 
-  At each epoch's end the splits' predictions go into the store and, when due,
-  the network into `history/` and the full state into `resume/`. A run that was
+  At each tick of the clock, such as an epoch's end, the splits' predictions go
+  into the store and, when due, the network into `history/` and the full state
+  into `resume/`. A run that was
   stopped anywhere continues to the same bits. SIGTERM saves the full state and
   raises `Terminated`; numbers that are not finite raise `DivergedError` before
   anything of their epoch is kept.
@@ -154,7 +169,8 @@ def train(
     frozen: arrays handed to the objective's targets.
     init_from: `{"params", "batch_stats"}` to start from instead of fresh
       ones.
-    observe: called after each epoch.
+    review: what to learn from next, given what was predicted so far.
+    observe: called after each tick.
 
   Returns:
     What the last checkpoint holds.
@@ -167,37 +183,46 @@ def train(
   ):
     stores: dict[str, PredictionStore] = {}  # on the main process alone
     parallel.on_main(lambda: _open_stores(stores, run, splits, recipe))
-    num_steps = order.num_batches(len(training_set["label"]), recipe.batch_size)
-    state = _initial_state(recipe, seeds, training_set, init_from)
-    at = _resumed(run, state, num_steps, history, resume, recipe)
+    clock = make_clock(recipe, len(training_set["label"]))
+    start = _initial_state(
+      recipe, objective, seeds, training_set, init_from, mesh
+    )
+    at = _resumed(run, start, clock, history, resume)
     parallel.on_main(lambda: _truncate(stores, at.finished))
-    at = at._replace(state=parallel.replicate(at.state, mesh))
+    at = at._replace(state=put(at.state, mesh))
     resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
-    run_epoch = _make_epoch(recipe, objective, seeds, mesh)
+    run_tick = _make_tick(recipe, objective, clock, seeds, mesh)
     evaluation = _Evaluation(recipe, splits, stores, mesh)
-    evaluation.recall(history, _due(at.finished, recipe), at.state.variables)
+    kept = [tick for tick in sorted(clock.kept) if tick <= at.finished]
+    evaluation.recall(history, kept, at.state.variables)
 
-    while at.finished < recipe.epochs:
-      at, rate = run_epoch(at, frozen, resident, stop)
-      epoch = at.finished + 1
-      _check_finite(run, epoch, num_steps, at.fit)
+    while at.finished < len(clock.ends):
+      if review is not None:
+        learnt = parallel.arrays_from_main(
+          functools.partial(review, at.finished, stores)
+        )
+        resident = {**resident, **parallel.replicate(learnt, mesh)}
+      at, rate = run_tick(at, frozen, resident, stop)
+      tick = at.finished + 1
+      _check_finite(run, clock, at)
       stopping = stop.requested()
       probs = None if stopping else evaluation(at.state.variables, stop)
       if probs is None:
-        _save(history, resume, at, num_steps, mesh)
+        _save(history, resume, at, clock, mesh)
+        epoch = clock.start(tick) // clock.steps_per_epoch + 1
         _say(f"{run.name}: stopped in epoch {epoch}; run again to continue")
         raise Terminated
-      keep = _is_due(epoch, recipe.history_every, recipe.epochs)
-      scores = evaluation.score(epoch, probs, keep=keep)
-      metrics = _fit_metrics(at.fit) | scores
+      keep = tick in clock.kept
+      metrics = _fit_metrics(at.fit, objective)
+      metrics |= evaluation.score(tick, probs, keep=keep)
       if keep:
-        history.save(epoch, at.state.variables)
-      _append_metrics(run, epoch, metrics)
-      at = Position(at.state, epoch, at.fit[:0])
-      if _is_due(epoch, recipe.resume_every, recipe.epochs):
-        _save(history, resume, at, num_steps, mesh)
-      observe(EpochReport(epoch, recipe.epochs, metrics, rate))
+        history.save(tick, at.state.variables)
+      _append_metrics(run, clock.epochs(tick), metrics)
+      at = Position(at.state, tick, at.fit[:0])
+      if tick in clock.saved:
+        _save(history, resume, at, clock, mesh)
+      observe(EpochReport(clock.epochs(tick), recipe.epochs, metrics, rate))
 
   return parallel.to_host(Trained(at.state.variables, at.state.average))
 
@@ -233,48 +258,35 @@ class Predictor:
     return np.concatenate(parts)[:count]  # padding is at the end
 
 
-def _make_epoch(recipe, objective, seeds, mesh):
-  """Builds `run_epoch(position, frozen, resident, stop) -> position, rate`.
+def _make_tick(recipe, objective, clock, seeds, mesh):
+  """Builds `run_tick(position, frozen, resident, stop) -> position, rate`.
 
-  It makes one exact pass, or what is left of one, or less if asked to stop.
+  It takes the steps of one tick, or what is left of them, or fewer if asked to
+  stop; the ticks of an epoch make one exact pass.
   """
-  step = parallel.pmapped(
+  step = step_lib.map_train_step(
     step_lib.make_train_step(
       recipe.module,
       recipe.optimizer,
       objective,
       recipe.views,
       average_decay=recipe.average_decay,
+      micro_batches=recipe.micro_batches,
     ),
     mesh,
-    in_specs=(
-      parallel.REPLICATED,
-      parallel.REPLICATED,
-      parallel.REPLICATED,
-      parallel.SHARDED,
-      parallel.REPLICATED,
-    ),
-    out_specs=(parallel.REPLICATED, parallel.REPLICATED),
-    donate=(0,),
   )
   seed = parallel.replicate(np.uint32(seeds.augment), mesh)
-  position = np.arange(recipe.batch_size, dtype=np.int32)
 
-  def run_epoch(at, frozen, resident, stop):
-    count = len(resident["label"])
-    permutation = order.epoch_order(seeds.order, at.finished, count)
-    index, weight = order.epoch_batches(permutation, recipe.batch_size)
+  def run_tick(at, frozen, resident, stop):
+    begin = clock.start(at.finished + 1) + len(at.fit)
+    steps = range(begin, clock.ends[at.finished])
+    batches = _batches(recipe, clock, seeds, len(resident["label"]), steps)
     in_flight = parallel.InFlight(parallel.in_flight_limit())
     state, sums = at.state, []
     started = time.perf_counter()
-    for number in range(len(at.fit), len(index)):
+    for rows in batches:
       if stop.requested_before():
         break
-      rows = {
-        "index": index[number],
-        "weight": weight[number],
-        "position": position,
-      }
       state, metrics = step(
         state, frozen, resident, parallel.shard(rows, mesh), seed
       )
@@ -285,16 +297,51 @@ def _make_epoch(recipe, objective, seeds, mesh):
     fit = np.array(parallel.to_host(sums), np.float32).reshape(-1, _FIT_COLUMNS)
     return Position(state, at.finished, np.concatenate([at.fit, fit])), rate
 
-  return run_epoch
+  return run_tick
 
 
-def _initial_state(recipe, seeds, training_set, init_from) -> TrainState:
+def _batches(
+  recipe: Recipe, clock: Clock, seeds: Seeds, count: int, steps: range
+) -> Iterator[dict[str, np.ndarray]]:
+  """The rows of each global step, which epochs divide among them."""
+  position = np.arange(recipe.batch_size, dtype=np.int32)
+  epoch = -1
+  for number in steps:
+    if number // clock.steps_per_epoch != epoch:
+      epoch = number // clock.steps_per_epoch
+      permutation = order.epoch_order(seeds.order, epoch, count)
+      index, weight = order.epoch_batches(permutation, recipe.batch_size)
+    place = number % clock.steps_per_epoch
+    yield {"index": index[place], "weight": weight[place], "position": position}
+
+
+def make_clock(recipe: Recipe, count: int) -> Clock:
+  """The clock of a run on `count` training examples."""
+  return clock_lib.make_clock(
+    recipe.epochs,
+    order.num_batches(count, recipe.batch_size),
+    every=recipe.history_every,
+    unit=recipe.history_unit,
+    resume_every=recipe.resume_every,
+  )
+
+
+def _initial_state(
+  recipe, objective, seeds, training_set, init_from, mesh
+) -> TrainState:
+  remembered = None
+  if objective.memory is not None:
+    rows = objective.memory.init(
+      training_set["label"], recipe.module.num_classes
+    )
+    remembered = memory.padded(rows, mesh)
   state = init_state(
     recipe.module,
     recipe.optimizer,
     jax.random.key(seeds.model),
     training_set["image"][:1],
     keep_average=recipe.average_decay is not None,
+    memory=remembered,
   )
   if init_from is not None:
     state = state._replace(**init_from)
@@ -303,18 +350,19 @@ def _initial_state(recipe, seeds, training_set, init_from) -> TrainState:
   return state
 
 
-def _resumed(run, state, num_steps, history, resume, recipe) -> Position:
+def _resumed(run, state, clock: Clock, history, resume) -> Position:
   """The newest position that the history supports, or the start."""
   start = Position(state, 0, np.zeros((0, _FIT_COLUMNS), np.float32))
-  template = jax.tree.map(np.asarray, _packed(start, num_steps))
+  template = jax.tree.map(np.asarray, _packed(start, clock))
   at, number = start, 0
   for number in reversed(resume.steps()):
     try:
-      at = _unpacked(resume.restore(number, template), num_steps)
+      at = _unpacked(resume.restore(number, template), clock)
     except checkpoints.DamagedCheckpointError as error:
       _say(f"{error}; going back to an older one")
       continue
-    missing = set(_due(at.finished, recipe)) - set(history.steps())
+    due = {tick for tick in clock.kept if tick <= at.finished}
+    missing = due - set(history.steps())
     if not missing:
       break
     _say(f"{history.path} lacks {sorted(missing)}; going back to before them")
@@ -324,16 +372,16 @@ def _resumed(run, state, num_steps, history, resume, recipe) -> Position:
       _say(f"{run.name}: nothing to continue from, starting again")
   history.delete_after(at.finished)
   resume.delete_after(number)
-  parallel.on_main(lambda: _truncate_metrics(run, at.finished))
+  done = clock.epochs(at.finished) if at.finished else 0
+  parallel.on_main(lambda: _truncate_metrics(run, done))
   return at
 
 
-def _truncate_metrics(run: epath.Path, finished: int) -> None:
+def _truncate_metrics(run: epath.Path, done: float) -> None:
   path = run / "metrics.jsonl"
   if path.exists():
     rows = files.read_json_lines(path)
-    kept = [row for row in rows if row["epoch"] <= finished]
-    files.write_json_lines(path, kept)
+    files.write_json_lines(path, [r for r in rows if r["epoch"] <= done])
 
 
 def _say(line: str) -> None:
@@ -344,25 +392,26 @@ def _say(line: str) -> None:
 _FIT_COLUMNS = len(step_lib.StepMetrics._fields)
 
 
-def _packed(at: Position, num_steps: int) -> dict[str, Any]:
+def _packed(at: Position, clock: Clock) -> dict[str, Any]:
   """A position as arrays of fixed shapes."""
-  fit = np.zeros((num_steps, _FIT_COLUMNS), np.float32)
+  longest = max(np.diff((0, *clock.ends)))
+  fit = np.zeros((longest, _FIT_COLUMNS), np.float32)
   fit[: len(at.fit)] = at.fit
   return {"state": at.state, "finished": np.int32(at.finished), "fit": fit}
 
 
-def _unpacked(tree: dict[str, Any], num_steps: int) -> Position:
+def _unpacked(tree: dict[str, Any], clock: Clock) -> Position:
   finished = int(tree["finished"])
-  steps = int(tree["state"].step) - finished * num_steps
+  steps = int(tree["state"].step) - clock.start(finished + 1)
   return Position(tree["state"], finished, tree["fit"][:steps])
 
 
-def _save(history, resume, at: Position, num_steps: int, mesh) -> None:
+def _save(history, resume, at: Position, clock: Clock, mesh) -> None:
   history.wait()  # a resumed run must find all that came before it
-  tree = _packed(at, num_steps)
+  tree = _packed(at, clock)
   for name in ("finished", "fit"):
     tree[name] = parallel.replicate(tree[name], mesh)
-  resume.save(at.finished * num_steps + len(at.fit), tree)
+  resume.save(clock.start(at.finished + 1) + len(at.fit), tree)
 
 
 def _open_stores(stores, run, splits, recipe) -> None:
@@ -460,21 +509,27 @@ _REMEDY = (
 )
 
 
-def _check_finite(run, epoch: int, num_steps: int, fit: np.ndarray) -> None:
-  broken = np.flatnonzero(step_lib.StepMetrics(*fit.T).broken)
+def _check_finite(run, clock: Clock, at: Position) -> None:
+  broken = np.flatnonzero(step_lib.StepMetrics(*at.fit.T).broken)
   if len(broken):
+    epoch, place = divmod(
+      clock.start(at.finished + 1) + int(broken[0]), clock.steps_per_epoch
+    )
     raise DivergedError(
-      f"{run}: the loss or the network is not finite after epoch {epoch}, step "
-      f"{broken[0] + 1} of {num_steps}; {_REMEDY}"
+      f"{run}: the loss or the network is not finite after epoch {epoch + 1}, "
+      f"step {place + 1} of {clock.steps_per_epoch}; {_REMEDY}"
     )
 
 
-def _fit_metrics(fit: np.ndarray) -> dict[str, float]:
+def _fit_metrics(fit: np.ndarray, objective: Objective) -> dict[str, float]:
   total = step_lib.StepMetrics(*(float(column.sum()) for column in fit.T))
-  return {
+  metrics = {
     "fit/loss": total.loss / total.count,
     "fit/accuracy": total.correct / total.count,
   }
+  if objective.gate is not None:
+    metrics["fit/gate"] = total.gated / total.count
+  return metrics
 
 
 def _scores(name, probs, labels, right) -> dict[str, float]:
@@ -497,18 +552,12 @@ def _append_metrics(run, epoch, metrics) -> None:
   parallel.on_main(lambda: files.append_json_line(run / "metrics.jsonl", row))
 
 
-def _is_due(epoch: int, every: int, epochs: int) -> bool:
-  return epoch % every == 0 or epoch == epochs
-
-
-def _due(finished: int, recipe: Recipe) -> list[int]:
-  """The kept epochs among the finished ones."""
-  every, epochs = recipe.history_every, recipe.epochs
-  return [e for e in range(1, finished + 1) if _is_due(e, every, epochs)]
-
-
 def _check_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
-  if recipe.batch_size % mesh.size:
+  pieces = mesh.size * recipe.micro_batches
+  if recipe.batch_size % pieces:
+    among = f"{mesh.size} devices"
+    if recipe.micro_batches > 1:
+      among += f" times {recipe.micro_batches} micro-batches"
     raise ValueError(
-      f"batch_size {recipe.batch_size} does not divide over {mesh.size} devices"
+      f"batch_size {recipe.batch_size} does not divide over {among}"
     )

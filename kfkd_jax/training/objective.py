@@ -12,10 +12,49 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from kfkd_jax import history, losses
+from kfkd_jax.parallel import DATA_AXIS
 
 Batch = dict[str, chex.Array]
+
+
+class Memory(NamedTuple):
+  """What an objective remembers of every training example.
+
+  It is shared out over the devices and kept in the checkpoint. A step reads
+  the rows of its examples into `batch["memory"]` and writes them where their
+  weight is not 0, which is once an epoch.
+
+  Attributes:
+    init: `(labels[N], K) -> tree` of arrays `[N, ...]`.
+    update: `(rows, logits[B,K], batch) -> rows`, after the forward pass.
+  """
+
+  init: Callable[[np.ndarray, int], Any]
+  update: Callable[[Any, chex.Array, Batch], Any]
+
+
+class Gate(NamedTuple):
+  """A term of the loss that is kept in a step only if it agrees.
+
+  Attributes:
+    loss: `(logits[B,K], batch) -> [B]` the term.
+    threshold: least cosine between its gradient and that of the rest.
+    by_group: decide for each top-level group of parameters by itself.
+  """
+
+  loss: Callable[[chex.Array, Batch], chex.Array]
+  threshold: float = 0.0
+  by_group: bool = False
+
+
+def _as_given(frozen: Any, images: chex.Array, batch: Batch) -> Batch:
+  del frozen, images
+  return batch
 
 
 class Objective(NamedTuple):
@@ -26,15 +65,25 @@ class Objective(NamedTuple):
     targets: `(frozen, images[B,...], batch) -> batch`, adds to the batch what
       the loss needs, computed on the augmented images that the network is
       about to see; `frozen` are arrays that stay as they are during the run.
+    memory: what it remembers of every example, None for nothing.
+    gate: another term of the loss, under a condition.
+    features: whether the loss reads `batch["features"]`, what the network
+      computes before its last layer.
   """
 
   loss: Callable[[chex.Array, Batch], chex.Array]
-  targets: Callable[[Any, chex.Array, Batch], Batch]
+  targets: Callable[[Any, chex.Array, Batch], Batch] = _as_given
+  memory: Memory | None = None
+  gate: Gate | None = None
+  features: bool = False
 
 
-def _as_given(frozen: Any, images: chex.Array, batch: Batch) -> Batch:
-  del frozen, images
-  return batch
+def batch_mean(values: chex.Array, batch: Batch) -> chex.Array:
+  """The mean of per-example `values[B]` over the real rows of all devices."""
+  weight = batch["weight"]
+  sums = jnp.stack([jnp.sum(values * weight), jnp.sum(weight)])
+  total, count = lax.psum(sums, DATA_AXIS)
+  return total / jnp.maximum(count, 1)
 
 
 def supervised(*, label_smoothing: float = 0.0) -> Objective:
@@ -45,7 +94,7 @@ def supervised(*, label_smoothing: float = 0.0) -> Objective:
       logits, batch["label"], label_smoothing=label_smoothing
     )
 
-  return Objective(loss, _as_given)
+  return Objective(loss)
 
 
 def cached_distillation(
@@ -62,7 +111,7 @@ def cached_distillation(
       temperature=temperature,
     )
 
-  return Objective(loss, _as_given)
+  return Objective(loss)
 
 
 def live_distillation(

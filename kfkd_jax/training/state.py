@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 
-from kfkd_jax import models
+from kfkd_jax import models, parallel
 
 
 class TrainState(NamedTuple):
@@ -22,6 +23,8 @@ class TrainState(NamedTuple):
     opt_state: the optimiser's state.
     average: exponential moving average of `{"params", "batch_stats"}`, `{}`
       when none is kept.
+    memory: what the objective remembers of every example, each leaf
+      `[N', ...]` with rows shared out over the devices, `{}` for nothing.
   """
 
   step: chex.Array
@@ -29,6 +32,7 @@ class TrainState(NamedTuple):
   batch_stats: Any
   opt_state: Any
   average: Any
+  memory: Any
 
   @property
   def variables(self) -> dict[str, Any]:
@@ -43,6 +47,7 @@ def init_state(
   images: chex.Array,
   *,
   keep_average: bool = False,
+  memory: Any = None,
 ) -> TrainState:
   """A fresh state for inputs shaped like `images[1, ...]`."""
   variables = models.init(module, key, images)
@@ -52,4 +57,21 @@ def init_state(
     batch_stats=variables["batch_stats"],
     opt_state=optimizer.init(variables["params"]),
     average=variables if keep_average else {},
+    memory={} if memory is None else memory,
   )
+
+
+SPECS = TrainState(
+  step=parallel.REPLICATED,
+  params=parallel.REPLICATED,
+  batch_stats=parallel.REPLICATED,
+  opt_state=parallel.REPLICATED,
+  average=parallel.REPLICATED,
+  memory=parallel.SHARDED,
+)
+
+
+def put(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
+  """A state of host arrays on the devices."""
+  parts = parallel.replicate(state._replace(memory={}), mesh)
+  return parts._replace(memory=parallel.shard(state.memory, mesh))

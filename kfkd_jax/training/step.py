@@ -13,11 +13,12 @@ import numpy as np
 import optax
 from jax import lax
 
-from kfkd_jax import averaging
+from kfkd_jax import averaging, parallel
 from kfkd_jax.data import augment
 from kfkd_jax.parallel import DATA_AXIS
-from kfkd_jax.training.objective import Batch, Objective
-from kfkd_jax.training.state import TrainState
+from kfkd_jax.training import memory
+from kfkd_jax.training.objective import Batch, Gate, Objective
+from kfkd_jax.training.state import SPECS, TrainState
 
 
 class Views(NamedTuple):
@@ -53,12 +54,32 @@ class StepMetrics(NamedTuple):
     correct: real rows whose given label was predicted.
     count: real rows.
     broken: devices whose loss or new network is not finite.
+    gated: real rows times the share of parameters whose gate was open.
   """
 
   loss: chex.Array
   correct: chex.Array
   count: chex.Array
   broken: chex.Array
+  gated: chex.Array
+
+
+class _Lesson(NamedTuple):
+  """What the forward and backward pass of some rows gave.
+
+  Attributes:
+    grads: one tree a term of the loss, for the mean over the global batch.
+    batch_stats: the BatchNorm statistics after it.
+    loss: summed over the rows.
+    logits: `[B, K]`.
+    memory: the rows' new memory.
+  """
+
+  grads: tuple[Any, ...]
+  batch_stats: Any
+  loss: chex.Array
+  logits: chex.Array
+  memory: Any
 
 
 def make_train_step(
@@ -68,6 +89,7 @@ def make_train_step(
   views: Views,
   *,
   average_decay: float | None = None,
+  micro_batches: int = 1,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
   """Builds `step(state, frozen, resident, rows, seed)` for one device.
 
@@ -75,7 +97,12 @@ def make_train_step(
   share of the batch: `index`, `weight`, `position` (and the examples' own
   arrays if they are not resident). The loss is the mean over the real rows of
   the global batch, so any number of devices takes the same step.
+
+  With `micro_batches` above 1 the share is learnt piece by piece and the
+  gradients are added up: the same step in less memory, except that BatchNorm
+  and means over the batch see one piece at a time.
   """
+  learn = _make_learner(module, objective)
 
   def step(state, frozen, resident, rows, seed):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -83,31 +110,133 @@ def make_train_step(
     batch = _augmented(key, batch, views)
     if views.mixup:
       batch = _mixed(key, batch, views.mixup, module.num_classes)
-    batch = objective.targets(frozen, batch["image"], batch)
+    if objective.memory is not None:
+      remembered = memory.read(state.memory, batch["index"])
+      batch = {**batch, "memory": remembered}
     # Per device, so that the mean over devices is the mean over real rows.
     share = lax.pmean(jnp.sum(batch["weight"]), DATA_AXIS)
-
-    def loss_fn(params):
-      logits, updates = module.apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        batch["image"],
-        train=True,
-        mutable=["batch_stats"],
-      )
-      per_example = objective.loss(logits, batch)
-      total = jnp.sum(per_example * batch["weight"])
-      return total / share, (total, logits, updates.get("batch_stats", {}))
-
-    grads, (total, logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(
-      state.params
+    learnt = _in_pieces(
+      lambda stats, piece: learn(state.params, stats, frozen, piece, share),
+      state.batch_stats,
+      batch,
+      micro_batches,
     )
-    grads = lax.pmean(grads, DATA_AXIS)
-    batch_stats = lax.pmean(batch_stats, DATA_AXIS)
+    grads, batch_stats = lax.pmean(
+      (learnt.grads, learnt.batch_stats), DATA_AXIS
+    )
+    grads, opened = _gated(grads, objective.gate)
     state = _updated(state, optimizer, grads, batch_stats, average_decay)
-    sums = _sums(total, logits, batch, state.variables)
+    if objective.memory is not None:
+      written = memory.write(
+        state.memory, batch["index"], batch["weight"], learnt.memory
+      )
+      state = state._replace(memory=written)
+    sums = _sums(learnt, batch, state.variables, opened)
     return state, lax.psum(sums, DATA_AXIS)
 
   return step
+
+
+def map_train_step(
+  step: Callable[..., tuple[TrainState, StepMetrics]],
+  mesh: jax.sharding.Mesh,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+  """`make_train_step`'s function on all devices; the old state is given up."""
+  everywhere = parallel.REPLICATED
+  return parallel.pmapped(
+    step,
+    mesh,
+    in_specs=(SPECS, everywhere, everywhere, parallel.SHARDED, everywhere),
+    out_specs=(SPECS, everywhere),
+    donate=(0,),
+  )
+
+
+def _make_learner(module: nn.Module, objective: Objective):
+  """Builds `learn(params, batch_stats, frozen, batch, share) -> _Lesson`."""
+  terms = [objective.loss]
+  if objective.gate is not None:
+    terms.append(objective.gate.loss)
+  collections = ["batch_stats"]
+  if objective.features:
+    collections.append("intermediates")
+
+  def learn(params, batch_stats, frozen, batch, share):
+    batch = objective.targets(frozen, batch["image"], batch)
+
+    def forward(params):
+      logits, updates = module.apply(
+        {"params": params, "batch_stats": batch_stats},
+        batch["image"],
+        train=True,
+        mutable=collections,
+      )
+      seen = batch
+      if objective.features:
+        seen = {**batch, "features": updates["intermediates"]["features"][0]}
+      totals = [jnp.sum(term(logits, seen) * seen["weight"]) for term in terms]
+      return [total / share for total in totals], (totals, logits, updates)
+
+    _, pull, (totals, logits, updates) = jax.vjp(forward, params, has_aux=True)
+    grads = [pull(list(unit))[0] for unit in np.eye(len(terms), dtype="f")]
+    rows = {}
+    if objective.memory is not None:
+      rows = objective.memory.update(batch["memory"], logits, batch)
+    statistics = updates.get("batch_stats", {})
+    return _Lesson(tuple(grads), statistics, sum(totals), logits, rows)
+
+  return learn
+
+
+def _in_pieces(learn, batch_stats, batch: Batch, pieces: int) -> _Lesson:
+  """`learn(batch_stats, batch)` on `pieces` equal parts, added up."""
+  if pieces == 1:
+    return learn(batch_stats, batch)
+  size = len(batch["weight"]) // pieces
+  parts = jax.tree.map(lambda x: x.reshape(pieces, size, *x.shape[1:]), batch)
+
+  def one(statistics, part):
+    found = learn(statistics, part)
+    return found.batch_stats, found._replace(batch_stats=())
+
+  # XLA runs convolutions inside a loop very slowly on CPU.
+  unroll = pieces if jax.default_backend() == "cpu" else 1
+  batch_stats, found = lax.scan(one, batch_stats, parts, unroll=unroll)
+  grads, loss = jax.tree.map(lambda x: x.sum(0), (found.grads, found.loss))
+  logits, rows = jax.tree.map(
+    lambda x: x.reshape(pieces * size, *x.shape[2:]),
+    (found.logits, found.memory),
+  )
+  return _Lesson(grads, batch_stats, loss, logits, rows)
+
+
+def _gated(grads: tuple[Any, ...], gate: Gate | None):
+  """The gradient to follow, and the share of parameters with an open gate."""
+  if gate is None:
+    return grads[0], jnp.float32(0)
+  main, term = grads
+  if gate.by_group:
+    groups = [
+      _gated_group({k: main[k]}, {k: term[k]}, gate.threshold) for k in main
+    ]
+  else:
+    groups = [_gated_group(main, term, gate.threshold)]
+  merged = {k: v for group, _ in groups for k, v in group.items()}
+  opened = [part for _, part in groups]
+  return merged, sum(opened) / sum(x.size for x in jax.tree.leaves(main))
+
+
+def _gated_group(main, term, threshold: float):
+  """`main`, plus `term` if their cosine is above the threshold."""
+  norms = jnp.sqrt(_inner(main, main) * _inner(term, term))
+  is_open = _inner(main, term) > threshold * norms
+  merged = jax.tree.map(lambda a, b: a + is_open * b, main, term)
+  return merged, is_open * sum(x.size for x in jax.tree.leaves(main))
+
+
+def _inner(a, b) -> chex.Array:
+  products = jax.tree.map(lambda x, y: jnp.vdot(x, y), a, b)
+  return sum(jax.tree.leaves(products), jnp.float32(0))
 
 
 def make_predict_step(
@@ -168,7 +297,7 @@ def _mixed(
   size = everyone["image"].shape[0]
   partner = (batch["position"] + 1) % size
   mixed = {
-    name: coefficient * batch[name] + (1 - coefficient) * value[partner]
+    name: augment.mixup(batch[name], value[partner], coefficient)
     for name, value in everyone.items()
   }
   return {**batch, **mixed}
@@ -184,20 +313,24 @@ def _updated(state, optimizer, grads, batch_stats, average_decay):
       {"params": params, "batch_stats": batch_stats},
       decay=average_decay,
     )
-  return TrainState(state.step + 1, params, batch_stats, opt_state, average)
+  return TrainState(
+    state.step + 1, params, batch_stats, opt_state, average, state.memory
+  )
 
 
-def _sums(total, logits, batch, variables) -> StepMetrics:
-  labels = batch["label"]
+def _sums(learnt: _Lesson, batch, variables, opened) -> StepMetrics:
+  labels, count = batch["label"], jnp.sum(batch["weight"])
+  logits = learnt.logits
   if labels.ndim == logits.ndim:  # mixed labels count by their larger part
     labels = jnp.argmax(labels, -1)
   correct = (jnp.argmax(logits, -1) == labels) * batch["weight"]
   finite = jnp.stack(
-    [jnp.isfinite(x).all() for x in jax.tree.leaves((total, variables))]
+    [jnp.isfinite(x).all() for x in jax.tree.leaves((learnt.loss, variables))]
   ).all()
   return StepMetrics(
-    total,
+    learnt.loss,
     jnp.sum(correct),
-    jnp.sum(batch["weight"]),
+    count,
     1.0 - finite.astype(jnp.float32),
+    opened * count,
   )
