@@ -225,20 +225,20 @@ def _work(options, config, workdir) -> str:
   from kfkd_jax import parallel
 
   if options.predictions is not None:
-    return parallel.on_main(lambda: _foreign(options, config))
+    return parallel.on_main(_foreign, options, config)
   _set_up_jax(config)
   from kfkd_jax import stages
 
   if options.stage == "bench":
     from kfkd_jax.stages import bench
 
-    return parallel.on_main(lambda: bench.run(config, workdir))
+    return parallel.on_main(bench.run, config, workdir)
   if options.stage == "predict":
     from kfkd_jax.stages import predict
 
     output = options.output or "probs.npz"
     return parallel.on_main(
-      lambda: predict.run(options.model, options.inputs, output, workdir)
+      predict.run, options.model, options.inputs, output, workdir
     )
   if options.stage == "sweep":
     from kfkd_jax.stages import sweep

@@ -175,27 +175,28 @@ _LEAVING = "kfkd/leaving"
 _ERRORS = (FloatingPointError, OSError, ValueError)
 
 
-def on_main(fn: Callable[[], T]) -> T:
-  """Runs `fn` on the main process; every process gets its result or error.
+def on_main(fn: Callable[..., T], *args: Any) -> T:
+  """`fn(*args)` on the main process; every process gets its result or error.
 
   All processes must come here, in the same order. While the main one works,
   the others wait without using a device, as long as it takes. Where one of
   them is told to leave meanwhile (`SystemExit`), all leave when `fn` is done.
 
   Args:
-    fn: its result must survive JSON.
+    fn: what JSON holds is what it may return.
+    *args: for `fn`; they matter on the main process only.
   """
   if _alone or not jax.distributed.is_initialized():
-    return fn()
+    return fn(*args)
   key = f"kfkd/main/{next(_calls)}"
-  return _tell(key, fn) if is_main_process() else _hear(key)
+  return _tell(key, fn, args) if is_main_process() else _hear(key)
 
 
-def _tell(key: str, fn: Callable[[], T]) -> T:
+def _tell(key: str, fn: Callable[..., T], args: Sequence[Any]) -> T:
   """Runs `fn` and lets the others know what became of it."""
   try:
     with _on_its_own():
-      value = fn()
+      value = fn(*args)
     for _, code in _client().key_value_dir_get(_LEAVING):
       raise SystemExit(int(code))
     word = {"value": value}
@@ -253,12 +254,14 @@ def _client() -> Any:
   return distributed.global_state.client
 
 
-def arrays_from_main(fn: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
+def arrays_from_main(
+  fn: Callable[..., dict[str, Any]], *args: Any
+) -> dict[str, np.ndarray]:
   """Like `on_main` for arrays by name, which go through the devices."""
   found: dict[str, np.ndarray] = {}
 
   def make():
-    found.update({k: np.asarray(v) for k, v in fn().items()})
+    found.update({k: np.asarray(v) for k, v in fn(*args).items()})
     return {k: (v.shape, v.dtype.name) for k, v in found.items()}
 
   described = on_main(make)

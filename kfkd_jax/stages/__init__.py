@@ -210,15 +210,13 @@ def _check_shared(path: epath.Path, content: str) -> None:
 
 def _run_stage(config, workdir, name, say) -> bool:
   stage = _KNOWN[name]
-  if not parallel.on_main(lambda: _begin(config, workdir, name, say)):
+  if not parallel.on_main(_begin, config, workdir, name, say):
     return False
   if stage.alone:
-    result = parallel.on_main(lambda: stage.run(config, workdir))
+    result = parallel.on_main(stage.run, config, workdir)
   else:
     result = stage.run(config, workdir)
-  parallel.on_main(
-    lambda: _end(config, workdir, name, f"{name}: {result}", say)
-  )
+  parallel.on_main(_end, config, workdir, name, result, say)
   return True
 
 
@@ -238,14 +236,14 @@ def _begin(config, workdir, name, say) -> bool:
   return True
 
 
-def _end(config, workdir, name, line, say) -> None:
+def _end(config, workdir, name, result, say) -> None:
   """Notes that a stage finished."""
   note = {
     "inputs": inputs_of(config, name),
     "outputs": _seals(config, workdir, name),
   }
   _note(workdir, name, note)
-  say(line)
+  say(f"{name}: {result}")
 
 
 def _check_ran(config, workdir, name, need) -> None:

@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `results.jsonl`, one row a method and fold; returns the table."""
   _train_independent(config, workdir)
   _make_soup(config, workdir)
-  return parallel.on_main(lambda: _compare(config, workdir))
+  return parallel.on_main(_compare, config, workdir)
 
 
 def _compare(config, workdir) -> str:

@@ -40,7 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     weights = fuse.weights_of(workdir, teacher)
     name = student_name(teacher)
     networks.train(config, workdir, _plan(config, workdir, name, weights))
-    accuracy = parallel.on_main(lambda n=name: _accuracy(workdir, n))
+    accuracy = parallel.on_main(_accuracy, workdir, name)
     accuracies.append(f"{name} {accuracy:.3f}")
   return f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
 

@@ -73,7 +73,7 @@ PredictFn = Callable[[jax.Array], Any]
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `export/`; returns what is in it and how exact it is."""
   found = [read(config, workdir, method) for method in methods(config)]
-  return parallel.on_main(lambda: _export(config, workdir, found))
+  return parallel.on_main(_export, config, workdir, found)
 
 
 def _export(config, workdir, found: Sequence[Model]) -> str:
@@ -120,7 +120,7 @@ def read(
   config: ml_collections.ConfigDict, workdir: epath.Path, method: str
 ) -> Model:
   """The networks behind a method and their weights, from the disk."""
-  content = parallel.on_main(lambda: files.read_json(workdir / "fusion.json"))
+  content = parallel.on_main(files.read_json, workdir / "fusion.json")
   epochs = content["epochs"]
   run_name = experiment.TEACHER
   if method in config_lib.TEACHERS:

@@ -71,7 +71,7 @@ def fuse(
 
 def weights_of(workdir: epath.Path, method: str, fold: int = 0) -> np.ndarray:
   """`f32[C]` weights that the fuse stage chose."""
-  content = parallel.on_main(lambda: files.read_json(workdir / "fusion.json"))
+  content = parallel.on_main(files.read_json, workdir / "fusion.json")
   weights = content["folds"][fold]["methods"][method]["weights"]
   return np.asarray(weights, np.float32)
 

@@ -136,7 +136,7 @@ def train(
     "keep_history": plan.keep_history,
     **plan.inputs,
   }
-  parallel.on_main(lambda: _prepare(run, inputs))
+  parallel.on_main(_prepare, run, inputs)
   folders = [run_path(workdir, n) for n in run_names(config, plan.name)]
   if parallel.on_main(lambda: all(map(is_whole, folders))):
     return
@@ -180,13 +180,17 @@ def _prepare(run: epath.Path, inputs: dict[str, Any]) -> None:
 
 
 def _finish(run: epath.Path) -> None:
-  parallel.on_main(
-    lambda: files.write_json(run / "finished.json", {"contents": contents(run)})
-  )
+  parallel.on_main(_note_finished, run)
+
+
+def _note_finished(run: epath.Path) -> None:
+  files.write_json(run / "finished.json", {"contents": contents(run)})
 
 
 def _discard(run: epath.Path) -> None:
   """Removes a run; one killed half-way is never mistaken for a fresh one."""
+  if not run.exists():
+    return
   trash = run.parent / f".{run.name}.discarded"
   trash.rmtree(missing_ok=True)
   run.rename(trash)
@@ -201,7 +205,7 @@ def store(
 ) -> None:
   """Makes a finished run of a network that was computed, not trained."""
   run = run_path(workdir, name)
-  parallel.on_main(lambda: _discard(run) if run.exists() else None)
+  parallel.on_main(_discard, run)
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()

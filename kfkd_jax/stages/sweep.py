@@ -34,7 +34,7 @@ def run(
       folder = workdir / f"seed-{seed}"
       stages.run(config, folder, say=functools.partial(_say, seed))
     level = config.compare.level
-    return parallel.on_main(lambda: _summarised(workdir, seeds, level))
+    return parallel.on_main(_summarised, workdir, seeds, level)
 
 
 def _summarised(workdir: epath.Path, seeds: list[int], level: float) -> str:

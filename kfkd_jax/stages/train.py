@@ -20,7 +20,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
   task = experiment.load_task(config)
   ledger = workdir / "noise.npz"
-  parallel.on_main(lambda: splits.write_ledger(ledger, task.ledger))
+  parallel.on_main(splits.write_ledger, ledger, task.ledger)
   plan = networks.Plan(
     experiment.TEACHER,
     lambda: networks.supervised(config),
@@ -28,7 +28,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     keep_history=True,
   )
   networks.train(config, workdir, plan)
-  return parallel.on_main(lambda: _summary(workdir, task))
+  return parallel.on_main(_summary, workdir, task)
 
 
 def _summary(workdir: epath.Path, task: experiment.Task) -> str:

@@ -6,7 +6,6 @@ and differ by the recipe and the objective.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -182,13 +181,13 @@ def train(
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
   ):
     stores: dict[str, PredictionStore] = {}  # on the main process alone
-    parallel.on_main(lambda: _open_stores(stores, run, splits, recipe))
+    parallel.on_main(_open_stores, stores, run, splits, recipe)
     clock = make_clock(recipe, len(training_set["label"]))
     start = _initial_state(
       recipe, objective, seeds, training_set, init_from, mesh
     )
     at = _resumed(run, start, clock, history, resume)
-    parallel.on_main(lambda: _truncate(stores, at.finished))
+    parallel.on_main(_truncate, stores, at.finished)
     at = at._replace(state=put(at.state, mesh))
     resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
@@ -199,9 +198,7 @@ def train(
 
     while at.finished < len(clock.ends):
       if review is not None:
-        learnt = parallel.arrays_from_main(
-          functools.partial(review, at.finished, stores)
-        )
+        learnt = parallel.arrays_from_main(review, at.finished, stores)
         resident = {**resident, **parallel.replicate(learnt, mesh)}
       at, rate = run_tick(at, frozen, resident, stop)
       tick = at.finished + 1
@@ -373,7 +370,7 @@ def _resumed(run, state, clock: Clock, history, resume) -> Position:
   history.delete_after(at.finished)
   resume.delete_after(number)
   done = clock.epochs(at.finished) if at.finished else 0
-  parallel.on_main(lambda: _truncate_metrics(run, done))
+  parallel.on_main(_truncate_metrics, run, done)
   return at
 
 
@@ -444,14 +441,12 @@ class _Evaluation:
   def recall(self, history, epochs: list[int], template: Any) -> None:
     """Reads what was stored; what is lost is predicted again."""
     for name, images in self._images.items():
-      for epoch in parallel.on_main(lambda n=name: self._lost(n, epochs)):
+      for epoch in parallel.on_main(self._lost, name, epochs):
         variables = history.restore(epoch, template)
         variables = parallel.replicate(variables, self._mesh)
         probs = self._predictor(variables, images)
-        parallel.on_main(
-          lambda n=name, e=epoch, p=probs: self._stores[n].write(e, p)
-        )
-      parallel.on_main(lambda n=name: self._read(n, epochs))
+        parallel.on_main(self._write, name, epoch, probs)
+      parallel.on_main(self._read, name, epochs)
 
   def _lost(self, name: str, epochs: list[int]) -> list[int]:
     """The epochs whose stored predictions cannot be read."""
@@ -463,6 +458,9 @@ class _Evaluation:
         print(f"{error}; predicting again with history/{epoch}")
         lost.append(epoch)
     return lost
+
+  def _write(self, name: str, epoch: int, probs: np.ndarray) -> None:
+    self._stores[name].write(epoch, probs)
 
   def _read(self, name: str, epochs: list[int]) -> None:
     labels = self._splits[name].labels
@@ -483,7 +481,7 @@ class _Evaluation:
     self, epoch: int, probs: dict[str, np.ndarray], *, keep: bool
   ) -> dict[str, float]:
     """Scores of each split; with `keep`, into the store."""
-    return parallel.on_main(lambda: self._score(epoch, probs, keep))
+    return parallel.on_main(self._score, epoch, probs, keep)
 
   def _score(self, epoch, probs, keep) -> dict[str, float]:
     for name, found in probs.items():
@@ -549,7 +547,7 @@ def _scores(name, probs, labels, right) -> dict[str, float]:
 
 def _append_metrics(run, epoch, metrics) -> None:
   row = {"epoch": epoch, **metrics}
-  parallel.on_main(lambda: files.append_json_line(run / "metrics.jsonl", row))
+  parallel.on_main(files.append_json_line, run / "metrics.jsonl", row)
 
 
 def _check_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
