@@ -50,25 +50,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_predict(options)
     with _exit_on_sigterm():
       return _dispatch(options, overrides)
+  except SystemExit as leaving:
+    _leave(int(leaving.code or 0), "it was told to leave")
+    raise
   except KeyboardInterrupt:
     print("kfkd: interrupted; run again to continue", file=sys.stderr)
-    return _INTERRUPTED
+    return _leave(_INTERRUPTED, "interrupted")
   except (ValueError, OSError, FloatingPointError) as error:
     if options.debug:
       raise
     advice = _advice(error, options.workdir)
     print(f"kfkd: {_one_line(error)}{advice}", file=sys.stderr)
     diverged = isinstance(error, FloatingPointError)
-    return _DIVERGED if diverged else _USER_ERROR
+    return _leave(_DIVERGED if diverged else _USER_ERROR, _one_line(error))
   except RuntimeError as error:
-    if options.debug or not _is_disconnection(error):
+    if options.debug or options.multihost is None:
       raise
-    print(
-      f"kfkd: another process is gone ({_one_line(error)}); start all of them "
-      "again to continue",
-      file=sys.stderr,
-    )
+    _lost(f"this process failed, or another is gone ({_one_line(error)[:200]})")
     return _DISCONNECTED
+
+
+def _leave(code: int, why: str) -> int:
+  """The exit code; one of several processes ends here."""
+  if "jax" in sys.modules:
+    from kfkd_jax import parallel
+
+    parallel.leave(code, why)
+  return code
+
+
+def _lost(what: str) -> None:
+  """Ends this process because another one has."""
+  again = "start all of them again to continue"
+  print(f"kfkd: {what}; {again}", file=sys.stderr)
+  _leave(_DISCONNECTED, what)
 
 
 @contextlib.contextmanager
@@ -292,7 +307,7 @@ def _connect(multihost: str | None) -> None:
     return
   from kfkd_jax import parallel
 
-  parallel.connect(*_parse_multihost(multihost))
+  parallel.connect(*_parse_multihost(multihost), lost=_lost)
 
 
 def _parse_multihost(text: str) -> tuple:
@@ -315,14 +330,6 @@ def _parse_multihost(text: str) -> tuple:
       f"--multihost={text}: process {number} is none of 0 to {count - 1}"
     )
   return address, count, number
-
-
-def _is_disconnection(error: RuntimeError) -> bool:
-  """Whether JAX failed in one of several processes."""
-  import jax
-
-  several = jax.distributed.is_initialized()
-  return several and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def _set_up_jax(config) -> None:

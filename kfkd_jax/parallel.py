@@ -13,10 +13,15 @@ the processes together itself.
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import itertools
 import json
+import os
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -133,13 +138,19 @@ def round_up(count: int, mesh: Mesh) -> int:
   return -(-count // mesh.size) * mesh.size
 
 
-_HEARTBEAT_SECONDS = 30  # after so many a silent process counts as dead
+_SILENT_SECONDS = 30  # after so many a process counts as dead
+_BEAT_SECONDS = 2
+_LINGER_SECONDS = 3 * _BEAT_SECONDS
+_ALIVE = "kfkd/alive/"
+_FAILED = "failed: "
 
 
 def connect(
   address: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
+  *,
+  lost: Callable[[str], None],
 ) -> None:
   """Joins the other processes of this program; before any device is used.
 
@@ -148,20 +159,77 @@ def connect(
       from the cluster (Cloud TPU, Slurm, Kubernetes, Open MPI).
     num_processes: P.
     process_id: 0 to P - 1.
+    lost: called in another thread, with what happened, once a process is gone.
+      The main thread may then be waiting for it for good.
   """
   try:
-    jax.distributed.initialize(
-      address,
-      num_processes,
-      process_id,
-      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-    )
+    jax.distributed.initialize(address, num_processes, process_id)
   except (ValueError, RuntimeError) as error:
     raise ValueError(
       "--multihost: the processes cannot be connected "
       f"({str(error).splitlines()[0]}); outside Cloud TPU, Slurm, Kubernetes "
-      "and Open MPI give --multihost=HOST:PORT,PROCESSES,NUMBER"
+      "and Open MPI give --multihost=HOST:PORT,P,I"
     ) from error
+  atexit.register(_ending.set)
+  watch = threading.Thread(target=_watch, args=(lost,), daemon=True)
+  watch.start()
+
+
+_ending = threading.Event()
+
+
+def _watch(lost: Callable[[str], None]) -> None:
+  """Says that this process is alive, and looks whether the others are.
+
+  JAX would abort this process with a stack trace, and only after minutes.
+  """
+  heard: dict[str, tuple[str, float]] = {}
+  for beat in itertools.count():
+    try:
+      beats = _beat(str(beat))
+    except jax.errors.JaxRuntimeError:
+      beats = {"0": f"{_FAILED}it cannot be reached"}
+    now = time.monotonic()
+    for process, word in beats.items():
+      if word != heard.get(process, ("", now))[0]:
+        heard[process] = (word, now)
+      silent = now - heard[process][1] > _SILENT_SECONDS
+      if _ending.is_set():
+        return
+      if silent or word.startswith(_FAILED):
+        why = word.removeprefix(_FAILED) if not silent else "it is silent"
+        return lost(f"process {process} is gone ({why})")
+    _ending.wait(_BEAT_SECONDS)
+
+
+def _beat(word: str) -> dict[str, str]:
+  """Leaves a word about this process; returns everybody's, by number."""
+  name = f"{_ALIVE}{jax.process_index()}"
+  _client().key_value_set(name, word, allow_overwrite=True)
+  words = _client().key_value_dir_get(_ALIVE)
+  return {key.rpartition("/")[2]: value for key, value in words}
+
+
+def leave(code: int, why: str) -> None:
+  """Ends this process without waiting for the others, which hear why.
+
+  Does nothing where there are no others. The main process waits a little for
+  them to leave: without it JAX aborts them.
+  """
+  if not jax.distributed.is_initialized():
+    return
+  _ending.set()
+  end = time.monotonic() + (_LINGER_SECONDS if is_main_process() else 0)
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    while True:
+      words = _beat(_FAILED + why)
+      here = [w for w in words.values() if not w.startswith(_FAILED)]
+      if not here or time.monotonic() > end:
+        break
+      time.sleep(0.1)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def is_main_process() -> bool:
