@@ -82,6 +82,85 @@ def distillation(
   return alpha * soft_loss
 
 
+def generalised_cross_entropy(
+  logits: ArrayLike, labels: ArrayLike, *, q: float = 0.7
+) -> jax.Array:
+  """Returns (1 - p_y^q) / q (Zhang and Sabuncu 2018).
+
+  Between cross entropy (q to 0) and mean absolute error (q = 1): the larger q,
+  the less a label counts that the network finds unlikely.
+
+  Args:
+    logits: [B, K].
+    labels: int[B] or probabilities [B, K], whose p_y is the expected one.
+    q: 0 to 1; at 0 this is cross entropy.
+
+  Returns:
+    f32[B].
+
+  >>> [
+  ...   round(float(x), 4)
+  ...   for x in generalised_cross_entropy([[0, 0]], [1], q=1)
+  ... ]
+  [0.5]
+  """
+  if q == 0:
+    return cross_entropy(logits, labels)
+  if np.ndim(labels) == np.ndim(logits):
+    labels = jnp.asarray(labels, jnp.float32)
+    log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)
+    return jnp.sum(labels * -jnp.expm1(q * log_probs), axis=-1) / q
+  return -jnp.expm1(-q * cross_entropy(logits, labels)) / q
+
+
+def symmetric_cross_entropy(
+  logits: ArrayLike,
+  labels: ArrayLike,
+  *,
+  weights: tuple[float, float] = (0.1, 1.0),
+) -> jax.Array:
+  """Returns a CE + b RCE, labels and prediction in both roles (Wang 2019).
+
+  The reverse term, -sum_k p_k log y_k with log 0 read as -4, is 4 (1 - p_y).
+
+  Args:
+    logits: [B, K].
+    labels: int[B] or probabilities [B, K].
+    weights: a and b.
+
+  Returns:
+    f32[B].
+  """
+  forward, reverse = weights
+  wrong = generalised_cross_entropy(logits, labels, q=1.0)
+  return forward * cross_entropy(logits, labels) + reverse * 4 * wrong
+
+
+def early_learning(
+  logits: ArrayLike, labels: ArrayLike, targets: ArrayLike, *, weight: float
+) -> jax.Array:
+  """Returns CE + weight log(1 - <p, t>), ELR (Liu et al. 2020).
+
+  The second term pulls towards what was learnt early, the targets t: a moving
+  average of the network's own predictions, to which no gradient flows.
+
+  Args:
+    logits: [B, K].
+    labels: int[B] or probabilities [B, K].
+    targets: [B, K].
+    weight: of the second term.
+
+  Returns:
+    f32[B].
+  """
+  probs = jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
+  probs = jnp.clip(probs, 1e-4, 1 - 1e-4)
+  agreement = jnp.sum(probs * jax.lax.stop_gradient(targets), axis=-1)
+  # Rounding may take the sum to 1, whose logarithm has no end.
+  pull = jnp.log(jnp.maximum(1 - agreement, 1e-4))
+  return cross_entropy(logits, labels) + weight * pull
+
+
 def temper(probs: ArrayLike, temperature: float | jax.Array) -> jax.Array:
   """Returns p^(1/T), renormalised: softmax(logits / T) without the logits.
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = (
+  "constant",
+  "cosine",
+  "step",
+  "restarts",
+  "triangular",
+  "swa",
+)
 OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -18,17 +26,26 @@ def make_schedule(
   warmup_steps: int = 0,
   boundaries: tuple[float, ...] = (0.5, 0.75),
   decay: float = 0.1,
+  cycle_steps: int | None = None,
+  low: float = 0.1,
+  hold: float = 0.75,
 ) -> optax.Schedule:
   """The learning rate as a function of the step.
 
   Args:
-    name: `constant`, `cosine` (to zero) or `step`.
+    name: `constant`, `cosine` (to zero), `step`, `restarts` (cosine to zero,
+      again and again; Snapshot Ensembles), `triangular` (down to `low` in the
+      middle of each cycle and up again; FGE) or `swa` (down to `low`, and held
+      there or cycling above it; Stochastic Weight Averaging).
     learning_rate: the peak value.
     total_steps: the length of the run; `cosine` ends there.
     warmup_steps: steps of linear increase from zero, part of the total.
     boundaries: for `step`: shares of the run after which the rate is multiplied
       by `decay`.
     decay: for `step`.
+    cycle_steps: for `restarts` and `triangular`, and `swa` if it cycles.
+    low: the lowest rate of `triangular` and `swa`, as a share of the peak.
+    hold: for `swa`: share of the run after which the rate is low.
   """
   rest = max(total_steps - warmup_steps, 1)
   if name == "constant":
@@ -39,12 +56,53 @@ def make_schedule(
     # Shares count from the run's start, the schedule from the warm-up's end.
     steps = {round(b * total_steps) - warmup_steps: decay for b in boundaries}
     main = optax.piecewise_constant_schedule(learning_rate, steps)
+  elif name in ("restarts", "triangular"):
+    if cycle_steps is None:
+      raise ValueError(f"schedule {name!r} needs cycle_steps; it is None")
+    shape = _restart if name == "restarts" else _triangle
+    main = _scaled(learning_rate, shape, cycle_steps, low)
+  elif name == "swa":
+    start = round(hold * total_steps) - warmup_steps
+    main = _swa(learning_rate, start, low, cycle_steps)
   else:
     raise ValueError(f"schedule {name!r} is unknown; choose from {SCHEDULES}")
   if not warmup_steps:
     return main
   rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
   return optax.join_schedules([rise, main], [warmup_steps])
+
+
+def _scaled(peak, shape, cycle_steps, low) -> optax.Schedule:
+  """Repeats `shape(share of the cycle, low)` every `cycle_steps`."""
+  return lambda step: peak * shape((step % cycle_steps) / cycle_steps, low)
+
+
+def _restart(share, low):
+  del low
+  return (1 + jnp.cos(jnp.pi * share)) / 2
+
+
+def _triangle(share, low):
+  return 1 - (1 - low) * (1 - jnp.abs(1 - 2 * share))
+
+
+def _swa(peak, start, low, cycle_steps) -> optax.Schedule:
+  """Half of the way to `start` at the peak, a straight way down to nine tenths.
+
+  As Izmailov et al. 2018 train before they average. From `start` on the rate
+  stays low, or falls from the peak to `low` in every cycle.
+  """
+
+  def schedule(step):
+    way = jnp.clip((step / max(start, 1) - 0.5) / 0.4, 0, 1)
+    before = 1 - (1 - low) * way
+    after = jnp.float32(low)
+    if cycle_steps is not None:
+      share = ((step - start) % cycle_steps + 1) / cycle_steps
+      after = 1 - (1 - low) * share
+    return peak * jnp.where(step < start, before, after)
+
+  return schedule
 
 
 def decay_mask(params: chex.ArrayTree) -> chex.ArrayTree:

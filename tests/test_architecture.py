@@ -18,6 +18,7 @@ ROOMS = (
   "forgetting",
   "fusion",
   "losses",
+  "calibration",
   "history",
   "averaging",
   "theory",

@@ -110,13 +110,18 @@ def checkpoint_of(run):
 def assert_same_outcome(actual, expected, runs):
   """Fusion weights equal, parameters and results within 1e-5."""
   for name in ("fusion.json", "manifest.json"):
-    left, right = (files.read_json(epath.Path(w) / name) for w in (actual, expected))
+    left, right = (
+      files.read_json(epath.Path(w) / name) for w in (actual, expected)
+    )
     if name == "fusion.json":
       left, right = left["folds"], right["folds"]
       assert [f["methods"]["kf"]["weights"] for f in left] == [
         f["methods"]["kf"]["weights"] for f in right
       ]
-      pairs = [(a["methods"]["mixture"]["weights"], b["methods"]["mixture"]["weights"]) for a, b in zip(left, right, strict=True)]
+      pairs = [
+        (a["methods"]["mixture"]["weights"], b["methods"]["mixture"]["weights"])
+        for a, b in zip(left, right, strict=True)
+      ]
       for a, b in pairs:
         np.testing.assert_allclose(a, b, atol=1e-5)
     else:

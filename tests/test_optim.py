@@ -38,6 +38,65 @@ def test_constant():
   assert set(values(optim.make_schedule("constant", 0.5, 9), 9)) == {0.5}
 
 
+def test_restarts_follow_the_formula_of_snapshot_ensembles():
+  """a0 / 2 (cos(pi mod(t - 1, c) / c) + 1), t counted from 1."""
+  schedule = optim.make_schedule("restarts", 0.3, 30, cycle_steps=10)
+  expected = [
+    0.3 / 2 * (np.cos(np.pi * ((t - 1) % 10) / 10) + 1) for t in range(1, 31)
+  ]
+  np.testing.assert_allclose(values(schedule, 29), expected, rtol=1e-5)
+
+
+def test_triangular_follows_the_formula_of_fge():
+  """Down to a2 in the middle of a cycle and up to a1, t = mod(i, c) / c."""
+  low, high, cycle = 0.02, 0.2, 8
+  schedule = optim.make_schedule(
+    "triangular", high, 24, cycle_steps=cycle, low=low / high
+  )
+  expected = []
+  for i in range(24):
+    t = (i % cycle) / cycle
+    if t <= 0.5:
+      expected.append((1 - 2 * t) * high + 2 * t * low)
+    else:
+      expected.append((2 - 2 * t) * low + (2 * t - 1) * high)
+  np.testing.assert_allclose(values(schedule, 23), expected, rtol=1e-5)
+
+
+def test_swa_goes_down_and_stays_low():
+  schedule = optim.make_schedule("swa", 0.4, 100, low=0.25, hold=0.8)
+  rates = values(schedule, 99)
+  expected = []
+  for step in range(100):  # the averaged part begins at step 80
+    way = step / 80
+    if way <= 0.5:
+      factor = 1.0
+    elif way <= 0.9:
+      factor = 1 - 0.75 * (way - 0.5) / 0.4
+    else:
+      factor = 0.25
+    expected.append(0.4 * factor)
+  np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_swa_may_cycle_and_ends_each_cycle_at_its_lowest():
+  schedule = optim.make_schedule(
+    "swa", 0.4, 40, low=0.1, hold=0.5, cycle_steps=5
+  )
+  rates = values(schedule, 39)[20:]
+  expected = [
+    (1 - t) * 0.4 + t * 0.04
+    for i in range(1, 21)
+    for t in [((i - 1) % 5 + 1) / 5]
+  ]
+  np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_cycles_need_a_length():
+  with pytest.raises(ValueError, match="'restarts' needs cycle_steps"):
+    optim.make_schedule("restarts", 0.1, 10)
+
+
 def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match="'cosin' is unknown"):
     optim.make_schedule("cosin", 0.1, 10)

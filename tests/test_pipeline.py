@@ -21,6 +21,7 @@ METHODS = {
   "fixed_jumps",
   "random_epochs",
   "best_epoch",
+  "early_stopping",
   "kf",
   "kf_one_step",
   "mixture",

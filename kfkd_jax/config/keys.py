@@ -61,10 +61,14 @@ def default_config() -> ml_collections.ConfigDict:
   c.optim.weight_decay = 5e-4
   c.optim.decay_everything = False  # biases and norm parameters as well
   c.optim.clip_norm = config_dict.placeholder(float)  # None: never clip
-  c.optim.schedule = "cosine"  # constant, cosine or step
+  # constant, cosine, step, restarts, triangular or swa: see optim.make_schedule
+  c.optim.schedule = "cosine"
   c.optim.warmup_epochs = 0
   c.optim.boundaries = (0.5, 0.75)  # step: shares of the run
   c.optim.decay = 0.1  # step: factor at each boundary
+  c.optim.low = 0.1  # swa and triangular: lowest share of the learning rate
+  c.optim.cycle = config_dict.placeholder(int)  # restarts, triangular, swa
+  c.optim.hold = 0.75  # swa: share of the run after which the rate is low
 
   c.train = ml_collections.ConfigDict()
   c.train.epochs = 60
@@ -101,8 +105,30 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.compare = ml_collections.ConfigDict()
   c.compare.independent = 3  # networks of the independent ensemble; 1: none
+  # More rows, each trained here: uniform_soup, greedy_soup, swa, snapshot, fge,
+  # independent_equal_budget, gce, sce, elr, label_smoothing, mixup.
+  c.compare.methods = ()
+  c.compare.temperature = ()  # rows to repeat at a temperature fitted on select
+  c.compare.test_time = ()  # rows to repeat over views of the test images
+  c.compare.views = 8  # of each image, itself the first
+  c.compare.patience = 10  # checkpoints that early_stopping waits
   c.compare.bootstrap_samples = 2000
   c.compare.level = 0.95  # of the intervals
+
+  c.baselines = ml_collections.ConfigDict()  # of the rows they are named after
+  c.baselines.swa_start = 0.75  # share of the run that is not averaged
+  c.baselines.swa_rate = 0.5  # rate while averaging, of optim.learning_rate
+  c.baselines.swa_cycle = config_dict.placeholder(int)  # epochs; None: constant
+  c.baselines.snapshot_cycles = 5
+  c.baselines.fge_start = 0.8  # share of the teacher's run that comes before
+  c.baselines.fge_cycle = 4  # epochs, even
+  c.baselines.fge_rates = (0.5, 0.005)  # high, low, of optim.learning_rate
+  c.baselines.gce_q = 0.7  # 0: cross entropy, 1: mean absolute error
+  c.baselines.sce_weights = (0.1, 1.0)  # of cross entropy and its reverse
+  c.baselines.elr_weight = 3.0
+  c.baselines.elr_decay = 0.7  # of the remembered predictions
+  c.baselines.label_smoothing = 0.1
+  c.baselines.mixup = 1.0  # Beta concentration
 
   c.report = ml_collections.ConfigDict()
   c.report.num_examples = 12  # forgotten examples shown as pictures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,15 @@ from kfkd_jax.training import clock
 DTYPES = ("float32", "bfloat16")
 STORE_DTYPES = ("float32", "float16")
 TEACHERS = ("kf", "mixture")
+METHODS = (
+  "uniform_soup", "greedy_soup", "swa", "snapshot", "fge",
+  "independent_equal_budget", "gce", "sce", "elr", "label_smoothing", "mixup",
+)  # fmt: skip
+ROWS = (
+  "final", "horizontal", "fixed_jumps", "random_epochs", "best_epoch",
+  "early_stopping", "kf_one_step", "kf", "mixture", "kf_soup", "ema",
+  "independent", *(f"{teacher}_kd" for teacher in TEACHERS), *METHODS,
+)  # fmt: skip
 EXPORTABLE = ("final", *TEACHERS, *(f"{teacher}_kd" for teacher in TEACHERS))
 _MAX_COUNT = 2**31 - 1
 _HAS_TRANSITION = ("symmetric", "pair", "asymmetric")
@@ -57,6 +67,51 @@ def _between(key: str, low: float, high: float) -> Rule:
 
 def _one_of(key: str, choices: Sequence[str]) -> Rule:
   return key, ", ".join(choices), lambda v: v in choices
+
+
+def _some_of(key: str, choices: Sequence[str]) -> Rule:
+  return (
+    key,
+    f"a tuple of {', '.join(choices)}, each at most once",
+    lambda v: all(v.count(name) == 1 and name in choices for name in v),
+  )
+
+
+def _baseline_rules() -> list[Rule]:
+  pair = "two numbers from 0 to 1, the higher first"
+  return [
+    _between("baselines.swa_start", 0, 0.999),
+    _between("baselines.swa_rate", 0, 1),
+    _at_least("baselines.swa_cycle", 1),
+    _between("baselines.snapshot_cycles", 1, 10**4),
+    _between("baselines.fge_start", 0, 1),
+    (
+      "baselines.fge_cycle",
+      "an even number, 2 or more",
+      lambda v: 2 <= v <= _MAX_COUNT and v % 2 == 0,
+    ),
+    (
+      "baselines.fge_rates",
+      pair,
+      lambda v: _are_numbers(v, 2) and 1 >= v[0] >= v[1] >= 0 and v[0] > 0,
+    ),
+    _between("baselines.gce_q", 0, 1),
+    (
+      "baselines.sce_weights",
+      "two numbers, 0 or more",
+      lambda v: _are_numbers(v, 2) and min(v) >= 0,
+    ),
+    _between("baselines.elr_weight", 0, 1e3),
+    _between("baselines.elr_decay", 0, 1),
+    _between("baselines.label_smoothing", 0, 1),
+    _between("baselines.mixup", 1e-3, 100),
+  ]
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+  return len(values) == count and all(
+    isinstance(v, (int, float)) and math.isfinite(v) for v in values
+  )
 
 
 def _rules() -> list[Rule]:
@@ -103,6 +158,9 @@ def _rules() -> list[Rule]:
       ),
     ),
     _between("optim.decay", 0, 1),
+    _between("optim.low", 0, 1),
+    _at_least("optim.cycle", 1),
+    _between("optim.hold", 0, 1),
     _between("train.epochs", 1, 10**6),
     _between("train.batch_size", 1, 2**20),
     _between("train.label_smoothing", 0, 1),
@@ -122,16 +180,18 @@ def _rules() -> list[Rule]:
     _between("fuse.max_members", 1, 10**4),
     _one_of("fuse.transition", ("none", "known")),
     _between("fuse.tolerance", 1e-7, 1),
-    (
-      "distill.teachers",
-      f"a tuple of {TEACHERS}, each at most once",
-      lambda v: all(v.count(t) == 1 and t in TEACHERS for t in v),
-    ),
+    _some_of("distill.teachers", TEACHERS),
     _one_of("distill.targets", ("cached", "live")),
     _between("distill.alpha", 0, 100),
     _between("distill.temperature", 1e-2, 100),
     _between("distill.epochs", 1, 10**6),
     _between("compare.independent", 1, 1000),
+    _some_of("compare.methods", METHODS),
+    _some_of("compare.temperature", ROWS),
+    _some_of("compare.test_time", ROWS),
+    _between("compare.views", 2, 1000),
+    _at_least("compare.patience", 1),
+    *_baseline_rules(),
     _between("compare.bootstrap_samples", 100, 10**6),
     _between("compare.level", 0.5, 0.9999),
     _between("report.num_examples", 0, 1000),
@@ -222,6 +282,12 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       config.train.batch_size % config.train.micro_batches,
       f"train.batch_size={config.train.batch_size} does not divide into "
       f"train.micro_batches={config.train.micro_batches}",
+    ),
+    (
+      config.optim.schedule in ("restarts", "triangular")
+      and config.optim.cycle is None,
+      f"optim.schedule={config.optim.schedule!r} needs optim.cycle, "
+      "epochs of a cycle; it is None",
     ),
     (
       config.optim.warmup_epochs >= config.train.epochs,

@@ -21,7 +21,9 @@ from kfkd_jax.fusion.mixture import (
   mixture_weights,
 )
 from kfkd_jax.fusion.rules import (
+  Stopped,
   best_checkpoint,
+  early_stopping,
   final_only,
   fixed_jumps,
   fuse,
@@ -32,8 +34,10 @@ from kfkd_jax.fusion.rules import (
 __all__ = [
   "BestEpsilon",
   "Fusion",
+  "Stopped",
   "best_checkpoint",
   "best_epsilon_exact",
+  "early_stopping",
   "equivalent_weights",
   "final_only",
   "fixed_jumps",

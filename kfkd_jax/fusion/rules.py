@@ -1,7 +1,7 @@
 """Weights that look at no predictions, and what weights are for: `fuse`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,41 @@ def best_checkpoint(accuracy: ArrayLike) -> np.ndarray:
     )
   latest = values.size - 1 - values[::-1].argmax()
   return _uniform_over([latest], values.size)
+
+
+class Stopped(NamedTuple):
+  """Where patience ended.
+
+  Attributes:
+    weights: f32[C], all on the best checkpoint seen until then.
+    num_watched: checkpoints seen, at least 1.
+  """
+
+  weights: np.ndarray
+  num_watched: int
+
+
+def early_stopping(accuracy: ArrayLike, *, patience: int) -> Stopped:
+  """Stops once the best checkpoint so far is `patience` checkpoints old.
+
+  Args:
+    accuracy: [C] on a selection split; only a new maximum counts as progress.
+    patience: at least 1.
+
+  >>> early_stopping([0.5, 0.7, 0.6, 0.7, 0.9], patience=2)
+  Stopped(weights=array([0., 1., 0., 0., 0.], dtype=float32), num_watched=4)
+  """
+  check_at_least("patience", patience, 1)
+  values = np.asarray(accuracy)
+  if values.ndim != 1 or values.size == 0 or np.isnan(values).any():
+    raise ValueError(
+      f"accuracy must be [C] without nan, C at least 1; got {accuracy}."
+    )
+  # The first place of the running maximum: where it was reached.
+  best = np.array([values[: c + 1].argmax() for c in range(values.size)])
+  waited = np.flatnonzero(np.arange(values.size) - best >= patience)
+  end = int(waited[0]) if waited.size else values.size - 1
+  return Stopped(_uniform_over([best[end]], values.size), end + 1)
 
 
 def horizontal(num_checkpoints: int, num_members: int) -> np.ndarray:

@@ -77,7 +77,7 @@ STAGES: dict[str, Stage] = {
   ),
   "compare": Stage(
     compare.run,
-    keys=("compare",),
+    keys=("compare", "baselines"),
     needs=("train", "fuse", "distill"),
     artefacts=lambda config: ("results.jsonl",),
   ),

@@ -283,6 +283,9 @@ def make_recipe(
     warmup_steps=config.optim.warmup_epochs * steps,
     boundaries=tuple(config.optim.boundaries),
     decay=config.optim.decay,
+    cycle_steps=config.optim.cycle and config.optim.cycle * steps,
+    low=config.optim.low,
+    hold=config.optim.hold,
   )
   optimizer = optim.make_optimizer(
     config.optim.name,

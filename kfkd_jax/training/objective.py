@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -95,6 +96,48 @@ def supervised(*, label_smoothing: float = 0.0) -> Objective:
     )
 
   return Objective(loss)
+
+
+def generalised(q: float) -> Objective:
+  """Generalised cross entropy with the given labels."""
+
+  def loss(logits, batch):
+    return losses.generalised_cross_entropy(logits, batch["label"], q=q)
+
+  return Objective(loss)
+
+
+def symmetric(weights: tuple[float, float]) -> Objective:
+  """Symmetric cross entropy with the given labels."""
+
+  def loss(logits, batch):
+    return losses.symmetric_cross_entropy(
+      logits, batch["label"], weights=weights
+    )
+
+  return Objective(loss)
+
+
+def early_learning(weight: float, decay: float) -> Objective:
+  """ELR: what was said of an example before holds against its label.
+
+  The average of an example's predictions starts at zeros and is updated before
+  it is used, once an epoch.
+  """
+
+  def init(labels, num_classes):
+    return np.zeros((len(labels), num_classes), np.float32)
+
+  def update(rows, logits, batch):
+    del batch
+    probs = jax.nn.softmax(logits.astype(jnp.float32))
+    return decay * rows + (1 - decay) * lax.stop_gradient(probs)
+
+  def loss(logits, batch):
+    targets = update(batch["memory"], logits, batch)
+    return losses.early_learning(logits, batch["label"], targets, weight=weight)
+
+  return Objective(loss, memory=Memory(init, update))
 
 
 def cached_distillation(

@@ -1,0 +1,30 @@
+"""The students of the distill stage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kfkd_jax.stages import distill, experiment, fuse
+from kfkd_jax.stages.methods.ensemble import (
+  Ensemble,
+  Method,
+  of_runs,
+  watching_cost,
+)
+
+
+def _ensembles(config, workdir, number) -> list[Ensemble]:
+  if number:
+    return []
+  on = experiment.selected_on(config, experiment.load_task(config).folds[0])
+  watching = 1 + watching_cost(config, workdir, 0)
+  found = []
+  for teacher in config.distill.teachers:
+    name = distill.student_name(teacher)
+    members = int(np.count_nonzero(fuse.weights_of(workdir, teacher)))
+    cost = watching + distill.train_cost(config, members)
+    found.append(of_runs(name, [name], cost, selected_on=on))
+  return found
+
+
+STUDENTS = Method(_ensembles)
