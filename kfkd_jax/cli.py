@@ -305,8 +305,12 @@ def _connect(multihost: str | None) -> None:
   """Joins other processes, where `--multihost` says so."""
   if multihost is None:
     return
+  import jax
+
   from kfkd_jax import parallel
 
+  if jax.distributed.is_initialized():  # by whoever called `main`
+    return
   parallel.connect(*_parse_multihost(multihost), lost=_lost)
 
 
