@@ -171,6 +171,7 @@ def connect(
       "and Open MPI give --multihost=HOST:PORT,P,I"
     ) from error
   atexit.register(_ending.set)
+  jax.process_index()  # starts the devices, once, in this thread
   watch = threading.Thread(target=_watch, args=(lost,), daemon=True)
   watch.start()
 

@@ -237,7 +237,6 @@ def together(tmp_path_factory):
 def test_sigterm_to_any_process_stops_all_and_they_continue(
   together, tmp_path, victims
 ):
-  """Epochs are made long, so that the signal comes in the middle of one."""
   processes = start(tmp_path)
   wait_for(tmp_path / "runs" / "teacher" / "history", processes)
   sent = time.monotonic()
