@@ -54,36 +54,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     _leave(int(leaving.code or 0), "it was told to leave")
     raise
   except KeyboardInterrupt:
-    print("kfkd: interrupted; run again to continue", file=sys.stderr)
-    return _leave(_INTERRUPTED, "interrupted")
+    return _end(_INTERRUPTED, "interrupted; run again to continue")
   except (ValueError, OSError, FloatingPointError) as error:
     if options.debug:
       raise
-    advice = _advice(error, options.workdir)
-    print(f"kfkd: {_one_line(error)}{advice}", file=sys.stderr)
     diverged = isinstance(error, FloatingPointError)
-    return _leave(_DIVERGED if diverged else _USER_ERROR, _one_line(error))
+    line = f"{_one_line(error)}{_advice(error, options.workdir)}"
+    return _end(_DIVERGED if diverged else _USER_ERROR, line)
   except RuntimeError as error:
     if options.debug or options.multihost is None:
       raise
-    _lost(f"this process failed, or another is gone ({_one_line(error)[:200]})")
-    return _DISCONNECTED
+    return _lost(
+      f"this process failed, or another is gone ({_one_line(error)[:200]})"
+    )
 
 
-def _leave(code: int, why: str) -> int:
-  """The exit code; one of several processes ends here."""
-  if "jax" in sys.modules:
-    from kfkd_jax import parallel
-
-    parallel.leave(code, why)
+def _end(code: int, line: str) -> int:
+  """Prints why the program ends; returns the exit code."""
+  _leave(code, line, f"kfkd: {line}")
+  print(f"kfkd: {line}", file=sys.stderr)
   return code
 
 
-def _lost(what: str) -> None:
+def _lost(what: str) -> int:
   """Ends this process because another one has."""
-  again = "start all of them again to continue"
-  print(f"kfkd: {what}; {again}", file=sys.stderr)
-  _leave(_DISCONNECTED, what)
+  return _end(_DISCONNECTED, f"{what}; start all of them again to continue")
+
+
+def _leave(code: int, why: str, line: str = "") -> None:
+  """Ends the process here and now, if it is one of several."""
+  if "jax" in sys.modules:
+    from kfkd_jax import parallel
+
+    parallel.leave(code, why, line)
 
 
 @contextlib.contextmanager

@@ -150,7 +150,7 @@ def connect(
   num_processes: int | None = None,
   process_id: int | None = None,
   *,
-  lost: Callable[[str], None],
+  lost: Callable[[str], Any],
 ) -> None:
   """Joins the other processes of this program; before any device is used.
 
@@ -179,7 +179,7 @@ def connect(
 _ending = threading.Event()
 
 
-def _watch(lost: Callable[[str], None]) -> None:
+def _watch(lost: Callable[[str], Any]) -> None:
   """Says that this process is alive, and looks whether the others are.
 
   JAX would abort this process with a stack trace, and only after minutes.
@@ -195,12 +195,14 @@ def _watch(lost: Callable[[str], None]) -> None:
       if word != heard.get(process, ("", now))[0]:
         heard[process] = (word, now)
       silent = now - heard[process][1] > _SILENT_SECONDS
-      if _ending.is_set():
-        return
       if silent or word.startswith(_FAILED):
-        why = word.removeprefix(_FAILED) if not silent else "it is silent"
-        return lost(f"process {process} is gone ({why})")
-    _ending.wait(_BEAT_SECONDS)
+        # What ended that process may be about to end this one.
+        if not _ending.wait(_BEAT_SECONDS):
+          why = "it is silent" if silent else word.removeprefix(_FAILED)
+          lost(f"process {process} is gone ({why})")
+        return
+    if _ending.wait(_BEAT_SECONDS):
+      return
 
 
 def _beat(word: str) -> dict[str, str]:
@@ -211,15 +213,25 @@ def _beat(word: str) -> dict[str, str]:
   return {key.rpartition("/")[2]: value for key, value in words}
 
 
-def leave(code: int, why: str) -> None:
+_leaving = threading.Lock()  # two threads may want to
+
+
+def leave(code: int, why: str, line: str = "") -> None:
   """Ends this process without waiting for the others, which hear why.
 
   Does nothing where there are no others. The main process waits a little for
   them to leave: without it JAX aborts them.
+
+  Args:
+    code: the exit code.
+    why: for the others.
+    line: to print.
   """
   if not jax.distributed.is_initialized():
     return
+  _leaving.acquire()
   _ending.set()
+  print(line, end="\n" if line else "", file=sys.stderr)
   end = time.monotonic() + (_LINGER_SECONDS if is_main_process() else 0)
   with contextlib.suppress(jax.errors.JaxRuntimeError):
     while True:

@@ -47,6 +47,41 @@ RUN = (
   "from kfkd_jax import cli\n"
   "sys.exit(cli.main(['run', *sys.argv[1:]]))\n"
 )
+TALK = """
+import sys
+import numpy as np
+from kfkd_jax import parallel
+
+address, count, number = sys.argv[-1].partition("=")[2].split(",")
+number = int(number)
+parallel.connect(address, int(count), number, lost=print)
+mesh = parallel.data_mesh()
+assert parallel.on_main(lambda: [number, "x"]) == [0, "x"]
+nested = lambda: parallel.on_main(lambda: number)
+assert parallel.on_main(nested) == 0
+assert parallel.anywhere(number == 1) and not parallel.anywhere(False)
+arrays = parallel.arrays_from_main(
+  lambda: {"b": np.arange(5) > number + 1, "a": np.full((2, 3), number, "f4")}
+)
+assert arrays["b"].dtype == bool and arrays["b"].tolist() == [0, 0, 1, 1, 1]
+np.testing.assert_array_equal(arrays["a"], np.zeros((2, 3), np.float32))
+rows = np.arange(16.0)
+np.testing.assert_array_equal(
+  parallel.to_host(parallel.shard(rows, mesh)), rows
+)
+agreed = parallel.Agreement(mesh)
+print([agreed(number == 1 and call >= 3) for call in range(24)].index(True))
+for error in (ValueError("broken"), OSError("full"), FloatingPointError("nan")):
+  try:
+    parallel.on_main(lambda: exec("raise error", {"error": error}))
+  except type(error) as told:
+    print(told)
+try:
+  parallel.on_main(sys.exit, 143)
+except SystemExit as leaving:
+  print(leaving.code)
+parallel.leave(5, "done", "the end")
+"""
 RUNS = ("teacher", "teacher_ema", "kf_kd", "kf_soup", "kf_kd_ema")
 
 
@@ -186,6 +221,18 @@ def test_two_processes_are_one_program(alone, tmp_path):
     p.name for p in alone.iterdir()
   }
   assert (tmp_path / "export" / "kf.jaxexp").exists()
+
+
+def test_processes_hear_of_each_other(tmp_path):
+  codes, printed, errors = end(start(tmp_path, program=TALK))
+  assert codes == [5, 5], errors
+  assert printed[0].split() == ["15", "broken", "full", "nan", "143"]
+  assert printed[1].split("\n")[1:4] == [
+    "process 0: broken", "process 0: full", "process 0: nan"
+  ]  # fmt: skip
+  assert printed[0].split()[-1] == printed[1].split()[-1] == "143"
+  assert printed[0].split()[0] == printed[1].split()[0]
+  assert errors == ["the end\n"] * 2
 
 
 @pytest.mark.parametrize("num_devices", [2, 4, 8])
