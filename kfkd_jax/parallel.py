@@ -41,8 +41,12 @@ SHARDED = PartitionSpec(DATA_AXIS)
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A one-dimensional mesh over `devices` (all of them by default)."""
-  devices = jax.devices() if devices is None else devices
+  """A one-dimensional mesh over `devices`.
+
+  By default over all of them; in `on_main` over those of the main process.
+  """
+  if devices is None:
+    devices = jax.local_devices() if _alone else jax.devices()
   if jax.process_count() > 1 and not jax.distributed.is_initialized():
     raise ValueError(
       f"this is one of {jax.process_count()} processes that share their "
