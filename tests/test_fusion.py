@@ -696,7 +696,7 @@ def test_fuse_under_grad_and_vmap():
 @pytest.fixture(name="bench")
 def fixture_bench():
   # Not above: the rules are tested without what the pipeline needs.
-  from kfkd_jax.stages import bench
+  from kfkd_jax.stages.bench import fusion as bench
 
   return bench
 
@@ -712,7 +712,7 @@ def test_the_benchmark_has_something_to_fuse(bench, tmp_path):
 
 @pytest.mark.slow
 def test_fusion_benchmarks_measure_both_rules(bench, tmp_path):
-  rows = bench.fusion_benchmarks("tiny", directory=str(tmp_path))
+  rows = bench.benchmarks("tiny", directory=str(tmp_path))
   assert [r["name"] for r in rows] == ["knowledge_fusion", "mixture_fusion"]
   for row in rows:
     assert row["seconds"] > 0
@@ -725,7 +725,7 @@ def test_fusion_benchmarks_measure_both_rules(bench, tmp_path):
 
 def test_fusion_benchmarks_know_their_scales(bench):
   with pytest.raises(ValueError, match=r"scale must be one of .*; got huge"):
-    bench.fusion_benchmarks("huge")
+    bench.benchmarks("huge")
 
 
 # Errors.

@@ -12,8 +12,9 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, fusion, stages
+from kfkd_jax.config import rules
 from kfkd_jax.data import splits
-from kfkd_jax.stages import compare, distill, experiment, networks
+from kfkd_jax.stages import compare, distill, experiment, methods, networks
 
 METHODS = {
   "final",
@@ -142,6 +143,10 @@ def test_every_method_is_scored_with_its_costs(workdir):
   assert rows["independent"]["train_cost"] == 2
   assert rows["kf_kd"]["inference_cost"] == rows["kf_soup"]["num_members"] == 1
   assert rows["kf_kd"]["train_cost"] > 2 > rows["kf"]["train_cost"] > 1
+
+
+def test_configuration_and_methods_agree():
+  assert set(rules.METHODS) == set(methods.OPTIONAL)
 
 
 def test_rows_say_what_made_them(workdir, tmp_path):

@@ -139,6 +139,14 @@ def default_config() -> ml_collections.ConfigDict:
   c.export.saved_model = True  # as well, where TensorFlow is installed
 
   c.bench = ml_collections.ConfigDict()
+  c.bench.parts = (
+    "steps", "stage", "predictions", "storage", "devices", "fusion",
+  )  # fmt: skip
+  c.bench.rounds = 7  # of which the median counts
+  c.bench.steps = 20  # training steps of a round
+  c.bench.epochs = 5  # of the whole train stage
+  c.bench.members = 4  # teachers of the live distillation
+  c.bench.checkpoints = 16  # restored, and predicted with
   c.bench.fusion = "memory"  # history to fuse: tiny, memory or disk (9 GB)
 
   c.runtime = ml_collections.ConfigDict()

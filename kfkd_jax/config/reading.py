@@ -108,9 +108,9 @@ def changed(
   config: ml_collections.ConfigDict, changes: Mapping[str, Any]
 ) -> ml_collections.ConfigDict:
   """A validated copy with other values for some dotted keys."""
-  copy = ml_collections.ConfigDict(config.to_dict())
-  for key, value in changes.items():
-    override(copy, key, value if isinstance(value, str) else repr(value))
+  copy = default_config()
+  _set(copy, {key: tree.get(config, key) for key in tree.names(config)})
+  _set(copy, changes)
   rules.validate(copy)
   return copy
 
@@ -136,15 +136,18 @@ def _from_json(path: epath.Path) -> ml_collections.ConfigDict:
   config = default_config()
   try:
     saved = ml_collections.ConfigDict(files.read_json(path))
-    for key in tree.names(saved):
-      value = tree.get(saved, key)
-      override(config, key, value if isinstance(value, str) else repr(value))
+    _set(config, {key: tree.get(saved, key) for key in tree.names(saved)})
   except (ValueError, TypeError, AttributeError) as error:
     raise ConfigError(
       f"{path} cannot be continued ({error}); name a --config or another "
       "--workdir"
     ) from error
   return config
+
+
+def _set(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:
+  for key, value in values.items():
+    override(config, key, value if isinstance(value, str) else repr(value))
 
 
 def _typed(key: str, text: str, current: Any, expected: type | None) -> Any:

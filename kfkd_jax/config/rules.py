@@ -29,6 +29,7 @@ ROWS = (
   "early_stopping", "kf_one_step", "kf", "mixture", "kf_soup", "ema",
   "independent", *(f"{teacher}_kd" for teacher in TEACHERS), *METHODS,
 )  # fmt: skip
+PARTS = ("steps", "stage", "predictions", "storage", "devices", "fusion")
 EXPORTABLE = ("final", *TEACHERS, *(f"{teacher}_kd" for teacher in TEACHERS))
 _MAX_COUNT = 2**31 - 1
 _HAS_TRANSITION = ("symmetric", "pair", "asymmetric")
@@ -201,6 +202,11 @@ def _rules() -> list[Rule]:
       lambda v: v and set(v) <= set(EXPORTABLE) and len(set(v)) == len(v),
     ),
     _between("export.parity_examples", 1, 10**6),
+    _some_of("bench.parts", PARTS),
+    *[
+      _between(f"bench.{key}", 1, 10**4)
+      for key in ("rounds", "steps", "epochs", "members", "checkpoints")
+    ],
     _one_of("bench.fusion", ("tiny", "memory", "disk")),
   ]
 

@@ -165,10 +165,16 @@ def _views(config, workdir) -> Views:
   }
 
 
+def _over(workdir, source: methods.Source) -> list[float]:
+  """Its weights over all checkpoints of its run."""
+  store = networks.predictions(workdir, source.run, "test")
+  return source.over(len(store)).tolist()
+
+
 def _to_view(config, workdir) -> list[tuple[int, str, list]]:
   """The ensembles of `compare.test_time`, as JSON."""
   return [
-    (number, e.method, [(s.run, s.weights.tolist()) for s in e.sources])
+    (number, e.method, [(s.run, _over(workdir, s)) for s in e.sources])
     for number in range(len(experiment.load_task(config).folds))
     for method in methods.configured(config)
     for e in method.ensembles(config, workdir, number)

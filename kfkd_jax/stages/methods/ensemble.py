@@ -18,11 +18,17 @@ class Source(NamedTuple):
 
   Attributes:
     run: its name.
-    weights: `[C]` over the checkpoints that it kept.
+    weights: `[C]` over the checkpoints that it kept; `[1]` for the last alone.
   """
 
   run: str
   weights: np.ndarray
+
+  def over(self, num_checkpoints: int) -> np.ndarray:
+    """The weights over all checkpoints."""
+    if len(self.weights) == 1:
+      return fusion.final_only(num_checkpoints)
+    return self.weights
 
 
 class Ensemble(NamedTuple):
@@ -72,7 +78,7 @@ class Method(NamedTuple):
 def of_runs(
   method: str, runs: list[str], cost: float, *, selected_on: str = ""
 ) -> Ensemble:
-  """The last checkpoints of some runs that kept only those."""
+  """The last checkpoints of some runs."""
   sources = tuple(Source(run, np.ones(1, np.float32)) for run in runs)
   return Ensemble(method, sources, selected_on, float(cost))
 
@@ -82,9 +88,7 @@ def predict(workdir: epath.Path, ensemble: Ensemble, split: str) -> np.ndarray:
   parts = []
   for source in ensemble.sources:
     store = networks.predictions(workdir, source.run, split)
-    weights = source.weights
-    if len(weights) == 1:  # a run of which only the last matters
-      weights = fusion.final_only(len(store))
+    weights = source.over(len(store))
     parts.append(np.asarray(fusion.fuse(store, weights)))
   return np.mean(parts, axis=0)
 

@@ -41,6 +41,7 @@ def with_views(
   """Test probabilities, the mean over `compare.views` views of each image.
 
   The first view is the image as it is, the others are drawn as in training.
+  The sources' weights are over all checkpoints of their runs.
   """
   task = experiment.load_task(config)
   mesh = parallel.data_mesh()

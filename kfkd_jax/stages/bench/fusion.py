@@ -1,29 +1,17 @@
-"""What the product's expensive parts cost on this machine.
-
-Every measurement runs in a process of its own, so that its memory is its own
-and nothing compiled before helps it.
-"""
+"""Fusion rules on made-up histories, up to sizes that no memory holds."""
 
 from __future__ import annotations
 
-import concurrent.futures
-import multiprocessing
-import os
 import pathlib
-import platform
 import statistics
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import ml_collections
 import numpy as np
-from etils import epath
 
-from kfkd_jax import files, fusion, lock
+from kfkd_jax import fusion
+from kfkd_jax.stages.bench.measure import MemoryWatch, in_own_process
 
 
 class HistoryCase(NamedTuple):
@@ -50,21 +38,6 @@ FUSION_CASES = {
 }
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
-  """Writes `bench.json` and returns the table."""
-  rows = fusion_benchmarks(config.bench.fusion)
-  machine = {
-    "processor": platform.processor() or platform.machine(),
-    "cores": os.cpu_count(),
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-  }
-  with lock.held(workdir):
-    content = {"machine": machine, "fusion": rows}
-    files.write_json(workdir / "bench.json", content)
-  return table(rows)
-
-
 def table(rows: list[dict[str, Any]]) -> str:
   """The measurements as Markdown."""
   lines = [
@@ -83,7 +56,7 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def fusion_benchmarks(
+def benchmarks(
   scale: str = "memory", *, directory: str | None = None
 ) -> list[dict[str, Any]]:
   """Measures Knowledge Fusion and mixture fusion on a made-up history.
@@ -110,7 +83,7 @@ def fusion_benchmarks(
     path = pathlib.Path(folder) / "probs.npy"
     labels = write_history(path, case.shape, case.dtype)
     rows = [
-      _in_own_process(_measure_fusion, rule, str(path), labels, case)
+      in_own_process(_measure_fusion, rule, str(path), labels, case)
       for rule in ("knowledge_fusion", "mixture_fusion")
     ]
   return [{"scale": scale, **row} for row in rows]
@@ -173,12 +146,6 @@ def _write_examples(
     out[c] = logits
 
 
-def _in_own_process(function: Callable[..., Any], *args: Any) -> Any:
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-    return pool.submit(function, *args).result()
-
-
 def _measure_fusion(
   rule: str, path: str, labels: np.ndarray, case: HistoryCase
 ) -> dict[str, Any]:
@@ -214,49 +181,3 @@ def _measure_fusion(
 def _gap(probs: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
   likelihoods = fusion.label_likelihoods(probs, labels)
   return float(fusion.mixture_gap(likelihoods, weights))
-
-
-class MemoryWatch:
-  """Follows this process's memory while a block runs (Linux only).
-
-  The system keeps no peak of anonymous memory, so a thread looks every few
-  milliseconds; an allocation shorter than that may go unseen.
-  """
-
-  def __enter__(self) -> MemoryWatch:
-    self._start = self._peak = _resident_mib()
-    self._done = threading.Event()
-    self._thread = threading.Thread(target=self._follow)
-    self._thread.start()
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    self._done.set()
-    self._thread.join()
-
-  def _follow(self) -> None:
-    while not self._done.wait(0.003):
-      self._peak = {
-        k: max(v, self._peak[k]) for k, v in _resident_mib().items()
-      }
-
-  def summary(self) -> dict[str, float | None]:
-    """Returns the peaks in MiB, None where the system does not tell."""
-    start, anon = (x.get("RssAnon") for x in (self._start, self._peak))
-    return {
-      "extra_anon_mib": None if start is None or anon is None else anon - start,
-      "peak_anon_mib": anon,
-      "peak_rss_mib": self._peak.get("VmRSS"),
-    }
-
-
-def _resident_mib() -> dict[str, float]:
-  status = pathlib.Path("/proc/self/status")
-  if not status.exists():
-    return {}
-  fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-  return {
-    name: int(fields[name].split()[0]) / 1024
-    for name in ("RssAnon", "VmRSS")
-    if name in fields
-  }
