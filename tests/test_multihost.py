@@ -207,10 +207,7 @@ def test_two_processes_are_one_program(alone, tmp_path):
   assert not (tmp_path / lock.NAME).exists()
   assert_close(weights_of(tmp_path), weights_of(alone))
   for run in RUNS:
-    actual, expected = (
-      variables_of(w / "runs" / run) for w in (tmp_path, alone)
-    )
-    assert_close(actual, expected)
+    assert_close(variables_of(tmp_path, run), variables_of(alone, run))
   rows = [
     files.read_json_lines(epath.Path(w) / "results.jsonl")
     for w in (tmp_path, alone)
