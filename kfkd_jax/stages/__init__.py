@@ -190,22 +190,24 @@ def held(workdir: epath.Path) -> Iterator[None]:
     yield
 
 
-_SHARED_SECONDS = 30  # a shared file system may be as late
+_SHARED_SECONDS = 40  # a shared file system may be as late
 
 
 def _check_shared(path: epath.Path, content: str) -> None:
   """Refuses a working directory that is another one on every host."""
-  end = time.monotonic() + _SHARED_SECONDS
-  seen = False
-  while not seen and time.monotonic() < end:
-    seen = not content or (path.exists() and path.read_text() == content)
-    if not seen:
-      time.sleep(0.1)
-  if parallel.anywhere(not seen):
-    raise ValueError(
-      f"{path.parent} is not the same for all processes; give --workdir on a "
-      "file system that their hosts share, or in a bucket"
-    )
+
+  def is_missing() -> bool:
+    return bool(content) and not (path.exists() and path.read_text() == content)
+
+  # Together every second: processes that wait for others longer may give up.
+  for _ in range(_SHARED_SECONDS):
+    if not parallel.anywhere(is_missing()):
+      return
+    time.sleep(1)
+  raise ValueError(
+    f"{path.parent} is not the same for all processes; give --workdir on a "
+    "file system that their hosts share, or in a bucket"
+  )
 
 
 def _run_stage(config, workdir, name, say) -> bool:
