@@ -40,10 +40,14 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     weights = fuse.weights_of(workdir, teacher)
     name = student_name(teacher)
     networks.train(config, workdir, _plan(config, workdir, name, weights))
-    store = networks.predictions(workdir, name, "test")
-    correct = store[len(store) - 1].argmax(-1) == store.labels
-    accuracies.append(f"{name} {correct.mean():.3f}")
+    accuracy = parallel.on_main(_accuracy, workdir, name)
+    accuracies.append(f"{name} {accuracy:.3f}")
   return f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
+
+
+def _accuracy(workdir, name) -> float:
+  store = networks.predictions(workdir, name, "test")
+  return float(np.mean(store[len(store) - 1].argmax(-1) == store.labels))
 
 
 def _plan(config, workdir, name, weights) -> networks.Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_collections
 from etils import epath
 
+from kfkd_jax import parallel
 from kfkd_jax.data import splits
 from kfkd_jax.stages import experiment, networks
 
@@ -18,7 +19,8 @@ def artefacts(config: ml_collections.ConfigDict) -> list[str]:
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
   task = experiment.load_task(config)
-  splits.write_ledger(workdir / "noise.npz", task.ledger)
+  ledger = workdir / "noise.npz"
+  parallel.on_main(splits.write_ledger, ledger, task.ledger)
   plan = networks.Plan(
     experiment.TEACHER,
     lambda: networks.supervised(config),
@@ -26,6 +28,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     keep_history=True,
   )
   networks.train(config, workdir, plan)
+  return parallel.on_main(_summary, workdir, task)
+
+
+def _summary(workdir: epath.Path, task: experiment.Task) -> str:
   store = networks.predictions(workdir, experiment.TEACHER, "test")
   last = store[len(store) - 1].argmax(-1) == store.labels
   return (

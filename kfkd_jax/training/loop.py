@@ -190,20 +190,20 @@ def train(
   _check_batch(recipe, mesh)
   clock = make_clock(recipe, len(training_set["label"]))
   with (
-    Termination() as stop,
+    Termination(mesh) as stop,
     retention.History(
       run, dtype=recipe.history_dtype, most=recipe.history_keep
     ) as history,
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
     _make_feed(training_set, recipe, clock, seeds, mesh) as feed,
   ):
-    stores = _open_stores(run, splits, recipe)
+    stores: dict[str, PredictionStore] = {}  # on the main process alone
+    parallel.on_main(_open_stores, stores, run, splits, recipe)
     start = _initial_state(
       recipe, objective, seeds, training_set, init_from, mesh
     )
     at = _resumed(run, start, clock, history, resume, stores)
-    for store in stores.values():
-      store.truncate(at.finished)
+    parallel.on_main(_truncate, stores, at.finished)
     at = at._replace(state=put(at.state, mesh))
     frozen = parallel.replicate(frozen, mesh)
     resident = feed.resident
@@ -214,18 +214,18 @@ def train(
 
     while at.finished < len(clock.ends):
       if review is not None:
-        learnt = parallel.replicate(review(at.finished, stores), mesh)
-        resident = {**resident, **learnt}
+        learnt = parallel.arrays_from_main(review, at.finished, stores)
+        resident = {**resident, **parallel.replicate(learnt, mesh)}
       at, rate = run_tick(at, frozen, resident, feed, stop)
       tick = at.finished + 1
       _check_finite(run, clock, at)
       last = tick == len(clock.ends)
       network = history.as_kept(at.state.variables, last=last)
-      probs = None if stop.requested else evaluation(network, stop)
+      probs = None if stop.requested() else evaluation(network, stop)
       if probs is None:
         _save(history, resume, at, clock, mesh)
         epoch = clock.start(tick) // clock.steps_per_epoch + 1
-        print(f"{run.name}: stopped in epoch {epoch}; run again to continue")
+        _say(f"{run.name}: stopped in epoch {epoch}; run again to continue")
         raise Terminated
       keep = tick in clock.kept
       metrics = _fit_metrics(at.fit, objective)
@@ -318,7 +318,7 @@ def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
     state, sums = at.state, []
     started = time.perf_counter()
     for rows in feed(steps):
-      if stop.requested:
+      if stop.requested_before():
         break
       state, metrics = step(state, frozen, resident, rows, seed)
       in_flight.add(metrics)
@@ -388,27 +388,34 @@ def _resumed(run, state, clock: Clock, history, resume, stores) -> Position:
     try:
       at = _unpacked(resume.restore(number, template), clock)
     except checkpoints.DamagedCheckpointError as error:
-      print(f"{error}; going back to an older one")
+      _say(f"{error}; going back to an older one")
       continue
     wanted = clock.kept_until(at.finished)
-    missing = history.missing(wanted)
-    for store in stores.values():  # what was dropped cannot predict again
-      missing += [e for e in history.gone(wanted) if not store.is_whole(e)]
+    missing = parallel.on_main(_missing, history, stores, wanted)
     if not missing:
       break
-    print(f"{history.path} lacks {missing}; going back to before them")
+    _say(f"{history.path} lacks {missing}; going back to before them")
   else:
     at, number = start, 0
     if history.steps():
-      print(f"{run.name}: nothing to continue from, starting again")
+      _say(f"{run.name}: nothing to continue from, starting again")
   history.restart(at.finished)
   resume.delete_after(number)
-  metrics = run / "metrics.jsonl"
-  if metrics.exists():
-    done = clock.epochs(at.finished) if at.finished else 0
-    rows = files.read_json_lines(metrics)
-    files.write_json_lines(metrics, [r for r in rows if r["epoch"] <= done])
+  done = clock.epochs(at.finished) if at.finished else 0
+  parallel.on_main(_truncate_metrics, run, done)
   return at
+
+
+def _truncate_metrics(run: epath.Path, done: float) -> None:
+  path = run / "metrics.jsonl"
+  if path.exists():
+    rows = files.read_json_lines(path)
+    files.write_json_lines(path, [r for r in rows if r["epoch"] <= done])
+
+
+def _say(line: str) -> None:
+  if parallel.is_main_process():
+    print(line)
 
 
 _FIT_COLUMNS = len(step_lib.StepMetrics._fields)
@@ -436,17 +443,28 @@ def _save(history, resume, at: Position, clock: Clock, mesh) -> None:
   resume.save(clock.start(at.finished + 1) + len(at.fit), tree)
 
 
-def _open_stores(run, splits, recipe) -> dict[str, PredictionStore]:
-  return {
-    name: PredictionStore.create(
+def _open_stores(stores, run, splits, recipe) -> None:
+  for name, split in splits.items():
+    stores[name] = PredictionStore.create(
       run / "predictions" / name,
       split.labels,
       split.ids,
       num_classes=recipe.module.num_classes,
       dtype=recipe.prediction_dtype,
     )
-    for name, split in splits.items()
-  }
+
+
+def _missing(history, stores, wanted: list[int]) -> list[int]:
+  """Which ticks neither the history nor the stores can make up for."""
+  missing = history.missing(wanted)
+  for store in stores.values():  # what was dropped cannot predict again
+    missing += [e for e in history.gone(wanted) if not store.is_whole(e)]
+  return missing
+
+
+def _truncate(stores: dict[str, PredictionStore], finished: int) -> None:
+  for store in stores.values():
+    store.truncate(finished)
 
 
 _JUDGE = "select"  # whose examples say what a checkpoint remembers
@@ -468,17 +486,14 @@ class _Evaluation:
 
   def recall(self, history, epochs: list[int], template: Any) -> None:
     """Reads what was stored; what is lost is predicted again."""
-    for name, store in self._stores.items():
+    for name, images in self._images.items():
+      for epoch in parallel.on_main(self._lost, name, epochs):
+        variables = history.restore(epoch, template)
+        variables = parallel.replicate(variables, self._mesh)
+        probs = self._predictor(variables, images)
+        parallel.on_main(self._write, name, epoch, probs)
       for epoch in epochs:
-        try:
-          probs = store.read(epoch)
-        except (FileNotFoundError, ValueError) as error:
-          print(f"{error}; predicting again with history/{epoch}")
-          variables = history.restore(epoch, template)
-          variables = parallel.replicate(variables, self._mesh)
-          store.write(epoch, self._predictor(variables, self._images[name]))
-          probs = store.read(epoch)
-        self._right[name].add(probs.argmax(-1) == self._splits[name].labels)
+        parallel.on_main(self._read, name, epoch)
         if name == _JUDGE:
           self.retain(history, epoch)
 
@@ -487,12 +502,31 @@ class _Evaluation:
     if _JUDGE in self._right:
       history.retain(epoch, self._right[_JUDGE])
 
+  def _lost(self, name: str, epochs: list[int]) -> list[int]:
+    """The epochs whose stored predictions cannot be read."""
+    lost = []
+    for epoch in epochs:
+      try:
+        self._stores[name].read(epoch)
+      except (FileNotFoundError, ValueError) as error:
+        print(f"{error}; predicting again with history/{epoch}")
+        lost.append(epoch)
+    return lost
+
+  def _write(self, name: str, epoch: int, probs: np.ndarray) -> None:
+    self._stores[name].write(epoch, probs)
+
+  def _read(self, name: str, epoch: int) -> None:
+    labels = self._splits[name].labels
+    found = self._stores[name].read(epoch)
+    self._right[name].add(found.argmax(-1) == labels)
+
   def __call__(self, variables: Any, stop: Termination):
     """Probabilities by split, None if asked to stop meanwhile."""
     found = {}
     for name, images in self._images.items():
       found[name] = self._predictor(variables, images)
-      if stop.requested:
+      if stop.requested():
         return None
     return found
 
@@ -500,6 +534,9 @@ class _Evaluation:
     self, epoch: int, probs: dict[str, np.ndarray], *, keep: bool
   ) -> dict[str, float]:
     """Scores of each split; with `keep`, into the store."""
+    return parallel.on_main(self._score, epoch, probs, keep)
+
+  def _score(self, epoch, probs, keep) -> dict[str, float]:
     for name, found in probs.items():
       if not np.isfinite(found).all():
         raise DivergedError(
@@ -562,8 +599,8 @@ def _scores(name, probs, labels, right) -> dict[str, float]:
 
 
 def _append_metrics(run, epoch, metrics) -> None:
-  if parallel.is_main_process():
-    files.append_json_line(run / "metrics.jsonl", {"epoch": epoch, **metrics})
+  row = {"epoch": epoch, **metrics}
+  parallel.on_main(files.append_json_line, run / "metrics.jsonl", row)
 
 
 def _check_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:

@@ -92,7 +92,9 @@ def _make_uniform(config, workdir) -> None:
 
 def _make_greedy(config, workdir) -> None:
   """From the `fuse.max_members` checkpoints best on the selecting points."""
-  accuracy = select_accuracy(config, workdir, 0)
+  accuracy = np.asarray(
+    parallel.on_main(lambda: select_accuracy(config, workdir, 0).tolist())
+  )
   best = np.argsort(accuracy, kind="stable")[-config.fuse.max_members :]
   kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
   num = len(networks.predictions(workdir, experiment.TEACHER, "test"))
