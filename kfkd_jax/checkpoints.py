@@ -87,7 +87,9 @@ class Checkpoints:
       folder = self.path / str(step)  # not there yet while it is being saved
       return folder.is_dir() and not any(folder.iterdir())
 
-    return sorted(s for s in self._manager.all_steps() if not is_emptied(s))
+    return parallel.on_main(
+      lambda: sorted(s for s in self._manager.all_steps() if not is_emptied(s))
+    )
 
   def wait(self) -> None:
     """Returns once everything is on disk."""
@@ -101,8 +103,10 @@ class Checkpoints:
 
   def delete_after(self, step: int) -> None:
     """Removes every checkpoint numbered above `step`."""
-    for later in [s for s in self._manager.all_steps() if s > step]:
-      self.delete(later)
+    self.wait()
+    steps = parallel.on_main(lambda: list(self._manager.all_steps()))
+    for later in [s for s in steps if s > step]:
+      self._manager.delete(later)
 
   def restore(self, step: int, template: Any) -> Any:
     """Checkpoint `step` as NumPy arrays in the structure of `template`.
@@ -113,23 +117,28 @@ class Checkpoints:
       DamagedCheckpointError: it cannot be read, does not fit the template, or
         its bytes are not those that were saved.
     """
+    tree, cause = None, None
     try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          tree=_restore_args(template), digests=ocp.args.JsonRestore()
-        ),
-      )
+      tree = self._read(step, template)
     except Exception as error:
+      cause = error
+    # Together, so that no process goes on while another goes back.
+    if parallel.anywhere(cause is not None):
+      what = _first_line(cause) if cause else "by another process"
       raise DamagedCheckpointError(
-        f"{self.path / str(step)} cannot be read ({_first_line(error)}); "
-        f"{_REMEDY}"
-      ) from error
+        f"{self.path / str(step)} cannot be read ({what}); {_REMEDY}"
+      ) from cause
+    return tree
+
+  def _read(self, step: int, template: Any) -> Any:
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        tree=_restore_args(template), digests=ocp.args.JsonRestore()
+      ),
+    )
     if _digests(restored["tree"]) != restored["digests"]:
-      raise DamagedCheckpointError(
-        f"{self.path / str(step)} is damaged (its checksums do not match); "
-        f"{_REMEDY}"
-      )
+      raise ValueError("it is damaged: its checksums do not match")
     return jax.tree.map(_widened, restored["tree"], template)
 
   def restore_stacked(self, steps: Sequence[int], template: Any) -> Any:

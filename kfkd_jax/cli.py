@@ -31,6 +31,7 @@ _DEFAULT_WORKDIR = "kfkd-workdir"
 _FAILED = 1
 _USER_ERROR = 2
 _DIVERGED = 3
+_DISCONNECTED = 4
 _INTERRUPTED = 130
 _TERMINATED = 143
 
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   Returns:
     The exit code: 0, 1 where a sanity check or a cell of a sweep failed, 2 for
-    what the user can correct, 3 where training left the finite numbers, 130
-    after Ctrl-C. SIGTERM exits with 143.
+    what the user can correct, 3 where training left the finite numbers, 4 where
+    one of several processes is gone, 130 after Ctrl-C. SIGTERM exits with 143.
   """
   argv = sys.argv[1:] if argv is None else list(argv)
   parser = _parser()
@@ -53,16 +54,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     _check_options(options, overrides)
     with _exit_on_sigterm():
       return _dispatch(options, overrides)
+  except SystemExit as leaving:
+    _leave(int(leaving.code or 0), "it was told to leave")
+    raise
   except KeyboardInterrupt:
-    print("kfkd: interrupted; run again to continue", file=sys.stderr)
-    return _INTERRUPTED
+    return _end(_INTERRUPTED, "interrupted; run again to continue")
   except (ValueError, OSError, FloatingPointError) as error:
     if options.debug:
       raise
-    advice = _advice(error, options.workdir)
-    print(f"kfkd: {_one_line(error)}{advice}", file=sys.stderr)
     diverged = isinstance(error, FloatingPointError)
-    return _DIVERGED if diverged else _USER_ERROR
+    line = f"{_one_line(error)}{_advice(error, options.workdir)}"
+    return _end(_DIVERGED if diverged else _USER_ERROR, line)
+  except RuntimeError as error:
+    if options.debug or options.multihost is None:
+      raise
+    return _lost(
+      f"this process failed, or another is gone ({_one_line(error)[:200]})"
+    )
+
+
+def _end(code: int, line: str) -> int:
+  """Prints why the program ends; returns the exit code."""
+  _leave(code, line, f"kfkd: {line}")
+  print(f"kfkd: {line}", file=sys.stderr)
+  return code
+
+
+def _lost(what: str) -> int:
+  """Ends this process because another one has."""
+  return _end(_DISCONNECTED, f"{what}; start all of them again to continue")
+
+
+def _leave(code: int, why: str, line: str = "") -> None:
+  """Ends the process here and now, if it is one of several."""
+  if "jax" in sys.modules:
+    from kfkd_jax import parallel
+
+    parallel.leave(code, why, line)
 
 
 @contextlib.contextmanager
@@ -171,6 +199,16 @@ def _parser() -> argparse.ArgumentParser:
     help="trace a few steps of the train stage into runs/teacher/profile",
   )
   parser.add_argument(
+    "--multihost",
+    nargs="?",
+    const="",
+    metavar="HOST:PORT,P,I",
+    help="one of several processes that train together, started alike on every "
+    "host; needed on a TPU pod. Alone on Cloud TPU, Slurm, Kubernetes and Open "
+    "MPI; elsewhere the address of process 0, how many there are, and the "
+    "number of this one",
+  )
+  parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
   )
   return parser
@@ -204,6 +242,11 @@ def _check_options(options, overrides) -> None:
         f"--{name.replace('_', '-')} goes with {' and '.join(stages)}, not "
         f"with {stage!r}"
       )
+  if stage in ("sweep", "bench") and options.multihost is not None:
+    raise ConfigError(
+      f"--multihost does not go with {stage}; start a sweep on every host "
+      "with the same --workdir instead, and they share its cells"
+    )
   if stage != "report":
     return
   if options.output is not None and not options.inputs:
@@ -246,51 +289,59 @@ def _dispatch(options, overrides) -> int:
   if options.stage == "sweep" and (workdir / "base.json").exists():
     saved = workdir / "base.json"
   config = config_lib.read(options.config, overrides, saved=saved)
+  _connect(options.multihost)
+  with _exit_on_sigterm():  # again: connecting takes the signal
+    code, line = _work(options, config, workdir)
+  from kfkd_jax import parallel
+
+  if line and parallel.is_main_process():
+    print(line)
+  return code
+
+
+def _work(options, config, workdir) -> tuple[int, str]:
+  """Does what was asked for; returns the exit code and what to print."""
+  from kfkd_jax import parallel
+
   if options.predictions is not None:
-    return _foreign(options, config)
+    return 0, parallel.on_main(_foreign, options, config)
   _set_up_jax(config)
   from kfkd_jax import stages
 
   if options.stage == "bench":
     from kfkd_jax.stages import bench
 
-    print(bench.run(config, workdir))
-    return 0
+    return 0, parallel.on_main(bench.run, config, workdir)
   if options.stage == "predict":
     from kfkd_jax.stages import predict
 
     output = options.output or "probs.npz"
-    print(predict.run(options.model, options.inputs, output, workdir))
-    return 0
+    return 0, parallel.on_main(
+      predict.run, options.model, options.inputs, output, workdir
+    )
   if options.stage == "sweep":
     return _sweep(options, config, workdir)
   if options.stage == "sanity":
     from kfkd_jax.stages import sanity
 
-    table, passed = sanity.run(config, workdir)
-    print(table)
-    return 0 if passed else _FAILED
+    table, passed = parallel.on_main(sanity.run, config, workdir)
+    return 0 if passed else _FAILED, table
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage)
-    _check_traced(options, workdir)
-    return 0
+    return 0, _check_traced(options, workdir)
   ran = stages.run(config, workdir)
-  _check_traced(options, workdir)
   page = workdir / "report" / "index.html"
-  print(
-    f"The report is at {page}" if ran else f"Nothing to do; see {page}",
-  )
-  return 0
+  line = f"The report is at {page}" if ran else f"Nothing to do; see {page}"
+  return 0, "\n".join(filter(None, (_check_traced(options, workdir), line)))
 
 
-def _sweep(options, config, workdir) -> int:
+def _sweep(options, config, workdir) -> tuple[int, str]:
   """Runs cells, or only reads them; lists those that failed."""
   from kfkd_jax.stages import sweep
 
   against = options.against or "final"
   if options.only_table:
-    print(sweep.read_table(config, workdir, against=against))
-    return 0
+    return 0, sweep.read_table(config, workdir, against=against)
   outcome = sweep.run(
     config,
     workdir,
@@ -298,25 +349,25 @@ def _sweep(options, config, workdir) -> int:
     grid=options.grid or (),
     against=against,
   )
-  print(outcome.table)
   for name, holder in outcome.busy.items():
     print(f"kfkd: {name} is under way elsewhere: {holder}", file=sys.stderr)
   for name, error in outcome.failed.items():
     print(f"kfkd: {name} failed: {error}", file=sys.stderr)
-  return _FAILED if outcome.failed else 0
+  return _FAILED if outcome.failed else 0, outcome.table
 
 
-def _check_traced(options, workdir) -> None:
+def _check_traced(options, workdir) -> str:
   """Says so where `--profile` came too late."""
   folder = workdir / "runs" / "teacher" / "profile"
-  if options.profile and not folder.exists():
-    print(
-      f"no trace in {folder}: only steps of the train stage are traced, and "
-      "it had none to make; take a new --workdir"
-    )
+  if not options.profile or folder.exists():
+    return ""
+  return (
+    f"no trace in {folder}: only steps of the train stage are traced, and it "
+    "had none to make; take a new --workdir"
+  )
 
 
-def _foreign(options, config) -> int:
+def _foreign(options, config) -> str:
   """`diagnose` and `fuse` on somebody's saved probabilities."""
   from etils import epath
 
@@ -347,8 +398,42 @@ def _foreign(options, config) -> int:
     name, line = "fusion.json", fuse.summary(methods, epochs)
   with lock.held(workdir):
     files.write_json(workdir / name, content)
-  print(f"{line}\nwritten to {workdir / name}")
-  return 0
+  return f"{line}\nwritten to {workdir / name}"
+
+
+def _connect(multihost: str | None) -> None:
+  """Joins other processes, where `--multihost` says so."""
+  if multihost is None:
+    return
+  import jax
+
+  from kfkd_jax import parallel
+
+  if jax.distributed.is_initialized():  # by whoever called `main`
+    return
+  parallel.connect(*_parse_multihost(multihost), lost=_lost)
+
+
+def _parse_multihost(text: str) -> tuple:
+  """`HOST:PORT,P,I` as `(address, P, I)`, nothing as nothing."""
+  if not text:
+    return ()
+  from kfkd_jax.config import ConfigError
+
+  address, *numbers = text.split(",")
+  _, colon, port = address.rpartition(":")
+  counts = [int(n) for n in numbers if n.isascii() and n.isdigit()]
+  if not (colon and port.isdigit() and len(counts) == len(numbers) == 2):
+    raise ConfigError(
+      f"--multihost={text} is not HOST:PORT,P,I, such as 10.0.0.2:8476,4,0 for "
+      "the first of 4 processes"
+    )
+  count, number = counts
+  if not number < count:
+    raise ConfigError(
+      f"--multihost={text}: process {number} is none of 0 to {count - 1}"
+    )
+  return address, count, number
 
 
 def _set_up_jax(config) -> None:

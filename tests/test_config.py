@@ -190,6 +190,26 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
     ({"optim__boundaries": "0.9,0.1"}, "optim.boundaries=.*ascending"),
     ({"optim__boundaries": "a,b"}, "optim.boundaries=.*ascending"),
     ({"distill__teachers": "kf,kf"}, "distill.teachers=.*at most once"),
+    ({"data__root": "nowhere"}, "data.root='nowhere' .*an existing folder"),
+    (
+      {"data__name": "image_folder"},
+      "data.name='image_folder' needs data.root, the folder",
+    ),
+    ({"data__stream": "True"}, "data.stream='True' .*auto, always, never"),
+    ({"data__image_size": "0"}, "data.image_size=0 .*allowed: 1 to"),
+    ({"data__crop_share": "1.1"}, "data.crop_share=1.1 .*allowed: 0.01 to 1"),
+    ({"data__test_share": "2"}, "data.test_share=2.0 .*allowed: 0 to 1"),
+    ({"data__workers": "-1"}, "data.workers=-1 .*allowed: 0 to 1024"),
+    ({"data__memory_limit": "-1"}, "data.memory_limit=-1.0 .*allowed: 0"),
+    ({"augment__crop_scale": "0.5"}, "augment.crop_scale=.*two ascending"),
+    ({"augment__crop_scale": "1,0.5"}, "augment.crop_scale=.*two ascending"),
+    ({"augment__crop_ratio": "a,b"}, "augment.crop_ratio=.*two ascending"),
+    ({"augment__rand_ops": "17"}, "augment.rand_ops=17 .*allowed: 0 to 16"),
+    ({"augment__rand_magnitude": "11"}, "rand_magnitude=11.0 .*0 to 10"),
+    (
+      {"augment__rand_ops": "1", "data__stream": "never"},
+      "augment.rand_ops work on images .*data.stream='never' has none",
+    ),
     ({"noise__kind": "none"}, "noise.kind='none' takes no rate.*0.4"),
     (
       {"noise__kind": "field", "noise__rate": "0"},
@@ -389,6 +409,10 @@ def test_files_that_break_the_types_are_one_line(tmp_path, line):
     (
       {"selection__num": "1297"},
       "data.num_train=None and selection.num=1297 do not fit digits",
+    ),
+    (
+      {"noise__kind": "instance", "data__stream": "always"},
+      "noise.kind='instance' reads all images .*'digits' stay on disk",
     ),
     ({"data__name": "mnist:9.9.9"}, "'mnist:9.9.9' cannot be loaded"),
   ],

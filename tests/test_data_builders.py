@@ -400,8 +400,8 @@ def test_any_image_set_by_name(tmp_path):
     data.load("toy", data_dir=tmp_path)
   with pytest.raises(
     ValueError,
-    match="toy has images of differing sizes "
-    r".*12, 3\).* set image_size",
+    match=r"toy/1\.0\.0 train, example \d has the size \(\d+, 12, 3\) and .*"
+    r"example 0 \(\d+, 12, 3\).* set data\.image_size",
   ):
     data.load("toy", data_dir=tmp_path, test_split="val")
   loaded = data.load("toy", data_dir=tmp_path, test_split="val", image_size=6)
@@ -579,5 +579,6 @@ def test_texture_energies_solve_synthetic():
 def test_names_are_complete():
   assert set(sources.NAMES) == {
     "cifar10", "cifar100", "mnist", "fashion_mnist", "digits", "synthetic",
-    "cifar10_n", "cifar100_n",
+    "cifar10_n", "cifar100_n", "imagenet2012",
+    "image_folder", "tiny_imagenet", "animal10n", "clothing1m",
   }  # fmt: skip

@@ -359,9 +359,9 @@ def test_sigterm_saves_within_the_epoch_and_continues_to_the_same_bits(
 
 def test_sigterm_during_the_last_report_is_not_lost():
   def asked(then):
-    with termination.Termination() as stop:
+    with termination.Termination(parallel.data_mesh()) as stop:
       os.kill(os.getpid(), signal.SIGTERM)
-      then(stop.requested)
+      then(stop.requested())
 
   seen = []
   with pytest.raises(termination.Terminated):

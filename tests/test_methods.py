@@ -208,7 +208,7 @@ def test_views_average_and_cost_what_they_are(workdir, rows):
   config.compare.views = 1  # the image as it is
   for ensemble in methods.ALWAYS[0].ensembles(config, workdir, 0)[:4]:
     np.testing.assert_allclose(
-      methods.variants.with_views(config, workdir, ensemble),
+      methods.variants.with_views(config, workdir, ensemble.sources),
       methods.predict(workdir, ensemble, "test"),
       atol=1e-5,
     )
@@ -218,8 +218,11 @@ def test_views_of_a_network_apart_count_alike(workdir):
   config = config_of_all()
   config.compare.views = 1
   (ensemble,) = methods.several.INDEPENDENT.ensembles(config, workdir, 0)
+  sources = [
+    s._replace(weights=compare._over(workdir, s)) for s in ensemble.sources
+  ]
   np.testing.assert_allclose(
-    methods.variants.with_views(config, workdir, ensemble),
+    methods.variants.with_views(config, workdir, sources),
     methods.predict(workdir, ensemble, "test"),
     atol=1e-5,
   )

@@ -81,7 +81,7 @@ EVERYTHING = PLAIN._replace(pad=1, flip=True, cutout=2, mixup=0.5)
 
 
 @pytest.mark.parametrize("views", [PLAIN, EVERYTHING], ids=["plain", "all"])
-@pytest.mark.parametrize("num_devices", [2, 8])
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
 def test_devices_take_the_same_step(num_devices, views):
   alone, alone_metrics = two_steps(1, views)
   together, metrics = two_steps(num_devices, views)
@@ -95,7 +95,7 @@ def test_devices_take_the_same_step(num_devices, views):
   assert metrics.count == alone_metrics.count == BATCH - 3
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
 def test_sharded_gradient_is_the_gradient_of_the_whole_batch(num_devices):
   """A loss with normalisation over the mesh, against plain `jax.grad`."""
   mesh = mesh_of(num_devices)

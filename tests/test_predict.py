@@ -12,6 +12,7 @@ from jax import export
 from PIL import Image
 
 from kfkd_jax import cli, files
+from kfkd_jax.data import pictures as data_pictures
 from kfkd_jax.stages import predict
 
 SHAPE = (4, 5, 3)
@@ -158,6 +159,14 @@ def test_pictures_are_made_to_fit_and_it_is_said(tmp_path, change, shape, note):
     wanted = wanted.resize((5, 4), Image.Resampling.BILINEAR)
   wanted = np.asarray(wanted)
   np.testing.assert_array_equal(array.squeeze(), wanted)
+
+
+def test_long_pictures_are_cut_to_the_square_that_training_saw(tmp_path):
+  image = Image.fromarray(pictures(1)[0]).resize((12, 8))
+  image.save(tmp_path / "a.png")
+  array, changes = predict.read_image(epath.Path(tmp_path / "a.png"), (4, 4, 3))
+  assert changes == ["cut to its centre square and resized from 12x8 to 4x4"]
+  np.testing.assert_array_equal(array, data_pictures.fitted(image, 4))
 
 
 def test_transparency_is_ignored_and_it_is_said(tmp_path):

@@ -22,6 +22,20 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.name = "digits"  # a package builder or any TFDS image set
   c.data.dir = config_dict.placeholder(str)  # TFDS directory; None: its own
   c.data.num_train = config_dict.placeholder(int)  # None: all that is left
+  # Folder of files fetched by hand: an image set's, or human labels.
+  c.data.root = config_dict.placeholder(str)
+  # Side of the centre square cut from every image, which is the whole short
+  # side or a share of it (0.875 is ImageNet's habit); None keeps the images.
+  c.data.image_size = config_dict.placeholder(int)
+  c.data.crop_share = 1.0
+  c.data.test_share = 0.2  # of an image_folder that has no splits
+  c.data.skip_broken = False  # read all images once, leave out what fails
+  # Whether images stay on disk and are decoded batch by batch: always, never,
+  # or auto, if they exceed memory_limit or views are asked for (crop_scale,
+  # rand_ops) that are made while decoding.
+  c.data.stream = "auto"
+  c.data.memory_limit = 4.0  # GiB of decoded images
+  c.data.workers = 0  # processes that decode training batches; 0: threads
 
   c.noise = ml_collections.ConfigDict()
   c.noise.kind = "pair"  # one of NOISE_KINDS
@@ -41,6 +55,12 @@ def default_config() -> ml_collections.ConfigDict:
   # Beta concentration; 0: no mixing. Never for strategies that remember what
   # was said of each image: air_previous, ps_kd, self_adaptive.
   c.augment.mixup = 0.0
+  # Lowest and highest share of the area of a random resized crop, such as
+  # 0.08,1.0; None: no such crop.
+  c.augment.crop_scale = config_dict.placeholder(tuple)
+  c.augment.crop_ratio = (0.75, 1.3333)  # of its width to its height
+  c.augment.rand_ops = 0  # operations of RandAugment; 0: none
+  c.augment.rand_magnitude = 9.0  # their strength, up to 10
 
   c.model = ml_collections.ConfigDict()
   c.model.name = "cnn"  # a key of kfkd_jax.models.MODELS

@@ -76,6 +76,14 @@ def _one_of(key: str, choices: Sequence[str]) -> Rule:
   return key, ", ".join(choices), lambda v: v in choices
 
 
+def _range(key: str, low: float, high: float) -> Rule:
+  return (
+    key,
+    f"two ascending numbers from {low:g} to {high:g}",
+    lambda v: _are_numbers(v, 2) and low <= v[0] <= v[1] <= high,
+  )
+
+
 def _some_of(key: str, choices: Sequence[str]) -> Rule:
   return (
     key,
@@ -158,6 +166,17 @@ def _rules() -> list[Rule]:
     ],
     ("data.name", f"such as {', '.join(data.NAMES)}", lambda v: bool(v)),
     _at_least("data.num_train", 1),
+    (
+      "data.root",
+      "an existing folder",
+      lambda v: epath.Path(v).expanduser().is_dir(),
+    ),
+    _between("data.image_size", 1, 2**14),
+    _between("data.crop_share", 0.01, 1),
+    _between("data.test_share", 0, 1),
+    _one_of("data.stream", data.STREAMING),
+    _between("data.memory_limit", 0, 2**20),
+    _between("data.workers", 0, 1024),
     _one_of("noise.kind", NOISE_KINDS),
     _between("noise.rate", 0, 1),
     _one_of("selection.source", ("train", "test")),
@@ -167,6 +186,10 @@ def _rules() -> list[Rule]:
     _between("augment.pad", 0, 64),
     _between("augment.cutout", 0, 512),
     _between("augment.mixup", 0, 100),
+    _range("augment.crop_scale", 1e-4, 1),
+    _range("augment.crop_ratio", 0.01, 100),
+    _between("augment.rand_ops", 0, data.MAX_RAND_OPS),
+    _between("augment.rand_magnitude", 0, data.MAX_MAGNITUDE),
     _one_of("model.name", sorted(models.MODELS)),
     _between("model.width", 1, 2**14),
     _one_of("model.stem", models.STEMS),
@@ -240,7 +263,7 @@ def _rules() -> list[Rule]:
     (
       "export.models",
       f"a tuple of {EXPORTABLE}, each at most once",
-      lambda v: v and set(v) <= set(EXPORTABLE) and len(set(v)) == len(v),
+      lambda v: v and all(v.count(m) == 1 and m in EXPORTABLE for m in v),
     ),
     _between("export.parity_examples", 1, 10**6),
     _some_of("bench.parts", PARTS),
@@ -305,8 +328,18 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
   untaught = sorted(
     set(config.export.models or ()) - {"final", *TEACHERS, *taught}
   )
+  on_disk = config.augment.crop_scale is not None or config.augment.rand_ops
   distill = config.distill
   pairs = [
+    (
+      config.data.name in data.FOLDER_NAMES and config.data.root is None,
+      f"data.name={config.data.name!r} needs data.root, the folder it lies in",
+    ),
+    (
+      on_disk and config.data.stream == "never",
+      "augment.crop_scale and augment.rand_ops work on images that are decoded "
+      "batch by batch; data.stream='never' has none",
+    ),
     (
       distill.rounds == 1 and distill.rounds_stop != "none",
       f"distill.rounds_stop={distill.rounds_stop!r} needs distill.rounds above "

@@ -1,24 +1,26 @@
-"""Image classification sets, by name, from TFDS into arrays: no TensorFlow."""
+"""Image classification sets, by name, from TFDS or folders: no TensorFlow."""
 
 from __future__ import annotations
 
-import io
+import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
-from PIL import Image
 
-from kfkd_jax.data import human_labels
+from kfkd_jax.data import folders, human_labels, records
 from kfkd_jax.data.builders import BUILDERS, SyntheticConfig
+from kfkd_jax.data.dataset import Dataset, Examples
+from kfkd_jax.data.stored import Files, Records, Stored
 
-_TFRECORD = tfds.core.FileFormat.TFRECORD
-_PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-NAMES = (*BUILDERS, *human_labels.BASES)
+Streaming = Literal["auto", "always", "never"]
+STREAMING: tuple[Streaming, ...] = ("auto", "always", "never")
+# ImageNet is prepared by TFDS where there is TensorFlow, and only read here.
+NAMES = (*BUILDERS, *human_labels.BASES, *folders.NAMES, "imagenet2012")
+_TEST_SPLITS = {"imagenet2012": "validation"}  # its test labels are secret
 
 
 class FeatureKeys(NamedTuple):
@@ -28,58 +30,20 @@ class FeatureKeys(NamedTuple):
   label: str
 
 
-class Examples(NamedTuple):
-  """One split, in memory.
-
-  Attributes:
-    images: uint8[N, H, W, Ch].
-    labels: int32[N].
-    ids: int64[N] position of each example in the TFDS split.
-    extra: int32[N] the further label that was asked for, else None.
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
-  ids: np.ndarray
-  extra: np.ndarray | None
-
-  def take(self, index: np.ndarray) -> Examples:
-    """The examples at these positions."""
-    extra = None if self.extra is None else self.extra[index]
-    return Examples(
-      self.images[index], self.labels[index], self.ids[index], extra
-    )
-
-
-class Dataset(NamedTuple):
-  """A data set, in memory.
-
-  Attributes:
-    name: as it was asked for.
-    train: its training `Examples`.
-    test: its test `Examples`.
-    class_names: K names.
-  """
-
-  name: str
-  train: Examples
-  test: Examples
-  class_names: tuple[str, ...]
-
-  @property
-  def num_classes(self) -> int:
-    return len(self.class_names)
-
-
 def load(
   name: str,
   *,
   data_dir: epath.PathLike | None = None,
   manual_dir: epath.PathLike | None = None,
   train_split: str = "train",
-  test_split: str = "test",
+  test_split: str | None = None,
   label_field: str | None = None,
   image_size: int | None = None,
+  crop_share: float = 1.0,
+  test_share: float = 0.2,
+  skip_broken: bool = False,
+  stream: Streaming = "never",
+  memory_limit: float = 4.0,
 ) -> Dataset:
   """Loads an image classification set, preparing it on first use.
 
@@ -88,38 +52,50 @@ def load(
       `synthetic/num_classes=100,num_train=5000`) or any TFDS name.
     data_dir: where TFDS keeps data; None for TFDS's default, which follows
       the environment variable TFDS_DATA_DIR.
-    manual_dir: where files fetched by hand lie; None for TFDS's
-      `downloads/manual` under data_dir.
+    manual_dir: where files fetched by hand lie: the folder of an image set,
+      and human labels, for which None is TFDS's `downloads/manual`.
     train_split: TFDS split to train on, slices such as `train[:80%]` included.
-    test_split: TFDS split to test on.
+    test_split: TFDS split to test on; None for the one that has labels.
     label_field: a further label to read into `extra`: a class-label feature of
       the set (such as `coarse_label`) or a column of human labels (such as
       `worse_label` of `cifar10_n`; test examples have none).
-    image_size: resizes every image to a square of this side; None keeps them.
+    image_size: side of the centre square that is cut from every image and
+      resized; None keeps the images.
+    crop_share: of an image's short side that the square keeps.
+    test_share: of the images of an `image_folder` without splits.
+    skip_broken: reads every image once and leaves out the broken ones.
+    stream: "never" decodes all images into memory, "always" leaves them on
+      disk as `Stored`, "auto" does so if they exceed `memory_limit`.
+    memory_limit: GiB of decoded images.
 
   Returns:
     The `Dataset`.
   """
-  source = prepare(human_labels.BASES.get(name, name), data_dir=data_dir)
-  _check_splits(source, train_split=train_split, test_split=test_split)
-  keys = _feature_keys(source.info)
-  parts, columns = [], []
-  for split in (train_split, test_split):
-    records = read_records(source, split, keys.image)
-    images = _decode_images(records, source.info, keys.image, image_size)
-    columns.append(_label_columns(records, source.info, keys.label))
-    labels = columns[-1].pop(keys.label)
-    parts.append(Examples(images, labels, np.arange(len(labels)), None))
-    if name in human_labels.BASES and split == train_split:
-      folder = manual_dir or source.data_dir_root / "downloads" / "manual"
-      columns[-1] |= _human_columns(epath.Path(folder), name, labels, records)
+  view = {"size": image_size, "share": crop_share}
+  stays = functools.partial(_stays_on_disk, stream, memory_limit)
+  if name in folders.NAMES:
+    parts, class_names = _listed(
+      name, manual_dir, label_field, test_share, view
+    )
+  else:
+    source = prepare(human_labels.BASES.get(name, name), data_dir=data_dir)
+    test_split = test_split or _TEST_SPLITS.get(name, "test")
+    _check_splits(source, train_split=train_split, test_split=test_split)
+    parts, class_names = _prepared(
+      name,
+      source,
+      (train_split, test_split),
+      manual_dir,
+      label_field,
+      view,
+      stays,
+    )
+  if skip_broken:
+    parts = [part.take(_stored(part).readable()) for part in parts]
+  if not stays(map(_stored, parts)):
+    parts = [part._replace(images=_stored(part).whole()) for part in parts]
   train, test = parts
-  if label_field is not None:
-    _check_field(name, label_field, columns[0])
-    train = train._replace(extra=columns[0][label_field])
-    test = test._replace(extra=columns[1].get(label_field))
-  names = source.info.features[keys.label].names
-  return Dataset(name, train, test, tuple(names))
+  return Dataset(name, train, test, class_names)
 
 
 def builder(
@@ -178,87 +154,83 @@ def prepare(
   return source
 
 
-def read_records(
-  source: tfds.core.DatasetBuilder, split: str, image_key: str
-) -> list[Mapping[str, Any]]:
-  """All records of a split in TFDS's order, images still encoded."""
-  decoders = {image_key: tfds.decode.SkipDecoding()}
-  info = source.info
-  if info.file_format == _TFRECORD and not info.alternative_file_formats:
-    features = info.features
-    return [
-      features.deserialize_example_np(record, decoders=decoders)
-      for record in _read_tfrecords(info.splits[split])
-    ]
-  data = source.as_data_source(split, decoders=decoders)
-  return data.__getitems__(range(len(data)))
+def _listed(
+  name: str,
+  manual_dir: epath.PathLike | None,
+  label_field: str | None,
+  test_share: float,
+  view: Mapping[str, Any],
+) -> tuple[list[Examples], tuple[str, ...]]:
+  """Training and test examples of a folder of images, and the class names."""
+  root = folders.checked_root(name, manual_dir)
+  found = folders.read(
+    name, root, label_field=label_field, test_share=test_share
+  )
+  parts = [
+    Examples(Stored(Files(root, p.paths), **view), p.labels, p.ids, p.extra)
+    for p in (found.train, found.test)
+  ]
+  return parts, found.class_names
 
 
-def _read_tfrecords(split_info) -> Iterator[bytes]:
-  """The records of a split or slice; TFRECORD needs no TensorFlow to read."""
-  for part in split_info.file_instructions:
-    with epath.Path(part.filename).open("rb") as f:
-      for position in range(part.skip + part.take):
-        # Little-endian length and its 4-byte checksum, data and another.
-        length = int.from_bytes(f.read(12)[:8], "little")
-        record = f.read(length)
-        if len(record) != length or len(f.read(4)) != 4:
-          raise ValueError(f"{part.filename} ends inside record {position}")
-        if position >= part.skip:
-          yield record
+def _prepared(
+  name: str,
+  source: tfds.core.DatasetBuilder,
+  splits: Sequence[str],
+  manual_dir: epath.PathLike | None,
+  label_field: str | None,
+  view: Mapping[str, Any],
+  stays: Callable[[Iterable[Stored]], bool],
+) -> tuple[list[Examples], tuple[str, ...]]:
+  """Training and test examples of TFDS splits, and the class names."""
+  keys = _feature_keys(source.info)
+  channels = source.info.features[keys.image].shape[-1] or 3
 
+  def images_in(found, split):
+    title = f"{source.info.full_name} {split}"
+    return Stored(Records(found, keys.image, title), channels=channels, **view)
 
-def _decode_images(
-  records: Sequence[Mapping[str, Any]],
-  info: tfds.core.DatasetInfo,
-  image_key: str,
-  image_size: int | None,
-) -> np.ndarray:
-  """uint8[N, H, W, Ch] of the records' images."""
-  channels = info.features[image_key].shape[-1]
-  images: list[np.ndarray] = []
-  for record in records:
-    image = _decode(record[image_key], channels, image_size)
-    if images and image.shape != images[0].shape:
+  opened = [records.opened(source, split, keys.image) for split in splits]
+  on_disk = stays(map(images_in, opened, splits))
+  parts: list[Examples] = []
+  columns: list[dict[str, np.ndarray]] = []
+  for split, found in zip(splits, opened, strict=True):
+    if on_disk:
+      found_columns = records.kept_label_columns(found, source, split)
+    else:
+      found = records.fetched(found)
+      found_columns = records.label_columns(found, source.info)
+    labels = found_columns.pop(keys.label)
+    if labels.min() < 0:
       raise ValueError(
-        f"{info.name} has images of differing sizes ({images[0].shape} and"
-        f" {image.shape}), but they must fit into one array: set image_size"
+        f"{source.info.name} has examples without a label ({keys.label} < 0):"
+        " choose another split"
       )
-    images.append(image)
-  return np.stack(images)
+    if name in human_labels.BASES and not columns:  # training labels alone
+      folder = manual_dir or source.data_dir_root / "downloads" / "manual"
+      found_columns |= _human_columns(epath.Path(folder), name, labels, found)
+    images = images_in(found, split)
+    parts.append(Examples(images, labels, np.arange(len(labels)), None))
+    columns.append(found_columns)
+  if label_field is not None:
+    _check_field(name, label_field, columns[0])
+    parts = [
+      part._replace(extra=c.get(label_field)) for part, c in zip(parts, columns)
+    ]
+  return parts, tuple(source.info.features[keys.label].names)
 
 
-def _label_columns(
-  records: Sequence[Mapping[str, Any]],
-  info: tfds.core.DatasetInfo,
-  label_key: str,
-) -> dict[str, np.ndarray]:
-  """int32[N] of every class-label feature."""
-  columns = {
-    key: np.array([record[key] for record in records], np.int32)
-    for key, feature in info.features.items()
-    if isinstance(feature, tfds.features.ClassLabel)
-  }
-  if columns[label_key].min() < 0:
-    raise ValueError(
-      f"{info.name} has examples without a label ({label_key} < 0): choose"
-      " another split"
-    )
-  return columns
+def _stored(part: Examples) -> Stored:
+  assert isinstance(part.images, Stored)
+  return part.images
 
 
-def _decode(
-  encoded: bytes, channels: int | None, image_size: int | None
-) -> np.ndarray:
-  """uint8[H, W, Ch] from PNG or JPEG bytes."""
-  image: Image.Image = Image.open(io.BytesIO(encoded))
-  mode = _PIL_MODES[channels or 3]
-  if image.mode != mode:
-    image = image.convert(mode)
-  if image_size is not None and image.size != (image_size, image_size):
-    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-  pixels = np.asarray(image)
-  return pixels if pixels.ndim == 3 else pixels[..., None]
+def _stays_on_disk(
+  stream: Streaming, memory_limit: float, images: Iterable[Stored]
+) -> bool:
+  if stream != "auto":
+    return stream == "always"
+  return sum(part.nbytes for part in images) > memory_limit * 2**30
 
 
 def _feature_keys(info: tfds.core.DatasetInfo) -> FeatureKeys:
@@ -311,10 +283,10 @@ def _human_columns(
   folder: epath.Path,
   name: str,
   labels: np.ndarray,
-  records: Sequence[Mapping[str, Any]],
+  found: Sequence[Mapping[str, Any]],
 ) -> dict[str, np.ndarray]:
   """int32[N] of every column of human labels, in the order of the records."""
   columns = human_labels.read_columns(folder, name)
   # b"train_00042" was example 42 of the archive that was unpacked.
-  place = [int(record["id"].rpartition(b"_")[2]) for record in records]
+  place = [int(record["id"].rpartition(b"_")[2]) for record in found]
   return human_labels.align(columns, labels, np.array(place))

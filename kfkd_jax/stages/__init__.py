@@ -7,7 +7,9 @@ a stage runs again only if that changed or its artefacts are gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -15,7 +17,7 @@ from etils import epath
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, lock
+from kfkd_jax import files, lock, parallel
 from kfkd_jax.stages import (
   compare,
   diagnose,
@@ -37,7 +39,7 @@ class Stage(NamedTuple):
   """A step of the pipeline and what it depends on.
 
   Attributes:
-    run: does the work.
+    run: does the work, on every process; with `alone` on the main one.
     keys: configuration that decides its outcome.
     needs: stages whose artefacts it reads.
     artefacts: what it leaves in the working directory, by configuration: files,
@@ -48,6 +50,7 @@ class Stage(NamedTuple):
   keys: tuple[str, ...]
   needs: tuple[str, ...]
   artefacts: Callable[[ml_collections.ConfigDict], Sequence[str]]
+  alone: bool = False
 
 
 STAGES: dict[str, Stage] = {
@@ -62,12 +65,14 @@ STAGES: dict[str, Stage] = {
     keys=(),
     needs=("train",),
     artefacts=lambda config: ("diagnosis.json",),
+    alone=True,
   ),
   "fuse": Stage(
     fuse.run,
     keys=("fuse", "selection"),
     needs=("train",),
     artefacts=lambda config: ("fusion.json",),
+    alone=True,
   ),
   "distill": Stage(
     distill.run,
@@ -86,6 +91,7 @@ STAGES: dict[str, Stage] = {
     keys=("report",),
     needs=("train", "diagnose", "fuse", "distill", "compare"),
     artefacts=lambda config: ("report/index.html",),
+    alone=True,
   ),
 }
 
@@ -166,11 +172,63 @@ def run_stage(
     lock.LockedError: another program is at work in `workdir`.
   """
   workdir = epath.Path(workdir)
-  with lock.held(workdir):
+  with held(workdir):
     return _run_stage(config, workdir, name, say)
 
 
+@contextlib.contextmanager
+def held(workdir: epath.Path) -> Iterator[None]:
+  """The lock of a working directory, which the main process takes for all.
+
+  Raises:
+    lock.LockedError: another program is at work in `workdir`.
+  """
+  path = workdir / lock.NAME
+  with contextlib.ExitStack() as stack:
+
+    def take() -> str:
+      stack.enter_context(lock.held(workdir))
+      return path.read_text() if path.exists() else ""  # none in a bucket
+
+    holder = parallel.on_main(take)
+    _check_shared(path, holder)
+    yield
+
+
+_SHARED_SECONDS = 40  # a shared file system may be as late
+
+
+def _check_shared(path: epath.Path, content: str) -> None:
+  """Refuses a working directory that is another one on every host."""
+
+  def is_missing() -> bool:
+    return bool(content) and not (path.exists() and path.read_text() == content)
+
+  # Together every second: processes that wait for others longer may give up.
+  for _ in range(_SHARED_SECONDS):
+    if not parallel.anywhere(is_missing()):
+      return
+    time.sleep(1)
+  raise ValueError(
+    f"{path.parent} is not the same for all processes; give --workdir on a "
+    "file system that their hosts share, or in a bucket"
+  )
+
+
 def _run_stage(config, workdir, name, say) -> bool:
+  stage = _KNOWN[name]
+  if not parallel.on_main(_begin, config, workdir, name, say):
+    return False
+  if stage.alone:
+    result = parallel.on_main(stage.run, config, workdir)
+  else:
+    result = stage.run(config, workdir)
+  parallel.on_main(_end, config, workdir, name, result, say)
+  return True
+
+
+def _begin(config, workdir, name, say) -> bool:
+  """Notes that a stage is under way; False if there is nothing to do."""
   if is_up_to_date(config, workdir, name):
     _write_config(config, workdir)
     say(f"{name}: up to date")
@@ -182,17 +240,17 @@ def _run_stage(config, workdir, name, say) -> bool:
   _note(workdir, name, None)
   _write_config(config, workdir)
   say(f"{name} ...")
-  result = _KNOWN[name].run(config, workdir)
-  _note(
-    workdir,
-    name,
-    {
-      "inputs": inputs_of(config, name),
-      "outputs": _seals(config, workdir, name),
-    },
-  )
-  say(f"{name}: {result}")
   return True
+
+
+def _end(config, workdir, name, result, say) -> None:
+  """Notes that a stage finished."""
+  note = {
+    "inputs": inputs_of(config, name),
+    "outputs": _seals(config, workdir, name),
+  }
+  _note(workdir, name, note)
+  say(f"{name}: {result}")
 
 
 def check_ran(config, workdir, name, need) -> None:
@@ -221,7 +279,7 @@ def run(
     lock.LockedError: another program is at work in `workdir`.
   """
   workdir = epath.Path(workdir)
-  with lock.held(workdir):
+  with held(workdir):
     ran = [_run_stage(config, workdir, name, say) for name in STAGES]
   return any(ran)
 

@@ -16,7 +16,7 @@ from etils import epath
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, metrics
+from kfkd_jax import files, metrics, parallel
 from kfkd_jax.stages import experiment, methods, networks
 from kfkd_jax.stages.methods import variants
 
@@ -69,16 +69,21 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   Writes `results.jsonl`, one row a method and fold, and `hits.npz`, what each
   method got right.
   """
-  task = experiment.load_task(config)
   for method in methods.configured(config):
     for plan in method.plans(config, workdir):
       networks.train(config, workdir, plan)
     method.make(config, workdir)
+  views = _views(config, workdir)
+  return parallel.on_main(_compare, config, workdir, views)
+
+
+def _compare(config, workdir, views) -> str:
+  task = experiment.load_task(config)
   rows = []
   by_fold: list[list[Entry]] = []
   origin = _origin(config)
   for number, fold in enumerate(task.folds):
-    entries = _entries(config, workdir, number)
+    entries = _entries(config, workdir, number, views)
     split = "test" if len(task.folds) == 1 else f"test/{number}"
     scored = score(config, entries, fold.test_rows, split=split)
     rows += [{**row, **origin} for row in scored]
@@ -190,8 +195,44 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
+# Test probabilities from several views of the images, by fold and method.
+Views = dict[tuple[int, str], np.ndarray]
+
+
+def _views(config, workdir) -> Views:
+  """What every process must help to predict."""
+  return {
+    (number, method): variants.with_views(
+      config,
+      workdir,
+      [methods.Source(run, np.asarray(w, np.float32)) for run, w in sources],
+    )
+    for number, method, sources in parallel.on_main(_to_view, config, workdir)
+  }
+
+
+def _over(workdir, source: methods.Source) -> list[float]:
+  """Its weights over all checkpoints of its run."""
+  store = networks.predictions(workdir, source.run, "test")
+  return source.over(len(store)).tolist()
+
+
+def _to_view(config, workdir) -> list[tuple[int, str, list]]:
+  """The ensembles of `compare.test_time`, as JSON."""
+  return [
+    (number, e.method, [(s.run, _over(workdir, s)) for s in e.sources])
+    for number in range(len(experiment.load_task(config).folds))
+    for method in methods.configured(config)
+    for e in method.ensembles(config, workdir, number)
+    if e.method in config.compare.test_time
+  ]
+
+
 def _entries(
-  config: ml_collections.ConfigDict, workdir: epath.Path, number: int
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  number: int,
+  views: Views,
 ) -> list[Entry]:
   """Every configured method on a fold, and the rows to repeat with options."""
   entries = []
@@ -210,11 +251,10 @@ def _entries(
           )
         )
       if name in config.compare.test_time:
-        probs = variants.with_views(config, workdir, ensemble)
         entries.append(
           plain._replace(
             method=f"{name}+views",
-            probs=probs,
+            probs=views[number, name],
             num_views=config.compare.views,
           )
         )

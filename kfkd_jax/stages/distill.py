@@ -16,6 +16,7 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, history, losses, metrics, parallel
+from kfkd_jax.data import Stored
 from kfkd_jax.stages import experiment, fuse, networks
 from kfkd_jax.training import loop, objective, step
 
@@ -48,7 +49,7 @@ def students(
     name = student_name(teacher, number)
     yield name
     if config.distill.rounds_stop != "none":
-      score = _score(config, workdir, name)
+      score = parallel.on_main(_score, config, workdir, name)
       if score <= best:
         return
       best = score
@@ -84,11 +85,15 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     for name in students(config, workdir, teacher):
       plan = _plan(config, workdir, name, teacher, before)
       networks.train(config, workdir, plan)
-      store = networks.predictions(workdir, name, "test")
-      correct = store[len(store) - 1].argmax(-1) == store.labels
-      accuracies.append(f"{name} {correct.mean():.3f}")
+      accuracy = parallel.on_main(_accuracy, workdir, name)
+      accuracies.append(f"{name} {accuracy:.3f}")
       before = name
   return f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
+
+
+def _accuracy(workdir, name) -> float:
+  store = networks.predictions(workdir, name, "test")
+  return float(np.mean(store[len(store) - 1].argmax(-1) == store.labels))
 
 
 def _plan(config, workdir, name, teacher, before) -> networks.Plan:
@@ -143,8 +148,8 @@ def _lesson(config, workdir, run, weights) -> networks.Lesson:
 
 def student_examples(
   config: ml_collections.ConfigDict,
-  taught: Callable[[np.ndarray], np.ndarray],
-) -> dict[str, np.ndarray]:
+  taught: Callable[[np.ndarray | Stored], np.ndarray],
+) -> dict[str, Any]:
   """The images a student sees, with labels and whether it has any.
 
   Args:
@@ -165,7 +170,7 @@ def student_examples(
     return {"image": extra, "label": guessed, "unlabelled": unlabelled}
   counts = (len(task.images), len(extra))
   return {
-    "image": np.concatenate([task.images, extra]),
+    "image": np.concatenate([task.images[:], extra[:]]),
     "label": np.concatenate([task.given, guessed]),
     "unlabelled": np.repeat(np.array([0, 1], np.float32), counts),
   }
@@ -175,7 +180,7 @@ def teacher_probs(
   config: ml_collections.ConfigDict,
   stacked: dict,
   weights: np.ndarray,
-  images: np.ndarray,
+  images: np.ndarray | Stored,
 ) -> np.ndarray:
   """The fused teacher on the images' clean view, `f32[N, K]`.
 
@@ -183,7 +188,7 @@ def teacher_probs(
     config: the configuration.
     stacked: the members' variables `[M, ...]`.
     weights: `[M]`.
-    images: `u8[N, H, W, Ch]`.
+    images: `u8[N, H, W, Ch]`, in memory or on disk.
   """
   members = _member_outputs(config, stacked, images, features=False)
   return sum(
@@ -195,7 +200,7 @@ def teacher_features(
   config: ml_collections.ConfigDict,
   stacked: dict,
   weights: np.ndarray,
-  images: np.ndarray,
+  images: np.ndarray | Stored,
 ) -> np.ndarray:
   """The members' features side by side, each times the root of its weight.
 
@@ -206,7 +211,7 @@ def teacher_features(
     config: the configuration.
     stacked: the members' variables `[M, ...]`.
     weights: `[M]`.
-    images: `u8[N, H, W, Ch]`.
+    images: `u8[N, H, W, Ch]`, in memory or on disk.
 
   Returns:
     `f32[N, M F]`.

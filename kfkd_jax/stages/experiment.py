@@ -21,11 +21,13 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import data as data_lib
 from kfkd_jax import models, optim, parallel
 from kfkd_jax.data import augment, splits
+from kfkd_jax.data.stream import RandomViews
 from kfkd_jax.models import pretrained
 from kfkd_jax.training import loop
 from kfkd_jax.training.step import Views
 
 TEACHER = "teacher"
+_NUM_MEASURED = 1024  # images on disk whose statistics stand for all
 
 
 class Fold(NamedTuple):
@@ -48,24 +50,27 @@ class Task(NamedTuple):
   Attributes:
     name: of the data set.
     class_names: K names.
-    images: `u8[N, H, W, Ch]` training images.
+    images: `u8[N, H, W, Ch]` training images, in memory or `Stored`.
     given: `i32[N]` their labels as the network sees them.
     ledger: every noisy split's clean and given labels.
+    statistics: mean and deviation of each channel of the training images.
     transition: `f32[K, K]` of the noise, None where it has no matrix.
     splits: examples to predict by split name, with clean labels.
     folds: who selects and who tests.
-    rest: `u8[N, H, W, Ch]` training images that neither train nor select.
+    rest: `u8[N, H, W, Ch]` training images that neither train nor select, in
+      memory or `Stored`.
   """
 
   name: str
   class_names: tuple[str, ...]
-  images: np.ndarray
+  images: np.ndarray | data_lib.Stored
   given: np.ndarray
   ledger: splits.NoiseLedger
+  statistics: tuple[np.ndarray, np.ndarray]
   transition: np.ndarray | None
   splits: dict[str, loop.Split]
   folds: tuple[Fold, ...]
-  rest: np.ndarray
+  rest: np.ndarray | data_lib.Stored
 
   @property
   def num_classes(self) -> int:
@@ -104,11 +109,7 @@ def _section(config, keys) -> ml_collections.ConfigDict:
 @functools.lru_cache(maxsize=2)
 def _load_task(config_json: str) -> Task:
   config = ml_collections.ConfigDict(json.loads(config_json))
-  dataset = data_lib.load(
-    config.data.name,
-    data_dir=config.data.dir,
-    label_field=config.noise.field,
-  )
+  dataset = _load_dataset(config)
   parts = _parts(config, dataset)
   _check_fits(config, parts["train"].images)
   ledger, transition = _corrupted(config, dataset, parts)
@@ -118,6 +119,7 @@ def _load_task(config_json: str) -> Task:
     images=parts["train"].images,
     given=ledger.given[ledger.split == "train"],
     ledger=ledger,
+    statistics=_statistics(parts["train"].images),
     transition=transition,
     splits={
       name: loop.Split(part.images, part.labels, part.ids)
@@ -126,6 +128,31 @@ def _load_task(config_json: str) -> Task:
     folds=_folds(config, parts),
     rest=_rest(dataset, parts),
   )
+
+
+def _load_dataset(config) -> data_lib.Dataset:
+  views = config.augment.crop_scale is not None or config.augment.rand_ops > 0
+  auto = config.data.stream == "auto"
+  return data_lib.load(
+    config.data.name,
+    data_dir=config.data.dir,
+    manual_dir=config.data.root,
+    label_field=config.noise.field,
+    image_size=config.data.image_size,
+    crop_share=config.data.crop_share,
+    test_share=config.data.test_share,
+    skip_broken=config.data.skip_broken,
+    stream="always" if auto and views else config.data.stream,
+    memory_limit=config.data.memory_limit,
+  )
+
+
+def _statistics(images) -> tuple[np.ndarray, np.ndarray]:
+  """Of all images in memory; on disk, of a thousand spread over them."""
+  if isinstance(images, data_lib.Stored):
+    count = min(len(images), _NUM_MEASURED)
+    images = images[np.arange(count) * len(images) // count]
+  return augment.channel_statistics(images)
 
 
 def _parts(config, dataset) -> dict[str, Any]:
@@ -150,13 +177,16 @@ def _parts(config, dataset) -> dict[str, Any]:
   return parts
 
 
-def _rest(dataset, parts) -> np.ndarray:
+def _rest(dataset, parts) -> np.ndarray | data_lib.Stored:
   """Images of the data set's training examples that play no part."""
   used = [parts[name].ids for name in ("train", "select") if name in parts]
-  return dataset.train.images[~np.isin(dataset.train.ids, np.concatenate(used))]
+  left = ~np.isin(dataset.train.ids, np.concatenate(used))
+  return dataset.train.take(np.flatnonzero(left)).images
 
 
-def extra_images(config: ml_collections.ConfigDict) -> np.ndarray:
+def extra_images(
+  config: ml_collections.ConfigDict,
+) -> np.ndarray | data_lib.Stored:
   """`u8[N, H, W, Ch]` images that students see without labels."""
   task, name = load_task(config), config.distill.extra
   if name == "rest":
@@ -166,17 +196,26 @@ def extra_images(config: ml_collections.ConfigDict) -> np.ndarray:
         f"distill.extra='rest' finds nothing: data.num_train="
         f"{config.data.num_train} leaves no image of {task.name} over"
       )
-    return images
-  images = data_lib.load(name, data_dir=config.data.dir).train.images
+  else:
+    other = ml_collections.ConfigDict(config.to_dict())
+    other.data.name, other.noise.field = name, None
+    images = _load_dataset(other).train.images
   if images.shape[1:] != task.images.shape[1:]:
     raise config_lib.ConfigError(
       f"distill.extra={name!r} has images of shape {images.shape[1:]}, which "
       f"do not fit {task.images.shape[1:]} of data.name={task.name!r}"
     )
+  on_disk = [isinstance(x, data_lib.Stored) for x in (images, task.images)]
+  if config.distill.inputs == "both" and any(on_disk):
+    raise config_lib.ConfigError(
+      "distill.inputs='both' needs all images in memory, but those of "
+      f"data.name={task.name!r} or distill.extra={name!r} stay on disk; see "
+      "data.stream"
+    )
   return images
 
 
-def _check_fits(config, images: np.ndarray) -> None:
+def _check_fits(config, images: np.ndarray | data_lib.Stored) -> None:
   """Refuses what only the data shows to be impossible."""
   count, height, width, _ = images.shape
   name, side = config.data.name, min(height, width)
@@ -186,6 +225,12 @@ def _check_fits(config, images: np.ndarray) -> None:
         f"augment.{key}={config.augment[key]} does not fit the {height}x"
         f"{width} images of data.name={name!r}; allowed: 0 to {most}"
       )
+  on_disk = isinstance(images, data_lib.Stored)
+  if on_disk and config.noise.kind == "instance":
+    raise config_lib.ConfigError(
+      "noise.kind='instance' reads all images at once, but those of data.name="
+      f"{name!r} stay on disk; set data.stream='never' if they fit into memory"
+    )
   if config.train.batch_size >= 2 * count:
     raise config_lib.ConfigError(
       f"train.batch_size={config.train.batch_size} is twice the {count} "
@@ -331,6 +376,8 @@ def make_recipe(
     module=make_module(config, task),
     optimizer=optimizer,
     views=make_views(config, task),
+    random_views=make_random_views(config),
+    workers=config.data.workers,
     epochs=epochs,
     batch_size=config.train.batch_size,
     average_decay=config.train.average_decay,
@@ -356,7 +403,7 @@ def epochs_at(
 
 def make_views(config: ml_collections.ConfigDict, task: Task) -> Views:
   """Normalisation by the training images, augmentation by the config."""
-  mean, std = augment.channel_statistics(task.images)
+  mean, std = task.statistics
   return Views(
     mean=tuple(float(m) for m in mean),
     std=tuple(float(s) for s in std),
@@ -364,6 +411,17 @@ def make_views(config: ml_collections.ConfigDict, task: Task) -> Views:
     flip=config.augment.flip,
     cutout=config.augment.cutout,
     mixup=config.augment.mixup,
+  )
+
+
+def make_random_views(config: ml_collections.ConfigDict) -> RandomViews:
+  """Augmentation of images that are decoded batch by batch."""
+  c = config.augment
+  return RandomViews(
+    crop_scale=None if c.crop_scale is None else tuple(c.crop_scale),
+    crop_ratio=tuple(c.crop_ratio),
+    rand_ops=c.rand_ops,
+    rand_magnitude=c.rand_magnitude,
   )
 
 

@@ -30,7 +30,7 @@ from flax import traverse_util
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, fusion, history, models
+from kfkd_jax import files, fusion, history, models, parallel
 from kfkd_jax.data import splits
 from kfkd_jax.method_names import method_name
 from kfkd_jax.stages import distill, experiment, fuse, networks, saved_model
@@ -73,9 +73,13 @@ PredictFn = Callable[[jax.Array], Any]
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `export/`; returns what is in it and how exact it is."""
+  found = [read(config, workdir, method) for method in methods(config)]
+  return parallel.on_main(_export, config, workdir, found)
+
+
+def _export(config, workdir, found: Sequence[Model]) -> str:
   folder = epath.Path(workdir) / "export"
   apply_fn = make_apply_fn(config)
-  found = [read(config, workdir, method) for method in methods(config)]
   programs = {m.method: serialise(config, apply_fn, m) for m in found}
   gaps = check_parity(config, apply_fn, found, programs)
   _clear(folder)
@@ -117,7 +121,8 @@ def read(
   config: ml_collections.ConfigDict, workdir: epath.Path, method: str
 ) -> Model:
   """The networks behind a method and their weights, from the disk."""
-  epochs = files.read_json(workdir / "fusion.json")["epochs"]
+  content = parallel.on_main(files.read_json, workdir / "fusion.json")
+  epochs = content["epochs"]
   run_name = experiment.TEACHER
   if method in config_lib.TEACHERS:
     weights = fuse.weights_of(workdir, method)

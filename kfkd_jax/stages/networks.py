@@ -28,7 +28,7 @@ from kfkd_jax.training.profiling import StepTrace
 TRAINING_KEYS = (
   "seed",
   "seeds",
-  "data",
+  *(f"data.{k}" for k in config_lib.default_config().data if k != "workers"),
   "noise",
   "augment",
   "model",
@@ -106,7 +106,8 @@ def run_names(config: ml_collections.ConfigDict, name: str) -> list[str]:
 
 def origin(workdir: epath.Path, name: str) -> str:
   """What stands for all that the run `name` was trained from."""
-  return files.read_json(run_path(workdir, name) / "inputs.json")["digest"]
+  note = run_path(workdir, name) / "inputs.json"
+  return parallel.on_main(files.read_json, note)["digest"]
 
 
 def contents(run: epath.Path) -> list[str]:
@@ -148,9 +149,9 @@ def train(
     "keep_history": plan.keep_history,
     **plan.inputs,
   }
-  _prepare(run, inputs)
-  names = run_names(config, plan.name)
-  if all(is_whole(run_path(workdir, name)) for name in names):
+  parallel.on_main(_prepare, run, inputs)
+  folders = [run_path(workdir, n) for n in run_names(config, plan.name)]
+  if parallel.on_main(lambda: all(map(is_whole, folders))):
     return
   task = experiment.load_task(config)
   lesson = plan.lesson()
@@ -167,10 +168,9 @@ def train(
   )
   recipe = recipe._replace(module=plan.module(recipe.module))
   splits = experiment.predicted_splits(config, task)
-  room = forecast.check(
-    run, forecast.forecast(recipe, lesson.objective, task, splits)
-  )
-  if plan.keep_history:
+  expected = forecast.forecast(recipe, lesson.objective, task, splits)
+  room = parallel.on_main(forecast.check, run, expected)
+  if plan.keep_history and parallel.is_main_process():
     print(room)
   seeds = experiment.seeds_for(config, plan.member)
   profiled = config.runtime.profile and plan.name == experiment.TEACHER
@@ -214,11 +214,17 @@ def _prepare(run: epath.Path, inputs: dict[str, Any]) -> None:
 
 
 def _finish(run: epath.Path) -> None:
+  parallel.on_main(_note_finished, run)
+
+
+def _note_finished(run: epath.Path) -> None:
   files.write_json(run / "finished.json", {"contents": contents(run)})
 
 
 def _discard(run: epath.Path) -> None:
   """Removes a run; one killed half-way is never mistaken for a fresh one."""
+  if not run.exists():
+    return
   trash = run.parent / f".{run.name}.discarded"
   trash.rmtree(missing_ok=True)
   run.rename(trash)
@@ -233,21 +239,25 @@ def store(
 ) -> None:
   """Makes a finished run of a network that was computed, not trained."""
   run = run_path(workdir, name)
-  if run.exists():
-    _discard(run)
+  parallel.on_main(_discard, run)
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()
   variables = parallel.replicate(variables, mesh)
   predictor = loop.Predictor(recipe, mesh)
   for split, part in experiment.predicted_splits(config, task).items():
-    PredictionStore.create(
-      run / "predictions" / split,
-      part.labels,
-      part.ids,
-      num_classes=task.num_classes,
-      dtype=config.predictions.dtype,
-    ).write(recipe.epochs, predictor(variables, predictor.put(part.images)))
+    probs = predictor(variables, predictor.put(part.images))
+
+    def write(split=split, part=part, probs=probs):
+      PredictionStore.create(
+        run / "predictions" / split,
+        part.labels,
+        part.ids,
+        num_classes=task.num_classes,
+        dtype=config.predictions.dtype,
+      ).write(recipe.epochs, probs)
+
+    parallel.on_main(write)
   with checkpoints.Checkpoints(run / "history") as history:
     history.save(recipe.epochs, variables)
   _finish(run)
@@ -291,10 +301,14 @@ def read_members(
 
 def kept_checkpoints(workdir: epath.Path, name: str) -> np.ndarray:
   """Places in a run's stored predictions whose networks are kept, `i64[M]`."""
+  return np.asarray(parallel.on_main(_kept, workdir, name), int)
+
+
+def _kept(workdir, name) -> list[int]:
   history = run_path(workdir, name) / "history"
+  there = {int(p.name) for p in _filled(history) if p.name.isdigit()}
   epochs = predictions(workdir, name, "test").epochs
-  kept = {int(p.name) for p in _filled(history) if p.name.isdigit()}
-  return np.flatnonzero([epoch in kept for epoch in epochs])
+  return [place for place, epoch in enumerate(epochs) if epoch in there]
 
 
 def template(

@@ -15,6 +15,7 @@ from etils import epath
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kfkd_jax import files
+from kfkd_jax.data import pictures
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
@@ -183,8 +184,9 @@ def read_inputs(
 ) -> Inputs:
   """Reads image files and `.npz` arrays, in the order they are named.
 
-  Image files are made to fit: turned as their camera says, resized, grey or
-  RGB. Arrays must fit as they are.
+  Image files are made to fit: turned as their camera says, cut to the centre
+  square where the model takes squares, resized, grey or RGB. Arrays must fit as
+  they are.
 
   Args:
     paths: of the files.
@@ -258,10 +260,15 @@ def read_image(
     changes.append("colours turned to grey")
   image = image.convert(mode)
   if image.size != (width, height):
+    cut = width == height and image.width != image.height
     changes.append(
-      f"resized from {image.width}x{image.height} to {width}x{height}"
+      f"{'cut to its centre square and ' if cut else ''}resized from "
+      f"{image.width}x{image.height} to {width}x{height}"
     )
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if width == height:  # as the training images were made square
+      image = pictures.fitted(image, width)
+    else:
+      image = image.resize((width, height), Image.Resampling.BILINEAR)
   pixels = np.asarray(image, np.uint8)
   return (pixels if channels > 1 else pixels[..., None]), changes
 

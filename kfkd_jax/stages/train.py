@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_collections
 from etils import epath
 
+from kfkd_jax import parallel
 from kfkd_jax.data import splits
 from kfkd_jax.stages import experiment, networks
 
@@ -20,7 +21,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   task = experiment.load_task(config)
   if config.distill.inputs != "train":
     experiment.extra_images(config)  # what is missing shows before training
-  splits.write_ledger(workdir / "noise.npz", task.ledger)
+  ledger = workdir / "noise.npz"
+  parallel.on_main(splits.write_ledger, ledger, task.ledger)
   plan = networks.Plan(
     experiment.TEACHER,
     lambda: networks.supervised(config),
@@ -28,6 +30,10 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     keep_history=True,
   )
   networks.train(config, workdir, plan)
+  return parallel.on_main(_summary, workdir, task)
+
+
+def _summary(workdir: epath.Path, task: experiment.Task) -> str:
   store = networks.predictions(workdir, experiment.TEACHER, "test")
   last = store[len(store) - 1].argmax(-1) == store.labels
   return (

@@ -17,12 +17,14 @@ import optax
 from etils import epath
 
 from kfkd_jax import checkpoints, files, parallel
-from kfkd_jax.data import order
+from kfkd_jax.data import order, stream
+from kfkd_jax.data.stored import Stored
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import clock as clock_lib
 from kfkd_jax.training import memory, retention
 from kfkd_jax.training import step as step_lib
 from kfkd_jax.training.clock import Clock
+from kfkd_jax.training.feed import Feed
 from kfkd_jax.training.objective import Objective
 from kfkd_jax.training.state import TrainState, init_state, put
 from kfkd_jax.training.termination import Terminated, Termination
@@ -47,6 +49,8 @@ class Recipe(NamedTuple):
     micro_batches: pieces in which a device learns its share of a batch.
     evaluation_batch: examples predicted at once, over all devices.
     prediction_dtype: of the stored probabilities.
+    random_views: of images that are decoded for each step.
+    workers: processes that decode them; 0: threads.
   """
 
   module: nn.Module
@@ -63,6 +67,8 @@ class Recipe(NamedTuple):
   micro_batches: int = 1
   evaluation_batch: int = 1024
   prediction_dtype: str = "float32"
+  random_views: stream.RandomViews = stream.RandomViews()
+  workers: int = 0
 
 
 class Seeds(NamedTuple):
@@ -77,12 +83,12 @@ class Split(NamedTuple):
   """Examples to predict at the end of every epoch.
 
   Attributes:
-    images: `u8[N, H, W, Ch]`.
+    images: `u8[N, H, W, Ch]`, in memory or on disk.
     labels: `i32[N]` what to score the predictions against.
     ids: `[N]` positions in the data set's split.
   """
 
-  images: np.ndarray
+  images: np.ndarray | Stored
   labels: np.ndarray
   ids: np.ndarray
 
@@ -142,7 +148,7 @@ def train(
   run: epath.Path,
   recipe: Recipe,
   objective: Objective,
-  training_set: dict[str, np.ndarray],
+  training_set: dict[str, Any],
   splits: dict[str, Split],
   *,
   seeds: Seeds,
@@ -166,8 +172,8 @@ def train(
     run: the run's folder.
     recipe: how to train.
     objective: what to learn.
-    training_set: arrays with leading axis N: `image`, `label`, and what the
-      objective reads.
+    training_set: arrays with leading axis N: `image`, which may be `Stored`,
+      `label`, and what the objective reads.
     splits: what to predict, by name.
     seeds: the random streams.
     mesh: from `parallel.data_mesh`.
@@ -182,24 +188,25 @@ def train(
     What the last checkpoint holds.
   """
   _check_batch(recipe, mesh)
+  clock = make_clock(recipe, len(training_set["label"]))
   with (
-    Termination() as stop,
+    Termination(mesh) as stop,
     retention.History(
       run, dtype=recipe.history_dtype, most=recipe.history_keep
     ) as history,
     checkpoints.Checkpoints(run / "resume", keep=2) as resume,
+    _make_feed(training_set, recipe, clock, seeds, mesh) as feed,
   ):
-    stores = _open_stores(run, splits, recipe)
-    clock = make_clock(recipe, len(training_set["label"]))
+    stores: dict[str, PredictionStore] = {}  # on the main process alone
+    parallel.on_main(_open_stores, stores, run, splits, recipe)
     start = _initial_state(
       recipe, objective, seeds, training_set, init_from, mesh
     )
     at = _resumed(run, start, clock, history, resume, stores)
-    for store in stores.values():
-      store.truncate(at.finished)
+    parallel.on_main(_truncate, stores, at.finished)
     at = at._replace(state=put(at.state, mesh))
-    resident = parallel.replicate(training_set, mesh)
     frozen = parallel.replicate(frozen, mesh)
+    resident = feed.resident
     run_tick = _make_tick(recipe, objective, clock, seeds, mesh, wrap_step)
     evaluation = _Evaluation(recipe, clock, splits, stores, mesh)
     wanted = clock.kept_until(at.finished)
@@ -207,18 +214,18 @@ def train(
 
     while at.finished < len(clock.ends):
       if review is not None:
-        learnt = parallel.replicate(review(at.finished, stores), mesh)
-        resident = {**resident, **learnt}
-      at, rate = run_tick(at, frozen, resident, stop)
+        learnt = parallel.arrays_from_main(review, at.finished, stores)
+        resident = {**resident, **parallel.replicate(learnt, mesh)}
+      at, rate = run_tick(at, frozen, resident, feed, stop)
       tick = at.finished + 1
       _check_finite(run, clock, at)
       last = tick == len(clock.ends)
       network = history.as_kept(at.state.variables, last=last)
-      probs = None if stop.requested else evaluation(network, stop)
+      probs = None if stop.requested() else evaluation(network, stop)
       if probs is None:
         _save(history, resume, at, clock, mesh)
         epoch = clock.start(tick) // clock.steps_per_epoch + 1
-        print(f"{run.name}: stopped in epoch {epoch}; run again to continue")
+        _say(f"{run.name}: stopped in epoch {epoch}; run again to continue")
         raise Terminated
       keep = tick in clock.kept
       metrics = _fit_metrics(at.fit, objective)
@@ -255,24 +262,42 @@ class Predictor:
       out_specs=parallel.SHARDED,
     )
 
-  def put(self, images: np.ndarray) -> jax.Array:
-    """Images on the devices, for repeated prediction."""
+  def put(self, images: np.ndarray | Stored) -> jax.Array | Stored:
+    """Images on the devices, for repeated prediction; on disk they stay."""
+    if isinstance(images, Stored):
+      return images
     return parallel.replicate(images, self._mesh)
 
-  def __call__(self, variables: Any, images: jax.Array) -> np.ndarray:
+  def __call__(self, variables: Any, images: jax.Array | Stored) -> np.ndarray:
     """What `variables` say of `images` from `put`, `f32[N, K]` or `[N, F]`."""
     count = images.shape[0]
     size = parallel.round_up(min(count, self._batch), self._mesh)
     index, _ = order.padded_batches(count, size)
+    resident = {} if isinstance(images, Stored) else {"image": images}
     parts = []
-    for rows in index:
-      rows = parallel.shard(rows, self._mesh)
-      parts.append(parallel.to_host(self._predict(variables, images, rows)))
+    for rows in self._rows(images, index):
+      parts.append(parallel.to_host(self._predict(variables, resident, rows)))
     return np.concatenate(parts)[:count]  # padding is at the end
+
+  def _rows(
+    self, images: jax.Array | Stored, index: np.ndarray
+  ) -> Iterator[dict[str, jax.Array]]:
+    """What each batch is made from; of stored images, this process's own."""
+    if not isinstance(images, Stored):
+      for rows in index:
+        yield parallel.shard({"index": rows}, self._mesh)
+      return
+    size = index.shape[1]
+    own = index[:, parallel.own_rows(size, self._mesh)]
+    with stream.ahead(stream.FixedBatches(images, own)) as batches:
+      for batch in batches:
+        yield {"image": parallel.shard_own(batch, self._mesh, count=size)}
 
 
 def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
-  """Builds `run_tick(position, frozen, resident, stop) -> position, rate`.
+  """Builds `run_tick(position, frozen, resident, feed, stop)`.
+
+  It gives the new position and the steps taken in a second.
 
   It takes the steps of one tick, or what is left of them, or fewer if asked to
   stop; the ticks of an epoch make one exact pass.
@@ -291,19 +316,16 @@ def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
   step = wrap_step(step)
   seed = parallel.replicate(np.uint32(seeds.augment), mesh)
 
-  def run_tick(at, frozen, resident, stop):
+  def run_tick(at, frozen, resident, feed, stop):
     begin = clock.start(at.finished + 1) + len(at.fit)
     steps = range(begin, clock.ends[at.finished])
-    batches = _batches(recipe, clock, seeds, len(resident["label"]), steps)
     in_flight = parallel.InFlight(parallel.in_flight_limit())
     state, sums = at.state, []
     started = time.perf_counter()
-    for rows in batches:
-      if stop.requested:
+    for rows in feed(steps):
+      if stop.requested_before():
         break
-      state, metrics = step(
-        state, frozen, resident, parallel.shard(rows, mesh), seed
-      )
+      state, metrics = step(state, frozen, resident, rows, seed)
       in_flight.add(metrics)
       sums.append(metrics)
     in_flight.drain()
@@ -314,19 +336,17 @@ def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
   return run_tick
 
 
-def _batches(
-  recipe: Recipe, clock: Clock, seeds: Seeds, count: int, steps: range
-) -> Iterator[dict[str, np.ndarray]]:
-  """The rows of each global step, which epochs divide among them."""
-  position = np.arange(recipe.batch_size, dtype=np.int32)
-  epoch = -1
-  for number in steps:
-    if number // clock.steps_per_epoch != epoch:
-      epoch = number // clock.steps_per_epoch
-      permutation = order.epoch_order(seeds.order, epoch, count)
-      index, weight = order.epoch_batches(permutation, recipe.batch_size)
-    place = number % clock.steps_per_epoch
-    yield {"index": index[place], "weight": weight[place], "position": position}
+def _make_feed(training_set, recipe, clock, seeds, mesh) -> Feed:
+  return Feed(
+    training_set,
+    batch_size=recipe.batch_size,
+    order_seed=seeds.order,
+    view_seed=seeds.augment,
+    num_steps=clock.ends[-1],
+    views=recipe.random_views,
+    workers=recipe.workers,
+    mesh=mesh,
+  )
 
 
 def make_clock(recipe: Recipe, count: int) -> Clock:
@@ -373,27 +393,34 @@ def _resumed(run, state, clock: Clock, history, resume, stores) -> Position:
     try:
       at = _unpacked(resume.restore(number, template), clock)
     except checkpoints.DamagedCheckpointError as error:
-      print(f"{error}; going back to an older one")
+      _say(f"{error}; going back to an older one")
       continue
     wanted = clock.kept_until(at.finished)
-    missing = history.missing(wanted)
-    for store in stores.values():  # what was dropped cannot predict again
-      missing += [e for e in history.gone(wanted) if not store.is_whole(e)]
+    missing = parallel.on_main(_missing, history, stores, wanted)
     if not missing:
       break
-    print(f"{history.path} lacks {missing}; going back to before them")
+    _say(f"{history.path} lacks {missing}; going back to before them")
   else:
     at, number = start, 0
     if history.steps():
-      print(f"{run.name}: nothing to continue from, starting again")
+      _say(f"{run.name}: nothing to continue from, starting again")
   history.restart(at.finished)
   resume.delete_after(number)
-  metrics = run / "metrics.jsonl"
-  if metrics.exists():
-    done = clock.epochs(at.finished) if at.finished else 0
-    rows = files.read_json_lines(metrics)
-    files.write_json_lines(metrics, [r for r in rows if r["epoch"] <= done])
+  done = clock.epochs(at.finished) if at.finished else 0
+  parallel.on_main(_truncate_metrics, run, done)
   return at
+
+
+def _truncate_metrics(run: epath.Path, done: float) -> None:
+  path = run / "metrics.jsonl"
+  if path.exists():
+    rows = files.read_json_lines(path)
+    files.write_json_lines(path, [r for r in rows if r["epoch"] <= done])
+
+
+def _say(line: str) -> None:
+  if parallel.is_main_process():
+    print(line)
 
 
 _FIT_COLUMNS = len(step_lib.StepMetrics._fields)
@@ -421,17 +448,28 @@ def _save(history, resume, at: Position, clock: Clock, mesh) -> None:
   resume.save(clock.start(at.finished + 1) + len(at.fit), tree)
 
 
-def _open_stores(run, splits, recipe) -> dict[str, PredictionStore]:
-  return {
-    name: PredictionStore.create(
+def _open_stores(stores, run, splits, recipe) -> None:
+  for name, split in splits.items():
+    stores[name] = PredictionStore.create(
       run / "predictions" / name,
       split.labels,
       split.ids,
       num_classes=recipe.module.num_classes,
       dtype=recipe.prediction_dtype,
     )
-    for name, split in splits.items()
-  }
+
+
+def _missing(history, stores, wanted: list[int]) -> list[int]:
+  """Which ticks neither the history nor the stores can make up for."""
+  missing = history.missing(wanted)
+  for store in stores.values():  # what was dropped cannot predict again
+    missing += [e for e in history.gone(wanted) if not store.is_whole(e)]
+  return missing
+
+
+def _truncate(stores: dict[str, PredictionStore], finished: int) -> None:
+  for store in stores.values():
+    store.truncate(finished)
 
 
 _JUDGE = "select"  # whose examples say what a checkpoint remembers
@@ -453,17 +491,14 @@ class _Evaluation:
 
   def recall(self, history, epochs: list[int], template: Any) -> None:
     """Reads what was stored; what is lost is predicted again."""
-    for name, store in self._stores.items():
+    for name, images in self._images.items():
+      for epoch in parallel.on_main(self._lost, name, epochs):
+        variables = history.restore(epoch, template)
+        variables = parallel.replicate(variables, self._mesh)
+        probs = self._predictor(variables, images)
+        parallel.on_main(self._write, name, epoch, probs)
       for epoch in epochs:
-        try:
-          probs = store.read(epoch)
-        except (FileNotFoundError, ValueError) as error:
-          print(f"{error}; predicting again with history/{epoch}")
-          variables = history.restore(epoch, template)
-          variables = parallel.replicate(variables, self._mesh)
-          store.write(epoch, self._predictor(variables, self._images[name]))
-          probs = store.read(epoch)
-        self._right[name].add(probs.argmax(-1) == self._splits[name].labels)
+        parallel.on_main(self._read, name, epoch)
         if name == _JUDGE:
           self.retain(history, epoch)
 
@@ -472,12 +507,31 @@ class _Evaluation:
     if _JUDGE in self._right:
       history.retain(epoch, self._right[_JUDGE])
 
+  def _lost(self, name: str, epochs: list[int]) -> list[int]:
+    """The epochs whose stored predictions cannot be read."""
+    lost = []
+    for epoch in epochs:
+      try:
+        self._stores[name].read(epoch)
+      except (FileNotFoundError, ValueError) as error:
+        print(f"{error}; predicting again with history/{epoch}")
+        lost.append(epoch)
+    return lost
+
+  def _write(self, name: str, epoch: int, probs: np.ndarray) -> None:
+    self._stores[name].write(epoch, probs)
+
+  def _read(self, name: str, epoch: int) -> None:
+    labels = self._splits[name].labels
+    found = self._stores[name].read(epoch)
+    self._right[name].add(found.argmax(-1) == labels)
+
   def __call__(self, variables: Any, stop: Termination):
     """Probabilities by split, None if asked to stop meanwhile."""
     found = {}
     for name, images in self._images.items():
       found[name] = self._predictor(variables, images)
-      if stop.requested:
+      if stop.requested():
         return None
     return found
 
@@ -485,6 +539,9 @@ class _Evaluation:
     self, epoch: int, probs: dict[str, np.ndarray], *, keep: bool
   ) -> dict[str, float]:
     """Scores of each split; with `keep`, into the store."""
+    return parallel.on_main(self._score, epoch, probs, keep)
+
+  def _score(self, epoch, probs, keep) -> dict[str, float]:
     for name, found in probs.items():
       if not np.isfinite(found).all():
         raise DivergedError(
@@ -547,8 +604,8 @@ def _scores(name, probs, labels, right) -> dict[str, float]:
 
 
 def _append_metrics(run, epoch, metrics) -> None:
-  if parallel.is_main_process():
-    files.append_json_line(run / "metrics.jsonl", {"epoch": epoch, **metrics})
+  row = {"epoch": epoch, **metrics}
+  parallel.on_main(files.append_json_line, run / "metrics.jsonl", row)
 
 
 def _check_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:

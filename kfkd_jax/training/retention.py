@@ -71,9 +71,7 @@ class History:
     # Deleting comes after noting it, so that what is missing without a note
     # was lost. A run that continues from before may still count what is gone.
     self._note = run / "dropped.json"
-    self._dropped = set(
-      files.read_json(self._note) if self._note.exists() else ()
-    )
+    self._dropped = set(parallel.on_main(self._read_note))
 
   @property
   def path(self) -> epath.Path:
@@ -92,16 +90,20 @@ class History:
 
   def retain(self, epoch: int, right: RightBits) -> None:
     """Counts in a saved epoch, the newest of `right`; drops one too many."""
+    self._delete(parallel.on_main(self._choose, epoch, right))
+
+  def _choose(self, epoch: int, right: RightBits) -> list[int]:
+    """What to drop, noted; what is counted only the main process knows."""
     self._rows[epoch] = len(right) - 1
     if self._most is None or len(self._rows) <= self._most:
-      return
+      return []
     remembered = right.remembered(right.newest)
     before = sorted(self._rows)[:-1]
     least = min(before, key=lambda e: remembered[self._rows[e]])
     del self._rows[least]
     self._dropped.add(least)
     self._write_note()
-    self._delete([least])
+    return [least]
 
   def gone(self, due: list[int]) -> list[int]:
     """Which of the epochs `due` were dropped."""
@@ -125,10 +127,14 @@ class History:
 
   def restart(self, epoch: int) -> None:
     """Forgets whatever came after `epoch`, also what was dropped."""
+    dropped = parallel.on_main(self._forget, epoch)
+    self._checkpoints.delete_after(epoch)
+    self._delete(dropped)  # killed before it could
+
+  def _forget(self, epoch: int) -> list[int]:
     self._dropped = {e for e in self._dropped if e <= epoch}
     self._write_note()
-    self._checkpoints.delete_after(epoch)
-    self._delete(sorted(self._dropped))  # killed before it could
+    return sorted(self._dropped)
 
   def __enter__(self) -> History:
     self._checkpoints.__enter__()
@@ -142,8 +148,11 @@ class History:
       if epoch in self._checkpoints.steps():
         self._checkpoints.delete(epoch)
 
+  def _read_note(self) -> list[int]:
+    return files.read_json(self._note) if self._note.exists() else []
+
   def _write_note(self) -> None:
-    if self._most is not None and parallel.is_main_process():
+    if self._most is not None:
       files.write_json(self._note, sorted(self._dropped))
 
 

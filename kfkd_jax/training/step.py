@@ -241,11 +241,15 @@ def _inner(a, b) -> chex.Array:
 
 def make_predict_step(
   apply_fn: Callable[[Any, chex.Array], chex.Array], views: Views
-) -> Callable[[Any, chex.Array, chex.Array], chex.Array]:
-  """Builds `predict(variables, images, index) -> probs` for one device."""
+) -> Callable[[Any, Batch, Batch], chex.Array]:
+  """Builds `predict(variables, resident, rows) -> probs` for one device.
 
-  def predict(variables, images, index):
-    logits = apply_fn(variables, views.clean(images[index]))
+  As in training, `rows` holds the `index` into what is resident, or `image`.
+  """
+
+  def predict(variables, resident, rows):
+    images = _gather(resident, rows)["image"]
+    logits = apply_fn(variables, views.clean(images))
     return jax.nn.softmax(logits.astype(jnp.float32))
 
   return predict
@@ -253,15 +257,13 @@ def make_predict_step(
 
 def make_feature_step(
   module: nn.Module, views: Views
-) -> Callable[[Any, chex.Array, chex.Array], chex.Array]:
-  """Builds `read(variables, images, index) -> features` for one device."""
+) -> Callable[[Any, Batch, Batch], chex.Array]:
+  """Builds `read(variables, resident, rows) -> features` for one device."""
 
-  def read(variables, images, index):
+  def read(variables, resident, rows):
+    images = _gather(resident, rows)["image"]
     _, seen = module.apply(
-      variables,
-      views.clean(images[index]),
-      train=False,
-      mutable=["intermediates"],
+      variables, views.clean(images), train=False, mutable=["intermediates"]
     )
     return seen["intermediates"]["features"][0].astype(jnp.float32)
 

@@ -8,6 +8,8 @@ from types import FrameType
 
 import jax
 
+from kfkd_jax import parallel
+
 EXIT_CODE = 143  # 128 + SIGTERM, as a shell reports it
 
 
@@ -21,18 +23,19 @@ class Terminated(SystemExit):
 class Termination:
   """Notes SIGTERM while a block runs, so that the block ends where it can.
 
-  Use as a context manager around code that looks at `requested`; a request it
-  did not see is served when it ends. Does nothing outside the main thread, and
-  with several processes, which would have to agree on a step.
+  Use as a context manager around code that asks whether to end; a request it
+  did not see is served when it ends. With several processes, all of them ask
+  together and are told the same, whichever was sent the signal. Nothing is
+  noted outside the main thread.
   """
 
-  def __init__(self) -> None:
-    self.requested = False
+  def __init__(self, mesh: jax.sharding.Mesh) -> None:
+    self._noted = False
     self._installed = False
+    self._agreement = parallel.Agreement(mesh)
 
   def __enter__(self) -> Termination:
-    main = threading.current_thread() is threading.main_thread()
-    if main and jax.process_count() == 1:
+    if threading.current_thread() is threading.main_thread():
       self._previous = signal.signal(signal.SIGTERM, self._note)
       self._installed = True
     return self
@@ -40,8 +43,16 @@ class Termination:
   def __exit__(self, kind: type | None, *unused: object) -> None:
     if self._installed:
       signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
-    if self.requested and kind is None:
+    if kind is None and self.requested():
       raise Terminated
 
+  def requested(self) -> bool:
+    """Whether to end now."""
+    return parallel.anywhere(self._noted)
+
+  def requested_before(self) -> bool:
+    """Whether to end, for every step: does not wait for other processes."""
+    return self._agreement(self._noted)
+
   def _note(self, number: int, frame: FrameType | None) -> None:
-    self.requested = True
+    self._noted = True

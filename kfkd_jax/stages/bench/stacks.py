@@ -27,7 +27,7 @@ def measure_predictions(config_json: str) -> list[dict[str, Any]]:
   apply_fn = step.eval_apply(at.recipe.module)
   size = min(config.predictions.batch_size, 256)
   shape = (size, *at.task.images.shape[1:])
-  images = at.recipe.views.clean(np.resize(at.task.images, shape))
+  images = at.recipe.views.clean(np.resize(at.task.images[:], shape))
   on_device = jax.device_put(stacked)
   members = [jax.device_put(m) for m in history.unstack_checkpoints(stacked)]
   one = jax.jit(lambda v, x: jax.nn.softmax(apply_fn(v, x)))

@@ -16,8 +16,9 @@ import numpy as np
 import optax
 from etils import epath
 
+from kfkd_jax import config as config_lib
 from kfkd_jax import history, models, parallel
-from kfkd_jax.data import augment, order
+from kfkd_jax.data import Stored, augment, order
 from kfkd_jax.stages import experiment
 from kfkd_jax.stages.bench import measure
 from kfkd_jax.training import loop, objective, step
@@ -45,6 +46,12 @@ class Setting(NamedTuple):
 def setting(config: ml_collections.ConfigDict) -> Setting:
   """The configured training, ready to take steps."""
   task = experiment.load_task(config)
+  if isinstance(task.images, Stored):
+    raise config_lib.ConfigError(
+      "kfkd bench measures images in memory, but those of data.name="
+      f"{config.data.name!r} stay on disk; set data.stream='never' and leave "
+      "out augment.crop_scale and augment.rand_ops"
+    )
   recipe = experiment.make_recipe(config, task, keep_history=True)
   mesh = parallel.data_mesh()
   index, weight = order.epoch_batches(

@@ -20,6 +20,7 @@ from kfkd_jax.stages.methods import (
 )
 from kfkd_jax.stages.methods.ensemble import Ensemble as Ensemble
 from kfkd_jax.stages.methods.ensemble import Method
+from kfkd_jax.stages.methods.ensemble import Source as Source
 from kfkd_jax.stages.methods.ensemble import predict as predict
 
 ALWAYS: tuple[Method, ...] = (

@@ -42,7 +42,13 @@ def _plan(config, name: str, changes: dict[str, Any], **options):
 
 
 def _num_kept(workdir, run: str) -> int:
-  return len(networks.predictions(workdir, run, "test"))
+  return len(_kept(workdir, run))
+
+
+def _kept(workdir, run: str) -> list[int]:
+  return parallel.on_main(
+    lambda: networks.predictions(workdir, run, "test").epochs
+  )
 
 
 def _swa_plans(config, workdir) -> list[networks.Plan]:
@@ -112,7 +118,7 @@ SNAPSHOT = Method(_snapshot, _snapshot_plans)
 def _fge_epochs(config, workdir) -> tuple[int, int, int]:
   """Where FGE starts in the teacher's history, its epochs and half a cycle."""
   half = max(config.baselines.fge_cycle // 2, 1)
-  kept = networks.predictions(workdir, experiment.TEACHER, "test").epochs
+  kept = _kept(workdir, experiment.TEACHER)
   task = experiment.load_task(config)
   epochs = experiment.epochs_at(config, task, kept)
   wanted = config.baselines.fge_start * config.train.epochs

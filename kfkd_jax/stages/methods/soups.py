@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import averaging, fusion, parallel
-from kfkd_jax.data import order
+from kfkd_jax.data import order, stored
 from kfkd_jax.stages import experiment, fuse, networks
 from kfkd_jax.stages.methods.ensemble import (
   Ensemble,
@@ -92,7 +92,9 @@ def _make_uniform(config, workdir) -> None:
 
 def _make_greedy(config, workdir) -> None:
   """From the `fuse.max_members` checkpoints best on the selecting points."""
-  accuracy = select_accuracy(config, workdir, 0)
+  accuracy = np.asarray(
+    parallel.on_main(lambda: select_accuracy(config, workdir, 0).tolist())
+  )
   best = np.argsort(accuracy, kind="stable")[-config.fuse.max_members :]
   kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
   num = len(networks.predictions(workdir, experiment.TEACHER, "test"))
@@ -113,8 +115,10 @@ def _scorer(config, renew) -> Callable[[Variables], float]:
   labels = experiment.selection_labels(config, task, fold)
   mesh = parallel.data_mesh()
   predictor = loop.Predictor(experiment.make_recipe(config, task), mesh)
-  images = task.splits[fold.select_split].images[fold.select_rows]
-  images = predictor.put(images)
+  selecting = stored.take(
+    task.splits[fold.select_split].images, fold.select_rows
+  )
+  images = predictor.put(selecting)
 
   def score(variables: Variables) -> float:
     variables = parallel.replicate(renew(variables), mesh)

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import checkpoints, files, losses, models, relabelling
+from kfkd_jax.data import Stored
 from kfkd_jax.stages import distill, experiment, fuse, networks
 from kfkd_jax.stages.methods.ensemble import (
   Ensemble,
@@ -101,14 +102,14 @@ class Teaching(NamedTuple):
   Attributes:
     stacked: the members' variables `[M, ...]`.
     weights: `[M]`.
-    images: `u8[N, H, W, Ch]` of the training set.
+    images: `u8[N, H, W, Ch]` of the training set, in memory or on disk.
     labels: `i32[N]` as given.
     probs: `f32[N, K]` what the fusion says about them.
   """
 
   stacked: dict[str, Any]
   weights: np.ndarray
-  images: np.ndarray
+  images: np.ndarray | Stored
   labels: np.ndarray
   probs: np.ndarray
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import ml_collections
 import numpy as np
 from etils import epath
 
 from kfkd_jax import calibration, history, losses, parallel
-from kfkd_jax.data import augment, order
+from kfkd_jax.data import Stored, augment, order
 from kfkd_jax.stages import experiment, networks
-from kfkd_jax.stages.methods.ensemble import Ensemble, predict
+from kfkd_jax.stages.methods.ensemble import Ensemble, Source, predict
 from kfkd_jax.training import loop
 
 
@@ -32,11 +34,14 @@ def with_temperature(
 
 
 def with_views(
-  config: ml_collections.ConfigDict, workdir: epath.Path, ensemble: Ensemble
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  sources: Sequence[Source],
 ) -> np.ndarray:
   """Test probabilities, the mean over `compare.views` views of each image.
 
   The first view is the image as it is, the others are drawn as in training.
+  The sources' weights are over all checkpoints of their runs.
   """
   task = experiment.load_task(config)
   mesh = parallel.data_mesh()
@@ -47,20 +52,19 @@ def with_views(
     for v in range(config.compare.views)
   ]
   total = np.zeros((len(images), task.num_classes), np.float32)
-  for source in ensemble.sources:
-    store = networks.predictions(workdir, source.run, "test")
+  for source in sources:
     stacked, weights = networks.read_members(
-      config, workdir, source.over(len(store)), name=source.run
+      config, workdir, source.weights, name=source.run
     )
     for member, weight in enumerate(weights):
       variables = history.take_checkpoints(stacked, member)
       variables = parallel.replicate(variables, mesh)
       for view in views:
         total += weight * predictor(variables, view)
-  return total / (len(views) * len(ensemble.sources))
+  return total / (len(views) * len(sources))
 
 
-def _view(config, images: np.ndarray, number: int) -> np.ndarray:
+def _view(config, images: np.ndarray | Stored, number: int) -> np.ndarray:
   """Every image as training might show it, `u8[N, H, W, Ch]`."""
   key = jax.random.key(experiment.stream(config, "augment", number))
   changed = jax.jit(

@@ -1,0 +1,51 @@
+"""What a data set is: images, in memory or on disk, and their labels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kfkd_jax.data.stored import Stored, take
+
+
+class Examples(NamedTuple):
+  """One split.
+
+  Attributes:
+    images: uint8[N, H, W, Ch], or `Stored` and decoded when read.
+    labels: int32[N].
+    ids: int64[N] position of each example in the set's split.
+    extra: int32[N] the further label that was asked for, else None.
+  """
+
+  images: np.ndarray | Stored
+  labels: np.ndarray
+  ids: np.ndarray
+  extra: np.ndarray | None
+
+  def take(self, index: np.ndarray) -> Examples:
+    """The examples at these positions; none is decoded."""
+    extra = None if self.extra is None else self.extra[index]
+    images = take(self.images, index)
+    return Examples(images, self.labels[index], self.ids[index], extra)
+
+
+class Dataset(NamedTuple):
+  """A data set.
+
+  Attributes:
+    name: as it was asked for.
+    train: its training `Examples`.
+    test: its test `Examples`.
+    class_names: K names.
+  """
+
+  name: str
+  train: Examples
+  test: Examples
+  class_names: tuple[str, ...]
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
