@@ -13,7 +13,14 @@ from flax import traverse_util
 
 from kfkd_jax import cli, files, fusion, history, models, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import experiment, export, networks, saved_model
+from kfkd_jax.stages import (
+  experiment,
+  export,
+  formats,
+  networks,
+  onnx_model,
+  saved_model,
+)
 
 METHODS = ["final", "kf", "mixture", "kf_kd"]
 MIXED = [0.2, 0.3, 0.5]
@@ -32,7 +39,7 @@ def tiny_config(**changes):
   config.compare.independent = 1
   config.compare.bootstrap_samples = 100
   config.export.parity_examples = 50
-  config.export.saved_model = False
+  config.export.saved_model = config.export.onnx = False
   for key, text in changes.items():
     config_lib.override(config, key.replace("__", "."), text)
   config_lib.validate(config)
@@ -245,13 +252,13 @@ def test_a_difference_stops_the_export(finished, restored, trusted, wrong):
   trusted["kf_kd"] = np.array(trusted["kf_kd"])
   trusted["kf_kd"][7, 3] += wrong
   before = {p.name: p.read_bytes() for p in restored.iterdir()}
-  with pytest.raises(export.ParityError, match=r"kf_kd\.jaxexp differs"):
+  with pytest.raises(formats.ParityError, match=r"kf_kd\.jaxexp differs"):
     export.run(tiny_config(), finished)
   assert before == {p.name: p.read_bytes() for p in restored.iterdir()}
 
 
 def test_a_program_that_does_not_run_stops_the_export():
-  with pytest.raises(export.ParityError, match=r"do not run: .*buffer"):
+  with pytest.raises(formats.ParityError, match=r"do not run: .*buffer"):
     export.run_outside({"final": b"nothing"}, np.zeros((1, 8, 8, 1), np.uint8))
 
 
@@ -330,15 +337,59 @@ def test_other_networks_export_alike(name, dtype):
   assert gaps["kf"] <= export.TOLERANCE[dtype]
 
 
-def test_saved_model_is_left_out_and_said_so(
-  finished, restored, trusted, monkeypatch
+@pytest.mark.parametrize(
+  ("key", "module", "needs"),
+  [
+    ("saved_model", saved_model, "TensorFlow is not installed"),
+    ("onnx", onnx_model, "jax2onnx and onnxruntime are not installed"),
+  ],
+)
+def test_other_formats_are_left_out_and_said_so(
+  finished, restored, trusted, monkeypatch, key, module, needs
 ):
   trusted["final"] = stored_probs(finished, "final")
-  monkeypatch.setattr(saved_model, "is_available", lambda: False)
-  config = tiny_config(export__models="final", export__saved_model="True")
-  assert "TensorFlow is not installed" in export.run(config, finished)
+  monkeypatch.setattr(module, "is_available", lambda: False)
+  config = tiny_config(export__models="final", **{f"export__{key}": "True"})
+  assert needs in export.run(config, finished)
   config = tiny_config(export__models="final")
-  assert "export.saved_model=False" in export.run(config, finished)
+  assert f"export.{key}=False" in export.run(config, finished)
+
+
+class Text:
+  """A format of its own: the probabilities as text, said wrong if asked."""
+
+  error = 0.0
+
+  def is_available(self):
+    return True
+
+  def write(self, path, predict, shape):
+    images = np.zeros((2, *shape), np.uint8)
+    np.savetxt(str(path), np.asarray(predict(images)))
+
+  def probabilities(self, path, images):
+    return np.loadtxt(str(path))[: len(images)] + self.error
+
+
+def test_a_format_that_says_something_else_is_removed(tmp_path, monkeypatch):
+  config, folder = tiny_config(export__onnx="True"), epath.Path(tmp_path)
+  text = Text()
+  monkeypatch.setitem(formats._FORMATS, "onnx", ("text", "text is", text))
+  images = np.zeros((2, 8, 8, 1), np.uint8)
+
+  def predict(images):
+    return np.full((len(images), 10), 0.1)
+
+  shipped = {"final": formats.Shipped(predict, predict(images))}
+  said = formats.write(config, folder, shipped, images, tolerance=1e-5)
+  assert "text beside them" in said
+  assert [p.name for p in folder.iterdir()] == ["final.onnx"]
+  text.error = 1e-3
+  with pytest.raises(
+    formats.ParityError, match=r"final\.onnx differs .*1\.0e-03"
+  ):
+    formats.write(config, folder, shipped, images, tolerance=1e-5)
+  assert not list(folder.iterdir())
 
 
 @pytest.mark.skipif(
@@ -350,7 +401,7 @@ def test_saved_model_says_the_same(finished, tmp_path):
   model = export.read(config, finished, "mixture")
   predict = export.make_predict(export.make_apply_fn(config), model)
   path = epath.Path(tmp_path) / "mixture.savedmodel"
-  saved_model.write(path, predict, (8, 8, 1), platforms=export.PLATFORMS)
+  saved_model.write(path, predict, (8, 8, 1))
   images = experiment.load_task(config).splits["test"].images[:30]
   np.testing.assert_allclose(
     saved_model.probabilities(path, images),
@@ -375,3 +426,23 @@ def test_predict_takes_an_exported_model_by_name(
     arrays["probs"], stored_probs(finished, "mixture")[:6], atol=1e-5
   )
   assert arrays["classes"].tolist() == list("0123456789")
+
+
+@pytest.mark.skipif(
+  not onnx_model.is_available(), reason="jax2onnx is not installed"
+)
+@pytest.mark.filterwarnings("ignore")  # jax2onnx's own
+@pytest.mark.parametrize("method", ["final", "mixture"])
+def test_onnx_says_the_same(finished, tmp_path, method):
+  config = tiny_config()
+  model = export.read(config, finished, method)
+  apply_fn = export.make_apply_fn(config)
+  predict = export.make_predict(apply_fn, model, impl="loop")
+  path = epath.Path(tmp_path) / f"{method}.onnx"
+  onnx_model.write(path, predict, (8, 8, 1))
+  images = experiment.load_task(config).splits["test"].images[:30]
+  np.testing.assert_allclose(
+    onnx_model.probabilities(path, images),
+    stored_probs(finished, method)[:30],
+    atol=1e-5,
+  )

@@ -199,6 +199,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.export.models = config_dict.placeholder(tuple)  # of EXPORTABLE; None: all
   c.export.parity_examples = 256  # test images to compare with the live model
   c.export.saved_model = True  # as well, where TensorFlow is installed
+  c.export.onnx = True  # as well, where jax2onnx and onnxruntime are installed
 
   c.bench = ml_collections.ConfigDict()
   c.bench.parts = (

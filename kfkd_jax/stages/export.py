@@ -7,7 +7,6 @@ weights by name. A card says what they are and what they scored.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.resources
 import os
@@ -15,7 +14,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,18 +32,20 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import files, fusion, history, models, parallel
 from kfkd_jax.data import splits
 from kfkd_jax.method_names import method_name
-from kfkd_jax.stages import distill, experiment, fuse, networks, saved_model
+from kfkd_jax.stages import (
+  distill,
+  experiment,
+  formats,
+  fuse,
+  networks,
+  saved_model,
+)
 from kfkd_jax.training import step
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 # Largest difference of a probability from the live model's, by compute type:
 # the compiler may keep or drop roundings to bfloat16 as it likes.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 _MAX_BYTES = 2**31 - 2**20  # what a flatbuffer holds, and room for the program
-
-
-class ParityError(ValueError):
-  """An exported model does not say what the live one says."""
 
 
 class Model(NamedTuple):
@@ -84,7 +85,7 @@ def _export(config, workdir, found: Sequence[Model]) -> str:
   gaps = check_parity(config, apply_fn, found, programs)
   _clear(folder)
   written = {m.method: _write(config, folder, m, programs) for m in found}
-  said = _save_models(config, apply_fn, found, folder)
+  said = _other_formats(config, apply_fn, found, folder)
   card = make_card(config, workdir, found, written, gaps)
   files.write_text(folder / "README.md", render_card(card))
   files.write_json(folder / "card.json", card)
@@ -139,11 +140,13 @@ def read(
   )
 
 
-def make_predict(apply_fn: ApplyFn, model: Model) -> PredictFn:
+def make_predict(
+  apply_fn: ApplyFn, model: Model, *, impl: str = "map"
+) -> PredictFn:
   """`images u8[B, H, W, Ch] -> probs f32[B, K]`, the weights inside.
 
   An ensemble's networks run one after the other in a loop, so that the program
-  is as small as that of one.
+  is as small as that of one; with `impl="loop"` each is written out.
   """
   if len(model.weights) == 1:
     variables = history.take_checkpoints(model.stacked, 0)
@@ -155,7 +158,7 @@ def make_predict(apply_fn: ApplyFn, model: Model) -> PredictFn:
 
     def predict(images):
       return history.fused_predict(
-        apply_fn, model.stacked, model.weights, images, impl="map"
+        apply_fn, model.stacked, model.weights, images, impl=impl
       )
 
   return predict
@@ -175,8 +178,10 @@ def serialise(
   (batch,) = jax.export.symbolic_shape("b")
   images = jax.ShapeDtypeStruct((batch, *_image_shape(config)), jnp.uint8)
   predict = jax.jit(make_predict(apply_fn, model))
-  with _no_source_paths():
-    exported = jax.export.export(predict, platforms=PLATFORMS)(images)
+  with formats.no_source_paths():
+    exported = jax.export.export(predict, platforms=saved_model.PLATFORMS)(
+      images
+    )
     return bytes(exported.serialize(vjp_order=0))
 
 
@@ -204,7 +209,7 @@ def check_parity(
     live = live_probs(apply_fn, model, images)
     gap = float(np.abs(outside[model.method] - live).max())
     if not gap <= tolerance:  # not a number must fail as well
-      raise ParityError(
+      raise formats.ParityError(
         f"{model.method}.jaxexp differs from the live model by {gap:.1e}, "
         f"above {tolerance:.0e}; nothing was exported"
       )
@@ -247,7 +252,7 @@ def run_outside(
     )
     if done.returncode:
       last = (done.stderr.strip() or "no message").splitlines()[-1]
-      raise ParityError(f"the exported models do not run: {last}")
+      raise formats.ParityError(f"the exported models do not run: {last}")
     return {name: np.load(folder / f"{name}.npy") for name in programs}
 
 
@@ -303,7 +308,7 @@ def make_card(
   one = history.take_checkpoints(found[0].stacked, 0)
   return {
     "versions": {"kfkd_jax": kfkd_jax.__version__, "jax": jax.__version__},
-    "platforms": PLATFORMS,
+    "platforms": saved_model.PLATFORMS,
     "input": {"dtype": "uint8", "shape": _image_shape(config)},
     "normalisation": {"mean": views.mean, "std": views.std},
     "class_names": task.class_names,
@@ -359,51 +364,27 @@ def _write(config, folder, model, programs) -> dict[str, dict[str, Any]]:
   }
 
 
-def _save_models(config, apply_fn, found, folder) -> str:
-  """Writes SavedModels where TensorFlow is; says whether it did."""
-  if not config.export.saved_model:
-    return "no SavedModel (export.saved_model=False)"
-  if not saved_model.is_available():
-    return "no SavedModel (TensorFlow is not installed)"
+def _other_formats(config, apply_fn, found, folder) -> str:
+  """Writes what else was asked for; says what there is."""
   task = experiment.load_task(config)
   images = task.splits["test"].images[: config.export.parity_examples]
-  for model in found:
-    path = folder / f"{model.method}.savedmodel"
-    predict = make_predict(apply_fn, model)
-    shape = _image_shape(config)
-    with _no_source_paths():
-      saved_model.write(path, predict, shape, platforms=PLATFORMS)
-    probs = saved_model.probabilities(path, images)
-    gap = np.abs(probs - live_probs(apply_fn, model, images)).max()
-    if not gap <= TOLERANCE[config.model.dtype]:
-      path.rmtree()
-      raise ParityError(f"{path.name} differs from the live model by {gap:.1e}")
-  return "SavedModels beside them"
-
-
-@contextlib.contextmanager
-def _no_source_paths() -> Iterator[None]:
-  """Keeps where each operation was written out of the program.
-
-  JAX notes it for error messages; a file to ship would tell folder names, and
-  the same model exported elsewhere would be another file.
-  """
-  name = "jax_traceback_in_locations_limit"
-  before = getattr(jax.config, name)
-  jax.config.update(name, 0)
-  try:
-    yield
-  finally:
-    jax.config.update(name, before)
+  shipped = {
+    model.method: formats.Shipped(
+      # Not every converter knows the loop.
+      make_predict(apply_fn, model, impl="loop"),
+      live_probs(apply_fn, model, images),
+    )
+    for model in found
+  }
+  tolerance = TOLERANCE[config.model.dtype]
+  return formats.write(config, folder, shipped, images, tolerance=tolerance)
 
 
 def _clear(folder: epath.Path) -> None:
   """Removes models of an earlier export, and nothing else."""
-  for suffix in (".jaxexp", ".safetensors"):
+  for suffix in (".jaxexp", ".safetensors", *formats.SUFFIXES.values()):
     for path in folder.glob(f"*{suffix}"):
-      path.unlink()
-  for path in folder.glob("*.savedmodel"):
-    path.rmtree()
+      formats.remove(path)
 
 
 def _image_shape(config: ml_collections.ConfigDict) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from etils import epath
 
+PLATFORMS = ("cpu", "cuda", "tpu")  # of every exported program
+
 
 def is_available() -> bool:
   """Whether TensorFlow is installed."""
@@ -22,8 +24,6 @@ def write(
   path: epath.Path,
   predict: Callable[[jax.Array], jax.Array],
   shape: Sequence[int],
-  *,
-  platforms: Sequence[str],
 ) -> None:
   """Writes `predict` as the function `predict` and the serving signature.
 
@@ -31,7 +31,6 @@ def write(
     path: the folder to make.
     predict: u8[B, H, W, Ch] -> f32[B, K].
     shape: H, W, Ch.
-    platforms: where it shall run.
   """
   import tensorflow as tf
   from jax.experimental import jax2tf
@@ -41,7 +40,7 @@ def write(
     predict,
     polymorphic_shapes=["(b, ...)"],
     with_gradient=False,
-    native_serialization_platforms=tuple(platforms),
+    native_serialization_platforms=PLATFORMS,
   )
   module = tf.Module()
   module.predict = tf.function(
