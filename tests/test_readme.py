@@ -1,4 +1,4 @@
-"""What README shows works as shown."""
+"""What README and the other pages show works as shown."""
 
 import pathlib
 import re
@@ -9,7 +9,16 @@ import pytest
 from kfkd_jax import cli
 from kfkd_jax import config as config_lib
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = "\n".join(
+  path.read_text()
+  for path in (
+    ROOT / "README.md",
+    ROOT / ".github" / "CONTRIBUTING.md",
+    *sorted((ROOT / "colabs").glob("*.md")),
+  )
+)
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
 
 
@@ -36,7 +45,7 @@ def test_code_of_the_functional_door_runs():
 @pytest.mark.parametrize(
   "override",
   sorted(
-    set(re.findall(r"--config\.([\w.]+=[^\s`)]+)", README))
+    set(re.findall(r"--config\.([\w.]+=[^\s`)"\]]+)", PAGES))
     - {"section.key=value"}
   ),
 )
@@ -48,5 +57,25 @@ def test_every_key_that_is_shown_exists(override):
 
 
 def test_every_command_that_is_shown_exists():
-  for stage in re.findall(r"^kfkd (\w+)", SHELL, re.M):
+  shown = re.findall(r"(?:^|/)kfkd (\w+)", "\n".join(_shell(PAGES)), re.M)
+  assert len(shown) >= 15
+  for stage in shown:
     assert stage in cli._STAGES
+
+
+def _shell(text):
+  return re.findall(r"```sh\n(.*?)```", text, re.S)
+
+
+@pytest.mark.parametrize(
+  "spec", sorted(set(re.findall(r"--config=(configs/[^\s`\"]+)", PAGES)))
+)
+def test_every_config_file_that_is_shown_loads(spec):
+  config_lib.validate(config_lib.load_config(f"{ROOT}/{spec}"))
+
+
+def test_every_page_that_is_linked_is_there():
+  for folder, text in ((ROOT, README), (ROOT / "colabs", PAGES)):
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+      found = [folder / link, ROOT / link, ROOT / ".github" / link]
+      assert any(path.exists() for path in found), link
