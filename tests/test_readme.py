@@ -45,7 +45,7 @@ def test_code_of_the_functional_door_runs():
 @pytest.mark.parametrize(
   "override",
   sorted(
-    set(re.findall(r"--config\.([\w.]+=[^\s`)"\]]+)", PAGES))
+    set(re.findall(r"--config\.([\w.]+=[^\s`)\x22\]]+)", PAGES))
     - {"section.key=value"}
   ),
 )
