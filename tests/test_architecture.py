@@ -33,6 +33,7 @@ ROOMS = (
   "predictions",
   "training",
   "method_names",
+  "published",
   "plots",
   "config",
   "stages",
