@@ -6,8 +6,8 @@ which numbers it is to reach. Numbers stand in `kfkd_jax/published.py`.
 The paper tells in its main text: networks, data, kinds and rates of noise, that
 half of the test set with clean labels selects for the other half, three times,
 and that baselines take as many checkpoints as Knowledge Fusion. Epochs,
-learning rates, batch sizes, augmentation and the generator of the noise stand in
-an appendix that we have not read: the recipes here are usual ones for these
+learning rates, batch sizes, augmentation and the noise's generator stand in an
+appendix that we have not read: the recipes here are usual ones for these
 networks, so the first row, `final`, may well be a few points away.
 """
 
