@@ -88,7 +88,7 @@ STUDIES: dict[str, Study] = {
     measures.gains, "data.num_train", _BOTH, log=True,
   ),
   "descent_epochs": Study(
-    "Does accuracy dip while wrong labels are learned, and does F_e rise there?",
+    "Does accuracy dip while wrong labels are learned, and F_e rise with it?",
     "descent", _DESCENT, (_KINDS, "model.width=16"),
     measures.epochs, "epoch",
     {"descent": ("accuracy", "forget", "null_forget", "memorised")},
