@@ -240,7 +240,9 @@ def test_missing_cells_are_run_and_summed_up(tmp_path, monkeypatch):
   grid = ("noise.kind=pair,symmetric", "noise.rate=0,0.2")
   assert said == [(str(tmp_path / "cells" / "noise"), 2, grid)]
   assert outcome.failed == {"b": "broken"}
-  assert "| pair | 0.2000 | 2 | 0.1000 |" in outcome.text
+  assert (
+    "| pair | 0.2 | 2 | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.5 ± 0.5 |" in outcome.text
+  )
   table = (tmp_path / "noise" / "tables" / "noise.md").read_text()
   assert "| 0.2050 | 0.0050 |" in table
   assert (tmp_path / "noise" / "figures" / "gains.svg").exists()

@@ -141,11 +141,11 @@ _VALUE_NAMES = {
   "recovered": "recovered points kept",
   "beyond": "right beyond the teacher",
   "agreement": "agreement with the teacher",
-  "teacher_gain": "teacher",
-  "student_gain": "student",
-  "final_ece": "final network",
-  "teacher_ece": "teacher",
-  "student_ece": "student",
+  "teacher_gain": "gain of the teacher",
+  "student_gain": "gain of the student",
+  "final_ece": "calibration error, final",
+  "teacher_ece": "calibration error, teacher",
+  "student_ece": "calibration error, student",
 }
 
 
@@ -210,7 +210,7 @@ def run(
   table = summarise(rows, (*axes, *study.by))
   path = workdir / name / "index.html"
   size = page.write(render(name, study, table, tuple(axes)), path)
-  text = f"{page.to_markdown(table)}\nThe study is at {path}, {size}"
+  text = f"{to_markdown(table)}\nThe study is at {path}, {size}"
   return Outcome(text, swept.failed)
 
 
@@ -245,6 +245,35 @@ def summarise(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
   return summary
 
 
+def values_of(table: Sequence[Row]) -> list[str]:
+  """The keys of a summary that were averaged."""
+  return [key for key in table[0] if f"{key}_error" in table[0]]
+
+
+def to_markdown(table: Sequence[Row]) -> str:
+  """A summary for a terminal or a text: means ± standard errors in %."""
+  values = values_of(table)
+  known = {*values, *(f"{key}_error" for key in values)}
+  return page.to_markdown([
+    {
+      **{k: _number(v) for k, v in row.items() if k not in known},
+      **{value_name(v): _percent(row[v], row[f"{v}_error"]) for v in values},
+    }
+    for row in table
+  ])  # fmt: skip
+
+
+def _number(value: object) -> str:
+  return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _percent(mean: float | None, error: float | None) -> str:
+  if mean is None:
+    return "-"
+  half = "" if error is None else f" ± {100 * error:.1f}"
+  return f"{100 * mean:.1f}{half}"
+
+
 def render(
   name: str, study: Study, table: Sequence[Row], axes: Sequence[str]
 ) -> page.Page:
@@ -268,10 +297,12 @@ def render(
     question=study.question,
     table=table,
     keys=[*axes, *study.by],
-    values=[k for k in table[0] if f"{k}_error" in table[0]],
+    values=values_of(table),
     seeds=max(row["seeds"] for row in table),
     changes=study.changes,
     name_of=value_name,
+    percent_of=_percent,
+    number_of=_number,
   )
 
 
