@@ -26,6 +26,22 @@ METHODS = {
   "elr": "Early-learning regularisation",
   "kf_kd": "KF, distilled",
   "mixture_kd": "Mixture, distilled",
+  "air": "AIR, hard",
+  "air_soft": "AIR, soft",
+  "air_previous": "AIR, previous epoch",
+  "ps_kd": "Past predictions (PS-KD)",
+  "self_adaptive": "Self-adaptive training",
+  "mutual": "Mutual learning",
+  "online_fusion": "Online fusion",
+  "sckd": "Gated distillation (SCKD)",
+  "dkd": "Decoupled distillation (DKD)",
+  "dist": "Correlations (DIST)",
+  "standardized_kd": "Standardised logits",
+  "relational_kd": "Relations (RKD)",
+  "xi_kd": "Beyond the teacher",
+  "partial_kd": "Top two classes",
+  "agreement_kd": "Label or teacher, by agreement",
+  "propagation": "Label propagation",
 }
 
 
@@ -34,5 +50,10 @@ def method_name(slug: str) -> str:
 
   >>> method_name("kf_kd"), method_name("my_own_rule")
   ('KF, distilled', 'My own rule')
+  >>> method_name("kf_kd_2")
+  'KF, distilled, round 2'
   """
+  stem, _, number = slug.rpartition("_")
+  if stem in METHODS and number.isdigit():
+    return f"{METHODS[stem]}, round {number}"
   return METHODS.get(slug, slug.replace("_", " ").capitalize())

@@ -20,6 +20,7 @@ ROOMS = (
   "fusion",
   "losses",
   "calibration",
+  "relabelling",
   "history",
   "averaging",
   "theory",

@@ -225,6 +225,22 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
       {"distill__hard": "True", "distill__temperature": "2.0"},
       "distill.hard=True has no use for distill.temperature=2.0",
     ),
+    ({"distill__rounds": "0"}, "distill.rounds=0 .*allowed: 1 to"),
+    ({"distill__rounds_stop": "loss"}, "rounds_stop='loss' .*accuracy, nll"),
+    (
+      {"distill__rounds_stop": "nll"},
+      "distill.rounds_stop='nll' needs distill.rounds above 1",
+    ),
+    ({"distill__inputs": "test"}, "distill.inputs='test' .*extra, both"),
+    ({"distill__extra": ""}, "distill.extra='' .*name of a data set"),
+    ({"strategy__teacher": "final"}, "strategy.teacher='final' .*mixture"),
+    ({"strategy__air_share": "1.5"}, "strategy.air_share=1.5 .*0 to 1"),
+    ({"strategy__dkd_weights": "1"}, "strategy.dkd_weights=.*two numbers"),
+    (
+      {"strategy__relational_weights": "1,-1"},
+      "strategy.relational_weights=.*0 or more",
+    ),
+    ({"strategy__propagation_decay": "1"}, "propagation_decay=1.0 .*0.9999"),
   ],
 )
 def test_mistakes_name_key_and_value(changes, message):

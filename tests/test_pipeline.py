@@ -219,7 +219,8 @@ def test_cached_teacher_is_the_fused_store(workdir):
     config, epath.Path(workdir), weights
   )
   assert len(weights_used) == 5  # the first weighs nothing
-  probs = distill.teacher_probs(config, stacked, weights_used)
+  images = experiment.load_task(config).images
+  probs = distill.teacher_probs(config, stacked, weights_used, images)
   store = networks.predictions(epath.Path(workdir), "teacher", "train")
   np.testing.assert_allclose(probs, fusion.fuse(store, weights), atol=1e-6)
 

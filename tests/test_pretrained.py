@@ -474,9 +474,11 @@ def test_training_starts_from_the_file(config, tmp_path, monkeypatch):
   recipe, kwargs = given["m0"]
   state = loop._initial_state(
     recipe._replace(average_decay=0.9),
+    networks.supervised(config).objective,
     kwargs["seeds"],
     {"image": experiment.load_task(config).images},
     kwargs["init_from"],
+    kwargs["mesh"],
   )
   assert_same(state.average, kwargs["init_from"])
   assert_same(state.variables, kwargs["init_from"])

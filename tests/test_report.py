@@ -17,7 +17,7 @@ from PIL import Image
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, plots
-from kfkd_jax.data import splits
+from kfkd_jax.data import augment, splits
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import compare, diagnose, experiment, fuse, report
 from kfkd_jax.stages import page as page_lib
@@ -72,9 +72,11 @@ def make_task(rng, *, num_classes, channels, noisy, halved):
     images=parts["train"].images,
     given=ledger.given[ledger.split == "train"],
     ledger=ledger,
+    statistics=augment.channel_statistics(parts["train"].images),
     transition=None,
     splits=parts,
     folds=folds,
+    rest=parts["train"].images[:0],
   )
 
 
@@ -147,6 +149,9 @@ def make_workdir(
     )
     for c, probs in enumerate(predict(rng, part.labels, num_classes)):
       store.write(c + 1, probs)
+      files.write_text(
+        workdir / "runs" / "teacher" / "history" / f"{c + 1}" / "kept", ""
+      )
   splits.write_ledger(workdir / "noise.npz", task.ledger)
   diagnose.run(config, workdir)
   fuse.run(config, workdir)

@@ -52,7 +52,9 @@ def default_config() -> ml_collections.ConfigDict:
   c.augment.pad = 1  # pixels around a random crop to the old size
   c.augment.flip = False  # mirror half of the images
   c.augment.cutout = 2  # side of a blanked square
-  c.augment.mixup = 0.0  # Beta concentration; 0: no mixing
+  # Beta concentration; 0: no mixing. Never for strategies that remember what
+  # was said of each image: air_previous, ps_kd, self_adaptive.
+  c.augment.mixup = 0.0
   # Lowest and highest share of the area of a random resized crop, such as
   # 0.08,1.0; None: no such crop.
   c.augment.crop_scale = config_dict.placeholder(tuple)
@@ -128,11 +130,23 @@ def default_config() -> ml_collections.ConfigDict:
   c.distill.alpha = 1.0  # weight of the teacher; the rest: given labels
   c.distill.temperature = 1.0
   c.distill.epochs = config_dict.placeholder(int)  # None: train.epochs
+  c.distill.rounds = 1  # students of students
+  # none, or what must get better on the selecting points for another round:
+  # accuracy or nll.
+  c.distill.rounds_stop = "none"
+  # Images the student sees: train, extra (with the teacher's labels) or both.
+  c.distill.inputs = "train"
+  # What is extra: the rest that data.num_train leaves over, or the train split
+  # of another data set, by name.
+  c.distill.extra = "rest"
 
   c.compare = ml_collections.ConfigDict()
   c.compare.independent = 3  # networks of the independent ensemble; 1: none
   # More rows, each trained here: uniform_soup, greedy_soup, swa, snapshot, fge,
-  # independent_equal_budget, gce, sce, elr, label_smoothing, mixup.
+  # independent_equal_budget, gce, sce, elr, label_smoothing, mixup; and the
+  # strategies air, air_soft, air_previous, ps_kd, self_adaptive, mutual,
+  # online_fusion, sckd, dkd, dist, standardized_kd, relational_kd, xi_kd,
+  # partial_kd, agreement_kd, propagation.
   c.compare.methods = ()
   c.compare.temperature = ()  # rows to repeat at a temperature fitted on select
   c.compare.test_time = ()  # rows to repeat over views of the test images
@@ -155,6 +169,28 @@ def default_config() -> ml_collections.ConfigDict:
   c.baselines.elr_decay = 0.7  # of the remembered predictions
   c.baselines.label_smoothing = 0.1
   c.baselines.mixup = 1.0  # Beta concentration
+
+  c.strategy = (
+    ml_collections.ConfigDict()
+  )  # of the rows that compare.methods names
+  c.strategy.teacher = (
+    "kf"  # fusion that teaches the students below: or mixture
+  )
+  c.strategy.label_weight = 1.0  # of given labels beside a teacher's loss
+  c.strategy.temperature = 4.0  # of sckd, dkd and dist
+  c.strategy.air_share = config_dict.placeholder(float)  # None: the agreement
+  c.strategy.ps_kd_share = 0.8  # of past predictions, in the last epoch
+  c.strategy.self_adaptive_start = 0.3  # share of the run before labels move
+  c.strategy.self_adaptive_decay = 0.9
+  c.strategy.sckd_threshold = 0.0  # least cosine with the labels' gradient
+  c.strategy.sckd_by_group = False  # decide for each group of parameters
+  c.strategy.dkd_weights = (1.0, 8.0)  # of the label's class, of the others
+  c.strategy.dist_weights = (2.0, 2.0)  # between classes, between examples
+  c.strategy.relational_weights = (25.0, 50.0)  # of distances, of angles
+  c.strategy.standardized_weight = 9.0
+  c.strategy.xi = 1.5  # xi_kd: share of the teacher; above 1, away from labels
+  c.strategy.neighbours = 20  # propagation: of each example
+  c.strategy.propagation_decay = 0.99  # how far labels reach, below 1
 
   c.report = ml_collections.ConfigDict()
   c.report.num_examples = 12  # forgotten examples shown as pictures

@@ -20,9 +20,15 @@ from kfkd_jax.training import clock
 DTYPES = ("float32", "bfloat16")
 STORE_DTYPES = ("float32", "float16")
 TEACHERS = ("kf", "mixture")
+STRATEGIES = (
+  "air", "air_soft", "air_previous", "ps_kd", "self_adaptive", "mutual",
+  "online_fusion", "sckd", "dkd", "dist", "standardized_kd", "relational_kd",
+  "xi_kd", "partial_kd", "agreement_kd", "propagation",
+)  # fmt: skip
 METHODS = (
   "uniform_soup", "greedy_soup", "swa", "snapshot", "fge",
   "independent_equal_budget", "gce", "sce", "elr", "label_smoothing", "mixup",
+  *STRATEGIES,
 )  # fmt: skip
 ROWS = (
   "final", "horizontal", "fixed_jumps", "random_epochs", "best_epoch",
@@ -115,6 +121,34 @@ def _baseline_rules() -> list[Rule]:
     _between("baselines.label_smoothing", 0, 1),
     _between("baselines.mixup", 1e-3, 100),
   ]
+
+
+def _strategy_rules() -> list[Rule]:
+  return [
+    _one_of("strategy.teacher", TEACHERS),
+    _between("strategy.label_weight", 0, 100),
+    _between("strategy.temperature", 1e-2, 100),
+    *[
+      _between(f"strategy.{key}", 0, 1)
+      for key in (
+        "air_share", "ps_kd_share", "self_adaptive_start",
+        "self_adaptive_decay",
+      )
+    ],
+    _between("strategy.sckd_threshold", -1, 1),
+    *[
+      (
+        f"strategy.{name}_weights",
+        "two numbers, 0 or more",
+        lambda v: _are_numbers(v, 2) and min(v) >= 0,
+      )
+      for name in ("dkd", "dist", "relational")
+    ],
+    _between("strategy.standardized_weight", 0, 1e3),
+    _between("strategy.xi", 0, 100),
+    _between("strategy.neighbours", 1, 10**4),
+    _between("strategy.propagation_decay", 0, 0.9999),
+  ]  # fmt: skip
 
 
 def _are_numbers(values: Any, count: int) -> bool:
@@ -211,6 +245,10 @@ def _rules() -> list[Rule]:
     _between("distill.alpha", 0, 100),
     _between("distill.temperature", 1e-2, 100),
     _between("distill.epochs", 1, 10**6),
+    _between("distill.rounds", 1, 1000),
+    _one_of("distill.rounds_stop", ("none", "accuracy", "nll")),
+    _one_of("distill.inputs", ("train", "extra", "both")),
+    ("distill.extra", "rest, or the name of a data set", lambda v: bool(v)),
     _between("compare.independent", 1, 1000),
     _some_of("compare.methods", METHODS),
     _some_of("compare.temperature", ROWS),
@@ -218,6 +256,7 @@ def _rules() -> list[Rule]:
     _between("compare.views", 2, 1000),
     _at_least("compare.patience", 1),
     *_baseline_rules(),
+    *_strategy_rules(),
     _between("compare.bootstrap_samples", 100, 10**6),
     _between("compare.level", 0.5, 0.9999),
     _between("report.num_examples", 0, 1000),
@@ -291,6 +330,7 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
     set(config.export.models or ()) - {"final", *TEACHERS, *taught}
   )
   on_disk = config.augment.crop_scale is not None or config.augment.rand_ops
+  distill = config.distill
   pairs = [
     (
       config.data.name in data.FOLDER_NAMES and config.data.root is None,
@@ -300,6 +340,11 @@ def _check_pairs(config: ml_collections.ConfigDict) -> None:
       on_disk and config.data.stream == "never",
       "augment.crop_scale and augment.rand_ops work on images that are decoded "
       "batch by batch; data.stream='never' has none",
+    ),
+    (
+      distill.rounds == 1 and distill.rounds_stop != "none",
+      f"distill.rounds_stop={distill.rounds_stop!r} needs distill.rounds above "
+      "1; it is 1",
     ),
     (
       kind in ("none", "field") and noise.rate,

@@ -23,6 +23,8 @@ from kfkd_jax.models import convnext, maxvit, resnet, vit, wide_resnet
 from kfkd_jax.models.cnn import CNN
 from kfkd_jax.models.layers import STEMS as STEMS
 from kfkd_jax.models.mlp import MLP
+from kfkd_jax.models.pair import Pair as Pair
+from kfkd_jax.models.pair import first_of as first_of
 from kfkd_jax.models.pretrained import UNPUBLISHED as UNPUBLISHED
 
 MODELS: dict[str, Callable[..., nn.Module]] = {

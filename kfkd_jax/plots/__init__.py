@@ -47,6 +47,7 @@ from kfkd_jax.plots.theory import (
   plot_fits,
   plot_forget_times,
   plot_over_time,
+  plot_projection_history,
   plot_projections,
   plot_rounds,
 )
@@ -81,6 +82,7 @@ __all__ = [
   "plot_memorisation",
   "plot_methods_compared",
   "plot_over_time",
+  "plot_projection_history",
   "plot_projections",
   "plot_rounds",
   "plot_time_to_forget",

@@ -184,6 +184,41 @@ def plot_projections(clean: ArrayLike, noise: ArrayLike) -> Figure:
 
 
 @styled
+def plot_projection_history(
+  epochs: ArrayLike, clean: ArrayLike, noise: ArrayLike, *, num_leading: int
+) -> Figure:
+  """What the leading eigenvectors hold of labels and of noise, over epochs.
+
+  Args:
+    epochs: `[T]`.
+    clean: `[T, N]` of `theory.ntk.projection_history`.
+    noise: `[T, N]` likewise.
+    num_leading: eigenvectors that count as leading, 1 to N.
+  """
+  epochs, clean = np.asarray(epochs), np.asarray(clean, float)
+  noise = np.asarray(noise, float)
+  if clean.shape != noise.shape or clean.shape[:1] != epochs.shape:
+    raise ValueError(
+      f"clean and noise must be [T, N] where epochs is [T]; got shapes "
+      f"{clean.shape}, {noise.shape} and {epochs.shape}"
+    )
+  count = clean.shape[1]
+  if not 1 <= num_leading <= count:
+    raise ValueError(f"num_leading must be in 1..{count}; got {num_leading}")
+  fig, ax = figure(SIZE)
+  even = num_leading / count
+  ax.axhline(even, color=MUTED, ls=":", lw=1.6, label="evenly")
+  last = num_leading - 1
+  ax.plot(epochs, clean[:, last], color=GREEN, lw=1.8, label="clean labels")
+  ax.plot(epochs, noise[:, last], color=ORANGE, lw=1.8, label="label noise")
+  ax.set_ylim(0, 1.02)
+  epoch_axis(ax, epochs)
+  ax.set_ylabel(f"share in {num_leading} eigenvectors")
+  legend(fig)
+  return fig
+
+
+@styled
 def plot_descent(epochs: ArrayLike, curves: Mapping[str, ArrayLike]) -> Figure:
   """Curves over the epochs on a log axis, each in a panel with its own scale.
 

@@ -82,7 +82,7 @@ STAGES: dict[str, Stage] = {
   ),
   "compare": Stage(
     compare.run,
-    keys=("compare", "baselines"),
+    keys=("compare", "baselines", "strategy"),
     needs=("train", "fuse", "distill"),
     artefacts=lambda config: ("results.jsonl", "hits.npz"),
   ),

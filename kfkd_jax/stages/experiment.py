@@ -57,6 +57,8 @@ class Task(NamedTuple):
     transition: `f32[K, K]` of the noise, None where it has no matrix.
     splits: examples to predict by split name, with clean labels.
     folds: who selects and who tests.
+    rest: `u8[N, H, W, Ch]` training images that neither train nor select, in
+      memory or `Stored`.
   """
 
   name: str
@@ -68,6 +70,7 @@ class Task(NamedTuple):
   transition: np.ndarray | None
   splits: dict[str, loop.Split]
   folds: tuple[Fold, ...]
+  rest: np.ndarray | data_lib.Stored
 
   @property
   def num_classes(self) -> int:
@@ -123,6 +126,7 @@ def _load_task(config_json: str) -> Task:
       for name, part in parts.items()
     },
     folds=_folds(config, parts),
+    rest=_rest(dataset, parts),
   )
 
 
@@ -171,6 +175,44 @@ def _parts(config, dataset) -> dict[str, Any]:
   if from_train:
     parts["select"] = dataset.train.take(select)
   return parts
+
+
+def _rest(dataset, parts) -> np.ndarray | data_lib.Stored:
+  """Images of the data set's training examples that play no part."""
+  used = [parts[name].ids for name in ("train", "select") if name in parts]
+  left = ~np.isin(dataset.train.ids, np.concatenate(used))
+  return dataset.train.take(np.flatnonzero(left)).images
+
+
+def extra_images(
+  config: ml_collections.ConfigDict,
+) -> np.ndarray | data_lib.Stored:
+  """`u8[N, H, W, Ch]` images that students see without labels."""
+  task, name = load_task(config), config.distill.extra
+  if name == "rest":
+    images = task.rest
+    if not len(images):
+      raise config_lib.ConfigError(
+        f"distill.extra='rest' finds nothing: data.num_train="
+        f"{config.data.num_train} leaves no image of {task.name} over"
+      )
+  else:
+    other = ml_collections.ConfigDict(config.to_dict())
+    other.data.name, other.noise.field = name, None
+    images = _load_dataset(other).train.images
+  if images.shape[1:] != task.images.shape[1:]:
+    raise config_lib.ConfigError(
+      f"distill.extra={name!r} has images of shape {images.shape[1:]}, which "
+      f"do not fit {task.images.shape[1:]} of data.name={task.name!r}"
+    )
+  on_disk = [isinstance(x, data_lib.Stored) for x in (images, task.images)]
+  if config.distill.inputs == "both" and any(on_disk):
+    raise config_lib.ConfigError(
+      "distill.inputs='both' needs all images in memory, but those of "
+      f"data.name={task.name!r} or distill.extra={name!r} stay on disk; see "
+      "data.stream"
+    )
+  return images
 
 
 def _check_fits(config, images: np.ndarray | data_lib.Stored) -> None:
@@ -298,6 +340,7 @@ def make_recipe(
   task: Task,
   *,
   keep_history: bool = False,
+  num_train: int | None = None,
 ) -> loop.Recipe:
   """How the config trains a network on the task's data.
 
@@ -305,9 +348,10 @@ def make_recipe(
     config: the configuration.
     task: its data.
     keep_history: keep checkpoints as `history` says, not only the last.
+    num_train: examples of an epoch; None: the task's.
   """
   epochs = config.train.epochs
-  steps = -(-len(task.given) // config.train.batch_size)
+  steps = -(-(num_train or len(task.given)) // config.train.batch_size)
   schedule = optim.make_schedule(
     config.optim.schedule,
     config.optim.learning_rate,

@@ -11,6 +11,7 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
@@ -48,7 +49,8 @@ class Lesson(NamedTuple):
 
   Attributes:
     objective: what it learns.
-    extra: more arrays `[N, ...]` of the training set that the loss reads.
+    extra: more arrays `[N, ...]` of the training set that the loss reads, and
+      `image` and `label` where it is not the task's.
     frozen: arrays for the objective's targets.
     review: what to learn from next, given what was predicted so far.
   """
@@ -72,6 +74,7 @@ class Plan(NamedTuple):
     init: makes `{"params", "batch_stats"}` to start from; None starts as
       configured.
     keep_history: keep checkpoints as configured, not only the last.
+    module: makes the module to train from the configured one.
   """
 
   name: str
@@ -81,6 +84,7 @@ class Plan(NamedTuple):
   changes: Mapping[str, Any] = types.MappingProxyType({})
   init: Callable[[], dict[str, Any]] | None = None
   keep_history: bool = False
+  module: Callable[[nn.Module], nn.Module] = lambda module: module
 
 
 def supervised(config: ml_collections.ConfigDict) -> Lesson:
@@ -98,6 +102,12 @@ def run_names(config: ml_collections.ConfigDict, name: str) -> list[str]:
   """The folders that training the run `name` makes."""
   averages = config.train.average_decay is not None
   return [name, f"{name}_ema"] if averages else [name]
+
+
+def origin(workdir: epath.Path, name: str) -> str:
+  """What stands for all that the run `name` was trained from."""
+  note = run_path(workdir, name) / "inputs.json"
+  return parallel.on_main(files.read_json, note)["digest"]
 
 
 def contents(run: epath.Path) -> list[str]:
@@ -144,8 +154,19 @@ def train(
   if parallel.on_main(lambda: all(map(is_whole, folders))):
     return
   task = experiment.load_task(config)
-  recipe = experiment.make_recipe(config, task, keep_history=plan.keep_history)
   lesson = plan.lesson()
+  examples = {
+    "image": task.images,
+    "label": task.given,
+    **(lesson.extra or {}),
+  }
+  recipe = experiment.make_recipe(
+    config,
+    task,
+    keep_history=plan.keep_history,
+    num_train=len(examples["label"]),
+  )
+  recipe = recipe._replace(module=plan.module(recipe.module))
   splits = experiment.predicted_splits(config, task)
   expected = forecast.forecast(recipe, lesson.objective, task, splits)
   room = parallel.on_main(forecast.check, run, expected)
@@ -161,7 +182,7 @@ def train(
       run,
       recipe,
       lesson.objective,
-      {"image": task.images, "label": task.given, **(lesson.extra or {})},
+      examples,
       splits,
       seeds=seeds,
       mesh=parallel.data_mesh(),
@@ -290,10 +311,14 @@ def _kept(workdir, name) -> list[int]:
   return [place for place, epoch in enumerate(epochs) if epoch in there]
 
 
-def template(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """The shapes of the configured network's variables."""
+def template(
+  config: ml_collections.ConfigDict,
+  *,
+  module: Callable[[nn.Module], nn.Module] = lambda module: module,
+) -> dict[str, Any]:
+  """The shapes of a network's variables, of the configured one or a plan's."""
   task = experiment.load_task(config)
-  module = experiment.make_module(config, task)
+  network = module(experiment.make_module(config, task))
   return jax.eval_shape(
-    lambda: models.init(module, jax.random.key(0), task.images[:1])
+    lambda: models.init(network, jax.random.key(0), task.images[:1])
   )

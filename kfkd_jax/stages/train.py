@@ -19,6 +19,8 @@ def artefacts(config: ml_collections.ConfigDict) -> list[str]:
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
   task = experiment.load_task(config)
+  if config.distill.inputs != "train":
+    experiment.extra_images(config)  # what is missing shows before training
   ledger = workdir / "noise.npz"
   parallel.on_main(splits.write_ledger, ledger, task.ledger)
   plan = networks.Plan(

@@ -8,7 +8,7 @@ is NumPy in float64. Letters: N examples, B batch, K classes, T steps.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -191,6 +191,45 @@ def label_projections(
   return LabelProjections(
     np.cumsum(projection_shares(system, signal)),
     np.cumsum(projection_shares(system, noise)),
+  )
+
+
+def projection_history(
+  grams: Iterable[ArrayLike],
+  clean_labels: ArrayLike,
+  given_labels: ArrayLike,
+  *,
+  num_classes: int,
+) -> LabelProjections:
+  """Projects labels and noise on the kernel's eigenvectors, epoch by epoch.
+
+  The kernel of a network moves while it trains; a clean curve that rises over
+  the epochs is a network whose leading directions turn to the classes, a noise
+  curve that rises one that makes room for what is wrong. Kernels are taken one
+  at a time, so that a generator over checkpoints holds a single one.
+
+  Args:
+    grams: T kernels [N, N], such as `empirical_ntk` of each checkpoint.
+    clean_labels: int[N].
+    given_labels: int[N].
+    num_classes: K.
+
+  Returns:
+    `LabelProjections` whose arrays are f64[T, N].
+  """
+  found = [
+    label_projections(
+      spectral.eigensystem(gram),
+      clean_labels,
+      given_labels,
+      num_classes=num_classes,
+    )
+    for gram in grams
+  ]
+  if not found:
+    raise ValueError("grams must hold at least one kernel; got none.")
+  return LabelProjections(
+    *(np.stack(part) for part in zip(*found, strict=True))
   )
 
 

@@ -243,15 +243,20 @@ def train(
 
 
 class Predictor:
-  """Probabilities for any number of examples, over all devices."""
+  """Probabilities, or features, for any number of examples on all devices."""
 
-  def __init__(self, recipe: Recipe, mesh: jax.sharding.Mesh):
+  def __init__(
+    self, recipe: Recipe, mesh: jax.sharding.Mesh, *, features: bool = False
+  ):
     self._mesh = mesh
     self._batch = recipe.evaluation_batch
+    if features:
+      step = step_lib.make_feature_step(recipe.module, recipe.views)
+    else:
+      apply_fn = step_lib.eval_apply(recipe.module)
+      step = step_lib.make_predict_step(apply_fn, recipe.views)
     self._predict = parallel.pmapped(
-      step_lib.make_predict_step(
-        step_lib.eval_apply(recipe.module), recipe.views
-      ),
+      step,
       mesh,
       in_specs=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
       out_specs=parallel.SHARDED,
@@ -264,7 +269,7 @@ class Predictor:
     return parallel.replicate(images, self._mesh)
 
   def __call__(self, variables: Any, images: jax.Array | Stored) -> np.ndarray:
-    """Probabilities `f32[N, K]` of `variables` on `images` from `put`."""
+    """What `variables` say of `images` from `put`, `f32[N, K]` or `[N, F]`."""
     count = images.shape[0]
     size = parallel.round_up(min(count, self._batch), self._mesh)
     index, _ = order.padded_batches(count, size)

@@ -62,7 +62,8 @@ class Objective(NamedTuple):
   """A target and a loss, both per example.
 
   Attributes:
-    loss: `(logits[B,K], batch) -> [B]`.
+    loss: `(logits[B,K], batch) -> [B]`; a module of several networks gives
+      `[B, M, K]`, of which the first is the one that is scored.
     targets: `(frozen, images[B,...], batch) -> batch`, adds to the batch what
       the loss needs, computed on the augmented images that the network is
       about to see; `frozen` are arrays that stay as they are during the run.
@@ -143,14 +144,21 @@ def early_learning(weight: float, decay: float) -> Objective:
 def cached_distillation(
   *, alpha: float = 1.0, temperature: float = 1.0
 ) -> Objective:
-  """Distils `teacher_probs` that the training set carries."""
+  """Distils `teacher_probs` that the training set carries.
+
+  Where it carries `unlabelled` too, examples whose entry is 1 learn from the
+  teacher alone, whatever alpha is.
+  """
 
   def loss(logits, batch):
+    share = alpha
+    if "unlabelled" in batch:
+      share = alpha + (1 - alpha) * batch["unlabelled"]
     return losses.distillation(
       logits,
       batch["teacher_probs"],
       batch["label"],
-      alpha=alpha,
+      alpha=share,
       temperature=temperature,
     )
 

@@ -255,6 +255,21 @@ def make_predict_step(
   return predict
 
 
+def make_feature_step(
+  module: nn.Module, views: Views
+) -> Callable[[Any, Batch, Batch], chex.Array]:
+  """Builds `read(variables, resident, rows) -> features` for one device."""
+
+  def read(variables, resident, rows):
+    images = _gather(resident, rows)["image"]
+    _, seen = module.apply(
+      variables, views.clean(images), train=False, mutable=["intermediates"]
+    )
+    return seen["intermediates"]["features"][0].astype(jnp.float32)
+
+  return read
+
+
 def eval_apply(module: nn.Module) -> Callable[[Any, chex.Array], chex.Array]:
   """`module` as a pure function `(variables, images) -> logits`, eval mode."""
 
@@ -296,7 +311,7 @@ def _mixed(
   everyone = {
     name: lax.all_gather(value, DATA_AXIS, tiled=True)
     for name, value in batch.items()
-    if name in ("image", "label", "teacher_probs")
+    if name in ("image", "label", "teacher_probs", "unlabelled")
   }
   size = everyone["image"].shape[0]
   partner = (batch["position"] + 1) % size
@@ -325,6 +340,8 @@ def _updated(state, optimizer, grads, batch_stats, average_decay):
 def _sums(learnt: _Lesson, batch, variables, opened) -> StepMetrics:
   labels, count = batch["label"], jnp.sum(batch["weight"])
   logits = learnt.logits
+  if logits.ndim == 3:  # several networks at once: the first one counts
+    logits = logits[:, 0]
   if labels.ndim == logits.ndim:  # mixed labels count by their larger part
     labels = jnp.argmax(labels, -1)
   correct = (jnp.argmax(logits, -1) == labels) * batch["weight"]

@@ -10,10 +10,12 @@ import ml_collections
 
 from kfkd_jax.stages.methods import (
   history,
+  online,
   robust,
   schedules,
   several,
   soups,
+  strategies,
   students,
 )
 from kfkd_jax.stages.methods.ensemble import Ensemble as Ensemble
@@ -36,6 +38,9 @@ OPTIONAL: dict[str, Method] = {
   "fge": schedules.FGE,
   "independent_equal_budget": several.EQUAL_BUDGET,
   **robust.ROBUST,
+  **strategies.SELF_TAUGHT,
+  **strategies.TAUGHT,
+  "online_fusion": online.ONLINE_FUSION,
 }
 
 

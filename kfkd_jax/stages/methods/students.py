@@ -17,13 +17,14 @@ def _ensembles(config, workdir, number) -> list[Ensemble]:
   if number:
     return []
   on = experiment.selected_on(config, experiment.load_task(config).folds[0])
-  watching = 1 + watching_cost(config, workdir, 0)
   found = []
   for teacher in config.distill.teachers:
-    name = distill.student_name(teacher)
     members = int(np.count_nonzero(fuse.weights_of(workdir, teacher)))
-    cost = watching + distill.train_cost(config, members)
-    found.append(of_runs(name, [name], cost, selected_on=on))
+    cost = 1 + watching_cost(config, workdir, 0)
+    for name in distill.students(config, workdir, teacher):
+      cost += distill.train_cost(config, members)
+      found.append(of_runs(name, [name], cost, selected_on=on))
+      members = 1  # a round's student teaches the next alone
   return found
 
 

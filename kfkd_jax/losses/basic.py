@@ -1,7 +1,4 @@
-"""Losses per example; the caller takes the mean. Always in float32.
-
-Letters: B batch, K classes; any leading axes do in place of B, none too.
-"""
+"""Cross entropy and distillation."""
 
 import jax
 import numpy as np

@@ -1,0 +1,175 @@
+"""Which labels to believe, and what the neighbours say instead.
+
+Label propagation over the features of a network: labels that look clean spread
+along a graph of nearest neighbours and replace the others. NumPy and SciPy, on
+the host. Letters: N examples, K classes, F features, G neighbours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import sparse
+from scipy.sparse import linalg
+
+_BLOCK = 2**24  # similarities held at once
+
+
+def clean_probabilities(
+  values: ArrayLike, *, num_steps: int = 100
+) -> np.ndarray:
+  """Returns how likely each example's label is clean, by its loss alone.
+
+  Networks fit clean labels first, so losses are a mixture of small ones and
+  large ones. Two normal distributions are fitted to them by EM, and the one
+  with the smaller mean is called clean. No noise rate has to be known.
+
+  Args:
+    values: [N] losses with the given labels.
+    num_steps: of EM.
+
+  Returns:
+    f64[N]; all 1 where the losses are all the same.
+  """
+  given = np.asarray(values, np.float64)
+  if given.ndim != 1 or not given.size or not np.isfinite(given).all():
+    raise ValueError(
+      f"values must be [N] finite losses, N at least 1; got shape "
+      f"{given.shape}."
+    )
+  spread = np.ptp(given)
+  if spread == 0:
+    return np.ones(len(given))
+  scaled = (given - given.min()) / spread
+  means, variances = np.array([0.0, 1.0]), np.full(2, scaled.var())
+  shares = np.full(2, 0.5)
+  for _ in range(num_steps):
+    parts = _responsibilities(scaled, means, variances, shares)
+    counts = np.maximum(parts.sum(axis=1), 1e-12)
+    shares = counts / counts.sum()
+    means = parts @ scaled / counts
+    gaps = np.square(scaled[None] - means[:, None])
+    # A floor on the variance: one component must not vanish on a single value.
+    variances = np.maximum((parts * gaps).sum(axis=1) / counts, 1e-3)
+  parts = _responsibilities(scaled, means, variances, shares)
+  clean = parts[np.argmin(means)]
+  # The wider component would win again far below the smaller mean.
+  return np.where(scaled <= means.min(), clean.max(), clean)
+
+
+def _responsibilities(
+  values: np.ndarray,
+  means: np.ndarray,
+  variances: np.ndarray,
+  shares: np.ndarray,
+) -> np.ndarray:
+  """Each component's part in each value, `[2, N]`."""
+  gaps = np.square(values[None] - means[:, None]) / variances[:, None]
+  logs = np.log(np.maximum(shares, 1e-300) / np.sqrt(variances))[:, None]
+  logs = logs - gaps / 2
+  powers = np.exp(logs - logs.max(axis=0))
+  return powers / powers.sum(axis=0)
+
+
+def neighbour_graph(
+  features: ArrayLike, *, num_neighbours: int = 20, power: float = 3.0
+) -> sparse.csr_array:
+  """Returns the normalised graph of nearest neighbours by cosine.
+
+  An edge weighs max(cosine, 0)^power; edges go both ways, no example is its own
+  neighbour, and D^-1/2 (A + A^T) D^-1/2 is returned. Examples without any
+  neighbour of positive cosine stay alone.
+
+  Args:
+    features: [N, F].
+    num_neighbours: G, fewer where there are fewer other examples.
+    power: sharpens the weights.
+
+  Returns:
+    Sparse f64[N, N], symmetric, eigenvalues in -1..1.
+  """
+  rows = np.asarray(features, np.float32)
+  if rows.ndim != 2 or not rows.size:
+    raise ValueError(f"features must be [N, F]; got shape {rows.shape}.")
+  if num_neighbours < 1:
+    raise ValueError(f"num_neighbours must be at least 1; got {num_neighbours}")
+  norms = np.linalg.norm(rows, axis=1, keepdims=True)
+  rows = np.divide(rows, np.where(norms > 0, norms, 1), dtype=np.float32)
+  num, count = len(rows), min(num_neighbours, len(rows) - 1)
+  step = max(1, _BLOCK // num)
+  sources, targets, weights = [], [], []
+  for start in range(0, num if count else 0, step):
+    near, cosines = _nearest(rows, start, step, count)
+    here = np.arange(start, start + len(near))
+    sources.append(np.repeat(here, count))
+    targets.append(near.ravel())
+    weights.append(np.maximum(cosines.ravel(), 0).astype(np.float64) ** power)
+  shape = (num, num)
+  if not count:
+    return sparse.csr_array(shape, dtype=np.float64)
+  places = (np.concatenate(sources), np.concatenate(targets))
+  edges = sparse.csr_array((np.concatenate(weights), places), shape=shape)
+  edges = edges + edges.T
+  degrees = np.asarray(edges.sum(axis=1)).ravel()
+  scale = np.where(
+    degrees > 0, 1 / np.sqrt(np.where(degrees > 0, degrees, 1)), 0
+  )
+  scaling = sparse.dia_array((scale[None], [0]), shape=shape)
+  return sparse.csr_array(scaling @ edges @ scaling)
+
+
+def _nearest(
+  rows: np.ndarray, start: int, step: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """The `count` nearest others of some rows, and their cosines."""
+  cosines = rows[start : start + step] @ rows.T
+  own = np.arange(len(cosines))
+  cosines[own, start + own] = -np.inf
+  near = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
+  return near, np.take_along_axis(cosines, near, axis=1)
+
+
+def propagate(
+  graph: sparse.csr_array,
+  seeds: ArrayLike,
+  *,
+  decay: float = 0.99,
+  tolerance: float = 1e-6,
+) -> np.ndarray:
+  """Returns what the seeds' labels become along the graph.
+
+  Solves (I - decay S) Z = Y by conjugate gradients, a column at a time (Zhou
+  et al. 2004; Iscen et al. 2019), and divides rows by their sums.
+
+  Args:
+    graph: S of `neighbour_graph`, [N, N].
+    seeds: Y, [N, K], rows of zeros for labels that are not believed.
+    decay: below 1; how far labels reach.
+    tolerance: of the solution, relative to the right-hand side.
+
+  Returns:
+    f32[N, K] probabilities; even ones where no seed reaches.
+  """
+  seeds = np.asarray(seeds, np.float64)
+  if seeds.ndim != 2 or graph.shape != (len(seeds), len(seeds)):
+    raise ValueError(
+      f"graph must be [N, N] where seeds is [N, K]; got shapes {graph.shape} "
+      f"and {seeds.shape}."
+    )
+  if not 0 <= decay < 1:
+    raise ValueError(f"decay must be in 0..1, below 1; got {decay}.")
+  system = sparse.eye_array(len(seeds), format="csr") - decay * graph
+  columns = []
+  for column in seeds.T:
+    found, failed = linalg.cg(system, column, rtol=tolerance, maxiter=1000)
+    if failed:
+      raise FloatingPointError(
+        f"label propagation does not converge with decay={decay}; lower it"
+      )
+    columns.append(np.maximum(found, 0))
+  spread = np.stack(columns, axis=1)
+  total = spread.sum(axis=1, keepdims=True)
+  even = np.full_like(spread, 1 / seeds.shape[1])
+  return np.where(
+    total > 0, spread / np.where(total > 0, total, 1), even
+  ).astype(np.float32)

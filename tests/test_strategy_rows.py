@@ -1,0 +1,245 @@
+"""What the strategies' networks are taught, and online fusion."""
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from test_pipeline import tiny_config
+
+from kfkd_jax import fusion, losses, models, parallel, stages
+from kfkd_jax.config import rules
+from kfkd_jax.stages import distill, experiment, networks
+from kfkd_jax.stages.methods import online, strategies
+from kfkd_jax.training import loop
+
+
+def test_the_configuration_names_every_strategy():
+  made = {*strategies.SELF_TAUGHT, *strategies.TAUGHT, online.NAME}
+  assert made == set(rules.STRATEGIES)
+
+
+def _plain_share(correct):
+  """The most that one checkpoint got right of what is wrong at the end."""
+  wrong = [n for n, right in enumerate(correct[-1]) if not right]
+  if not wrong:
+    return 0.0
+  return max(sum(row[n] for n in wrong) / len(wrong) for row in correct)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 9])
+def test_the_past_is_the_likeliest_mixture_and_trusted_by_what_it_mends(count):
+  rng = np.random.default_rng(count)
+  probs = rng.dirichlet(np.ones(3), (count, 40)).astype(np.float32)
+  labels = rng.integers(0, 3, 40)
+  likelihoods = fusion.label_likelihoods(probs, labels)
+  correct = probs.argmax(-1) == labels
+  past = online.fused_past(likelihoods, correct)
+  assert past.weights.shape == (count,)
+  assert past.weights.sum() == pytest.approx(1)
+  assert (past.weights >= 0).all()
+  assert fusion.mixture_gap(likelihoods, past.weights) < 2e-3
+  assert past.share == pytest.approx(_plain_share(correct))
+
+
+def test_nothing_forgotten_means_nothing_told():
+  likelihoods = np.array([[0.1, 0.1], [0.9, 0.2]], np.float32)
+  correct = np.array([[False, False], [True, False]])
+  assert online.fused_past(likelihoods, correct).share == 0
+  assert online.fused_past(likelihoods, np.ones((2, 2), bool)).share == 0
+  mended = np.array([[False, True], [True, False]])
+  assert online.fused_past(likelihoods, mended).share == 1
+
+
+def test_propagation_believes_small_losses_and_asks_the_neighbours():
+  rng = np.random.default_rng(0)
+  clean = np.repeat([0, 1, 2], 30)
+  given = np.where(rng.random(90) < 0.3, (clean + 1) % 3, clean)
+  features = np.eye(3)[clean] + rng.normal(0, 0.15, (90, 3))
+  probs = 0.7 * np.eye(3)[clean] + 0.1  # the fusion is right but unsure
+  found = strategies.propagated(
+    probs, features, given, num_neighbours=8, decay=0.9
+  )
+  assert (found.argmax(1) == clean).all()
+  np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+
+
+CONFIG = {
+  "train__epochs": "4",
+  "distill__teachers": "",
+  "compare__independent": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = epath.Path(tmp_path_factory.mktemp("strategies"))
+  for name in ("train", "fuse"):
+    stages.run_stage(tiny_config(**CONFIG), folder, name, say=lambda line: None)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def teaching(workdir):
+  return strategies._teaching(tiny_config(**CONFIG), workdir)
+
+
+TARGETS = {
+  "xi_kd": lambda t: losses.extrapolated_targets(t.labels, t.probs, 1.5),
+  "partial_kd": lambda t: losses.partial_targets(t.probs),
+  "agreement_kd": lambda t: losses.agreement_targets(t.labels, t.probs),
+}
+
+
+@pytest.mark.slow
+def test_taught_lessons_carry_what_their_loss_reads(workdir, teaching):
+  config = tiny_config(**CONFIG)
+  weights = np.asarray(teaching.weights)
+  for name, method in strategies.TAUGHT.items():
+    (plan,) = method.plans(config, workdir)
+    lesson = plan.lesson()
+    (extra,) = lesson.extra.values()
+    assert plan.name == name
+    assert len(extra) == len(teaching.labels) == 120
+    if name in TARGETS:
+      np.testing.assert_allclose(extra, TARGETS[name](teaching), atol=1e-6)
+    elif name == "relational_kd":
+      assert extra.shape == (120, len(weights) * 16)
+    elif name != "propagation":
+      np.testing.assert_allclose(extra, teaching.probs)
+    np.testing.assert_array_equal(np.isfinite(extra), True)
+
+
+@pytest.mark.slow
+def test_features_side_by_side_have_the_members_mean_products(
+  workdir, teaching
+):
+  config = tiny_config(**CONFIG)
+  stacked, _ = networks.read_members(config, workdir, np.ones(4, "f") / 4)
+  weights = np.array([0.1, 0.2, 0.3, 0.4])
+
+  def features(members, weights):
+    part = jax.tree.map(lambda x: x[members], stacked)
+    return distill.teacher_features(config, part, weights, teaching.images[:9])
+
+  fused = features([0, 1, 2, 3], weights)
+  expected = sum(
+    weights[m] * (single := features([m], np.ones(1))) @ single.T
+    for m in range(4)
+  )
+  np.testing.assert_allclose(fused @ fused.T, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_other_options_start_only_their_row_again(workdir):
+  config = tiny_config(**CONFIG)
+  everything = {**strategies.SELF_TAUGHT, **strategies.TAUGHT}
+
+  def inputs():
+    return {
+      name: method.plans(config, workdir)[0].inputs
+      for name, method in everything.items()
+    }
+
+  before = inputs()
+  for key in config.strategy:
+    config = tiny_config(**CONFIG)
+    old = config.strategy[key]
+    if key == "teacher":
+      config.strategy.teacher = "mixture"
+    elif isinstance(old, tuple):
+      config.strategy[key] = (0.5, 0.5)
+    elif isinstance(old, bool):
+      config.strategy[key] = not old
+    elif isinstance(old, int):
+      config.strategy[key] = old + 1
+    else:
+      config.strategy[key] = 0.55
+    changed = {n for n, found in inputs().items() if found != before[n]}
+    assert changed, key
+    if "_" in key and key != "label_weight":
+      family = key.split("_")[0]
+      assert all(name.startswith(family) for name in changed), (key, changed)
+
+
+@pytest.mark.slow
+def test_mutual_keeps_the_first_of_two_networks(workdir):
+  config = tiny_config(**CONFIG)
+  method = strategies.SELF_TAUGHT["mutual"]
+  (plan,) = method.plans(config, workdir)
+  networks.train(config, workdir, plan)
+  method.make(config, workdir)
+  pair = networks.predictions(workdir, "mutual_pair", "test")
+  kept = networks.predictions(workdir, "mutual", "test")
+  np.testing.assert_allclose(kept[0], pair[len(pair) - 1], atol=1e-6)
+  stacked, _ = networks.read_members(
+    config, workdir, np.ones(1, "f"), name="mutual"
+  )
+  expected = networks.template(config)
+  jax.tree.map(lambda a, b: a.shape[1:] == b.shape or 1 / 0, stacked, expected)
+  assert models.num_parameters(stacked) == models.num_parameters(expected)
+
+
+class StopError(Exception):
+  pass
+
+
+def train_online(folder, stop_at=None, num_devices=1):
+  config = tiny_config(**CONFIG)
+  task = experiment.load_task(config)
+  (plan,) = online.ONLINE_FUSION.plans(config, folder)
+  lesson = plan.lesson()
+
+  def observe(report):
+    if report.epoch == stop_at:
+      raise StopError
+
+  return loop.train(
+    epath.Path(folder),
+    experiment.make_recipe(config, task, keep_history=plan.keep_history),
+    lesson.objective,
+    {"image": task.images, "label": task.given},
+    experiment.predicted_splits(config, task),
+    seeds=experiment.seeds_for(config),
+    mesh=parallel.data_mesh(jax.devices()[:num_devices]),
+    review=lesson.review,
+    observe=observe,
+  )
+
+
+@pytest.mark.slow
+def test_online_fusion_resumes_to_the_same_bits(tmp_path):
+  whole = train_online(tmp_path / "whole")
+  with pytest.raises(StopError):
+    train_online(tmp_path / "run", stop_at=3)
+  resumed = train_online(tmp_path / "run")
+  jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+  eight = train_online(tmp_path / "eight", num_devices=8)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+    eight,
+    whole,
+  )
+
+
+@pytest.mark.slow
+def test_online_fusion_learns_from_the_stores(tmp_path):
+  """The targets of an epoch are labels and the past, in the stated shares."""
+  train_online(tmp_path)
+  config = tiny_config(**CONFIG)
+  task = experiment.load_task(config)
+  (plan,) = online.ONLINE_FUSION.plans(config, tmp_path)
+  stores = {
+    name: networks.PredictionStore(tmp_path / "predictions" / name)
+    for name in ("select", "train")
+  }
+  found = plan.lesson().review(4, stores)["teacher_probs"]
+  select = np.stack([stores["select"][c] for c in range(4)])
+  labels = task.splits["select"].labels
+  past = online.fused_past(
+    fusion.label_likelihoods(select, labels), select.argmax(-1) == labels
+  )
+  told = fusion.fuse(np.stack([stores["train"][c] for c in range(4)]), past[0])
+  given = np.eye(10)[task.given]
+  expected = (1 - past.share) * given + past.share * np.asarray(told)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert 0 < past.share < 1
