@@ -2,6 +2,8 @@
 
 import csv
 import html
+import pathlib
+import re
 import types
 
 import numpy as np
@@ -196,6 +198,21 @@ def test_pages_show_every_value(name):
   )
   assert "12.0 ± 1.0" in made.html
   assert list(made.tables) == [name]
+
+
+COLABS = pathlib.Path(__file__).parent.parent / "colabs"
+
+
+def test_page_of_results_names_what_there_is():
+  text = (COLABS / "studies.md").read_text()
+  commands = re.findall(r"`kfkd study (\w+)( --seeds=\d+)([^`]*)`", text)
+  assert {name for name, _, _ in commands} == set(studies.STUDIES)
+  for name, _, rest in commands:
+    config = config_lib.read(None, studies.find(name).changes)
+    config_lib.parse_grid(re.findall(r"--grid (\S+)", rest), config)
+  for link in re.findall(r"\]\(([^)#:]+)\)", text):
+    assert (COLABS / link).exists()
+    assert (COLABS / link).stat().st_size < 100_000
 
 
 TINY = [

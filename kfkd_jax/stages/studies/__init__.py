@@ -132,6 +132,8 @@ STUDIES: dict[str, Study] = {
 
 
 _VALUE_NAMES = {
+  "kept": "share of the checkpoints kept",
+  "num_select": "selecting points",
   "accuracy": "accuracy",
   "max_forget": "largest Fₑ",
   "forget": "Fₑ",
@@ -313,8 +315,10 @@ def _drawn(study: Study, rows, values, title: str) -> page.Drawn:
       if row.get(value) is None:
         continue
       label = value_name(value)
-      if study.line:
-        label = f"{label}, {row[study.line]}"
+      if study.line and len(values) == 1:
+        label = f"{study.line}={_number(row[study.line])}"
+      elif study.line:
+        label = f"{label}, {_number(row[study.line])}"
       line = lines.setdefault(label, ([], [], []))
       error = row[f"{value}_error"]
       for column, number in zip(line, (row[study.x], row[value], error or 0)):
