@@ -335,10 +335,8 @@ def _work(options, config, workdir) -> tuple[int, str]:
     return 0, parallel.on_main(
       predict.run, options.model, options.inputs, output, workdir
     )
-  if options.stage == "sweep":
+  if options.stage in ("sweep", "study"):
     return _sweep(options, config, workdir)
-  if options.stage == "study":
-    return _study(options, config, workdir)
   if options.stage == "sanity":
     from kfkd_jax.stages import sanity
 
@@ -357,37 +355,25 @@ def _sweep(options, config, workdir) -> tuple[int, str]:
   """Runs cells, or only reads them; lists those that failed."""
   from kfkd_jax.stages import sweep
 
-  against = options.against or "final"
+  against, grid = options.against or "final", options.grid or ()
   if options.only_table:
     return 0, sweep.read_table(config, workdir, against=against)
-  outcome = sweep.run(
-    config,
-    workdir,
-    num_seeds=options.seeds,
-    grid=options.grid or (),
-    against=against,
-  )
+  if options.stage == "study":
+    from kfkd_jax.stages import studies
+
+    (name,) = options.inputs
+    outcome = studies.run(
+      config, name, workdir, num_seeds=options.seeds, grid=grid
+    )
+  else:
+    outcome = sweep.run(
+      config, workdir, num_seeds=options.seeds, grid=grid, against=against
+    )
   for name, holder in outcome.busy.items():
     print(f"kfkd: {name} is under way elsewhere: {holder}", file=sys.stderr)
   for name, error in outcome.failed.items():
     print(f"kfkd: {name} failed: {error}", file=sys.stderr)
   return _FAILED if outcome.failed else 0, outcome.table
-
-
-def _study(options, config, workdir) -> tuple[int, str]:
-  """Runs a study's cells and writes its page; lists those that failed."""
-  from kfkd_jax.stages import studies
-
-  outcome = studies.run(
-    config,
-    options.inputs[0],
-    workdir,
-    num_seeds=options.seeds,
-    grid=options.grid or (),
-  )
-  for name, error in outcome.failed.items():
-    print(f"kfkd: {name} failed: {error}", file=sys.stderr)
-  return _FAILED if outcome.failed else 0, outcome.text
 
 
 def _check_traced(options, workdir) -> str:

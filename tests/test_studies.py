@@ -258,7 +258,7 @@ def test_missing_cells_are_run_and_summed_up(tmp_path, monkeypatch):
   assert said == [(str(tmp_path / "cells" / "noise"), 2, grid)]
   assert outcome.failed == {"b": "broken"}
   assert (
-    "| pair | 0.2 | 2 | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.5 ± 0.5 |" in outcome.text
+    "| pair | 0.2 | 2 | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.5 ± 0.5 |" in outcome.table
   )
   table = (tmp_path / "noise" / "tables" / "noise.md").read_text()
   assert "| 0.2050 | 0.0050 |" in table

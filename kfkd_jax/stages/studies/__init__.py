@@ -165,13 +165,6 @@ def find(name: str) -> Study:
   return STUDIES[name]
 
 
-class Outcome(NamedTuple):
-  """What came of a command: what to print, and the cells that failed."""
-
-  text: str
-  failed: dict[str, str]
-
-
 def run(
   config: ml_collections.ConfigDict,
   name: str,
@@ -179,7 +172,7 @@ def run(
   *,
   num_seeds: int | None = None,
   grid: Sequence[str] = (),
-) -> Outcome:
+) -> sweep.Outcome:
   """Runs the cells that are missing and writes the page `workdir/NAME/`.
 
   Args:
@@ -188,6 +181,9 @@ def run(
     workdir: of all studies.
     num_seeds: None for those of the sweep so far, or five.
     grid: other values for the study's axes, as for `kfkd sweep`.
+
+  Returns:
+    The sweep's outcome; its table is the study's.
   """
   study, workdir = find(name), epath.Path(workdir)
   axes = {axis.key: axis for axis in parse_grid(study.grid, config)}
@@ -208,12 +204,12 @@ def run(
     folder = workdir / "cells" / study.cells / cell.name
     rows += [{**point, **r} for r in study.measure(cell.config, folder)]
   if not rows:
-    return Outcome("no cell is finished yet", swept.failed)
+    return swept._replace(table="no cell is finished yet")
   table = summarise(rows, (*axes, *study.by))
   path = workdir / name / "index.html"
   size = page.write(render(name, study, table, tuple(axes)), path)
   text = f"{to_markdown(table)}\nThe study is at {path}, {size}"
-  return Outcome(text, swept.failed)
+  return swept._replace(table=text)
 
 
 def summarise(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
