@@ -23,9 +23,11 @@ _STAGES = {
   "predict": "predict INPUT... with an exported --model",
   "sanity": "check on the history that fusing finds nothing in nothing",
   "sweep": "the whole run for a grid of keys and several seeds, and tables",
+  "study": "run a NAMEd study of forgetting and fusing, and its page",
   "bench": "measure speed and memory on this machine",
 }
 _DEFAULT_WORKDIR = "kfkd-workdir"
+_STUDIES_WORKDIR = "kfkd-studies"
 
 
 _FAILED = 1
@@ -48,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = _parser()
   options, rest = parser.parse_known_intermixed_args(argv)
   try:
+    if options.workdir is None:
+      study = options.stage == "study"
+      options.workdir = _STUDIES_WORKDIR if study else _DEFAULT_WORKDIR
     overrides = _overrides(rest)
     if options.profile:
       overrides.append(("runtime.profile", "True"))
@@ -124,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
       "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
       "  kfkd run --config=configs/cifar.py:data=cifar100,noise=asymmetric\n"
       "  kfkd sweep --seeds=10 --grid noise.kind=pair,symmetric\n"
+      "  kfkd study noise --seeds=3\n"
       "  kfkd fuse --predictions=probs.npz\n"
       "  kfkd report runs/pair runs/symmetric --output=both\n"
       "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
@@ -138,7 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     nargs="*",
     metavar="INPUT",
     help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8; "
-    "for report: working directories or sweeps to compare on one page",
+    "for report: working directories or sweeps to compare on one page; for "
+    "study: its name",
   )
   parser.add_argument(
     "--config",
@@ -148,9 +155,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--workdir",
-    default=_DEFAULT_WORKDIR,
     metavar="DIR",
-    help="where everything is kept (default: ./%(default)s)",
+    help="where everything is kept (default: ./kfkd-workdir, for study "
+    "./kfkd-studies)",
   )
   parser.add_argument(
     "--predictions",
@@ -162,14 +169,15 @@ def _parser() -> argparse.ArgumentParser:
     "--seeds",
     type=int,
     metavar="S",
-    help="for sweep: how many seeds (default: those so far, or 5)",
+    help="for sweep and study: how many seeds (default: those so far, or 5)",
   )
   parser.add_argument(
     "--grid",
     action="append",
     metavar="KEY=V1,V2,...",
     help="for sweep: values of a key, each a run; several --grid multiply, and "
-    "a value with commas stands in parentheses",
+    "a value with commas stands in parentheses. For study: other values of one "
+    "of its axes",
   )
   parser.add_argument(
     "--against",
@@ -217,8 +225,8 @@ def _parser() -> argparse.ArgumentParser:
 _BELONGS = {
   "model": ("predict",),
   "output": ("predict", "report"),
-  "seeds": ("sweep",),
-  "grid": ("sweep",),
+  "seeds": ("sweep", "study"),
+  "grid": ("sweep", "study"),
   "against": ("sweep",),
   "only_table": ("sweep",),
 }
@@ -231,18 +239,20 @@ def _check_options(options, overrides) -> None:
   stage = options.stage
   if stage == "predict" and not options.model:
     raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
-  if options.inputs and stage not in ("predict", "report"):
+  if options.inputs and stage not in ("predict", "report", "study"):
     raise ConfigError(
-      f"argument {options.inputs[0]!r} is unknown; only predict and report "
-      "take inputs"
+      f"argument {options.inputs[0]!r} is unknown; only predict, report and "
+      "study take inputs"
     )
+  if stage == "study" and len(options.inputs) != 1:
+    raise ConfigError("study needs one NAME, such as `kfkd study noise`")
   for name, stages in _BELONGS.items():
     if stage not in stages and getattr(options, name) is not None:
       raise ConfigError(
         f"--{name.replace('_', '-')} goes with {' and '.join(stages)}, not "
         f"with {stage!r}"
       )
-  if stage in ("sweep", "bench") and options.multihost is not None:
+  if stage in ("sweep", "study", "bench") and options.multihost is not None:
     raise ConfigError(
       f"--multihost does not go with {stage}; start a sweep on every host "
       "with the same --workdir instead, and they share its cells"
@@ -288,7 +298,13 @@ def _dispatch(options, overrides) -> int:
   saved = workdir / "config.json"
   if options.stage == "sweep" and (workdir / "base.json").exists():
     saved = workdir / "base.json"
-  config = config_lib.read(options.config, overrides, saved=saved)
+  if options.stage == "study":
+    from kfkd_jax.stages import studies
+
+    overrides = [*studies.find(options.inputs[0]).changes, *overrides]
+    config = config_lib.read(options.config, overrides)
+  else:
+    config = config_lib.read(options.config, overrides, saved=saved)
   _connect(options.multihost)
   with _exit_on_sigterm():  # again: connecting takes the signal
     code, line = _work(options, config, workdir)
@@ -319,7 +335,7 @@ def _work(options, config, workdir) -> tuple[int, str]:
     return 0, parallel.on_main(
       predict.run, options.model, options.inputs, output, workdir
     )
-  if options.stage == "sweep":
+  if options.stage in ("sweep", "study"):
     return _sweep(options, config, workdir)
   if options.stage == "sanity":
     from kfkd_jax.stages import sanity
@@ -339,16 +355,20 @@ def _sweep(options, config, workdir) -> tuple[int, str]:
   """Runs cells, or only reads them; lists those that failed."""
   from kfkd_jax.stages import sweep
 
-  against = options.against or "final"
+  against, grid = options.against or "final", options.grid or ()
   if options.only_table:
     return 0, sweep.read_table(config, workdir, against=against)
-  outcome = sweep.run(
-    config,
-    workdir,
-    num_seeds=options.seeds,
-    grid=options.grid or (),
-    against=against,
-  )
+  if options.stage == "study":
+    from kfkd_jax.stages import studies
+
+    (name,) = options.inputs
+    outcome = studies.run(
+      config, name, workdir, num_seeds=options.seeds, grid=grid
+    )
+  else:
+    outcome = sweep.run(
+      config, workdir, num_seeds=options.seeds, grid=grid, against=against
+    )
   for name, holder in outcome.busy.items():
     print(f"kfkd: {name} is under way elsewhere: {holder}", file=sys.stderr)
   for name, error in outcome.failed.items():

@@ -34,6 +34,7 @@ ROOMS = (
   "predictions",
   "training",
   "method_names",
+  "published",
   "plots",
   "config",
   "stages",

@@ -83,7 +83,7 @@ def test_begins_with_one_title_and_stays_readable(name):
 
 def test_configurations_that_notebooks_name_load():
   sources = "\n".join(path.read_text() for path in PATHS.values())
-  specs = set(re.findall(r"configs/\w+\.py(?::[\w=.,]+)?", sources))
+  specs = set(re.findall(r"configs/[\w/]+\.py(?::[\w=.,]+)?", sources))
   assert len(specs) >= 5
   for spec in specs:
     config_lib.validate(config_lib.load_config(f"{ROOT}/{spec}"))

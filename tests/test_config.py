@@ -10,7 +10,7 @@ from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.stages import experiment
 
-CONFIGS = sorted(pathlib.Path(__file__).parent.parent.glob("configs/**/*.py"))
+CONFIGS = sorted(pathlib.Path(__file__).parent.parent.glob("configs/*.py"))
 
 
 def configured(**changes):

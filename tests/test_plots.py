@@ -105,6 +105,17 @@ def draw(name):
     "curves_compared": lambda: plots.plot_curves_compared(
       {"<a>": (EPOCHS, [0.1, 0.2, None, 0.4]), "\"b'": ([0.5, 1], [0, 1])}
     ),
+    "against": lambda: plots.plot_against(
+      {
+        "<a>": ([0, 1, 4], [0.1, 0.2, 0.4], [0.1, 0, 0]),
+        "b": ([2], [-0.1], [0]),
+      },
+      xlabel="window",
+      title='one & "two"',
+    ),
+    "against_log": lambda: plots.plot_against(
+      {"a": ([25, 400], [0.1, 0.2], [0, 0])}, xlabel="points", log=True
+    ),
     "examples": lambda: plots.plot_forgotten_examples(
       *examples(), class_names=names
     ),
@@ -128,6 +139,8 @@ ALL = (
   "methods_compared",
   "accuracies_compared",
   "curves_compared",
+  "against",
+  "against_log",
   "examples",
   "colour_examples",
 )
@@ -135,6 +148,21 @@ ALL = (
 
 def texts(svg):
   return [t.text or "" for t in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
+def test_lines_against_a_number_are_in_percent_with_their_errors():
+  fig = plots.plot_against(
+    {"kf": ([25, 400], [0.1, 0.25], [0.01, 0.02])}, xlabel="points", log=True
+  )
+  (ax,) = fig.axes
+  np.testing.assert_allclose(ax.lines[0].get_ydata(), [10, 25])
+  assert [t.get_text() for t in ax.get_xticklabels()] == ["25", "400"]
+  band = ax.collections[0].get_paths()[0].vertices[:, 1]
+  assert (band.min(), band.max()) == pytest.approx((9, 27))
+  svg = plots.to_svg(fig)
+  assert "<title>kf, 400: 25.0 ± 2.0</title>" in svg
+  with pytest.raises(ValueError, match="errors of kf must have shape"):
+    plots.plot_against({"kf": ([1, 2], [0, 0], [0])}, xlabel="x")
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -194,6 +194,8 @@ def default_config() -> ml_collections.ConfigDict:
 
   c.report = ml_collections.ConfigDict()
   c.report.num_examples = 12  # forgotten examples shown as pictures
+  # A column of `kfkd_jax.published` to set beside ours; None: no such table.
+  c.report.paper = config_dict.placeholder(str)
 
   c.export = ml_collections.ConfigDict()
   c.export.models = config_dict.placeholder(tuple)  # of EXPORTABLE; None: all

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 from etils import epath
 
-from kfkd_jax import data, models, optim
+from kfkd_jax import data, models, optim, published
 from kfkd_jax.config import tree
 from kfkd_jax.config.keys import default_config
 from kfkd_jax.config.tree import ConfigError
@@ -260,6 +260,7 @@ def _rules() -> list[Rule]:
     _between("compare.bootstrap_samples", 100, 10**6),
     _between("compare.level", 0.5, 0.9999),
     _between("report.num_examples", 0, 1000),
+    _one_of("report.paper", tuple(published.COLUMNS)),
     (
       "export.models",
       f"a tuple of {EXPORTABLE}, each at most once",

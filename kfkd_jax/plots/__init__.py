@@ -9,6 +9,7 @@ several things are compared, each has a colour, a line and a marker of its own.
 
 from kfkd_jax.method_names import method_name
 from kfkd_jax.plots.comparison import (
+  plot_against,
   plot_curves_compared,
   plot_methods_compared,
 )
@@ -66,6 +67,7 @@ __all__ = [
   "look",
   "method_name",
   "most_forgotten",
+  "plot_against",
   "plot_class_forgetting",
   "plot_correctness",
   "plot_curves",

@@ -13,6 +13,7 @@ from kfkd_jax.method_names import method_name
 from kfkd_jax.plots.style import (
   MUTED,
   SIZE,
+  TITLE,
   as_floats,
   epoch_axis,
   figure,
@@ -128,6 +129,63 @@ def plot_curves_compared(
   epoch_axis(ax, np.array(sorted(seen)))
   ax.set_ylabel(ylabel)
   legend(fig, columns=_columns(curves))
+  return fig
+
+
+@styled
+def plot_against(
+  lines: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+  *,
+  xlabel: str,
+  title: str = "",
+  log: bool = False,
+) -> Figure:
+  """Means of shares with error bars against one number, in %.
+
+  Args:
+    lines: by name, where `[X]`, means `[X]` and their standard errors `[X]`; X
+      may differ from one to the next.
+    xlabel: of the horizontal axis.
+    title: of the figure.
+    log: whether the horizontal axis is logarithmic, with a tick at each place.
+
+  >>> fig = plot_against(
+  ...   {"kf": ([8, 16], [0.01, 0.02], [0, 0.01])}, xlabel="width", log=True
+  ... )
+  >>> fig.axes[0].get_xscale(), fig.axes[0].lines[0].get_ydata().tolist()
+  ('log', [1.0, 2.0])
+  """
+  fig, ax = figure((SIZE[0], SIZE[1] + 0.18 * max(0, len(lines) - 2)))
+  places = set()
+  for number, (name, (at, means, errors)) in enumerate(lines.items()):
+    at = np.asarray(at, float)
+    means = 100 * as_floats(name, means, at)
+    errors = 100 * as_floats(f"errors of {name}", errors, at)
+    color, line, marker = look(number)
+    many = len(at) > 2 * _MARKERS
+    ax.plot(
+      at, means, color=color, ls=line, marker=None if many else marker, ms=4.5,
+      lw=1.6, label=short(name, _LABEL),
+    )  # fmt: skip
+    ax.fill_between(
+      at, means - errors, means + errors, color=color, alpha=0.15, lw=0
+    )
+    texts = [
+      f"{name}, {x:g}: {m:.1f} ± {e:.1f}" for x, m, e in zip(at, means, errors)
+    ]
+    fig.say(ax, at, means, texts)
+    places |= set(at.tolist())
+  if log:
+    ax.set_xscale("log")
+    ticks = sorted(places)
+    ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    ax.set_xticks([], minor=True)
+  ax.tick_params(axis="x", length=3)
+  ax.set_xlabel(xlabel)
+  ax.set_ylabel("%")
+  if title:
+    ax.set_title(title, **TITLE)
+  legend(fig, columns=_columns(lines))
   return fig
 
 

@@ -17,7 +17,7 @@ from etils import epath
 from PIL import Image
 
 import kfkd_jax
-from kfkd_jax import files, forgetting, fusion, plots
+from kfkd_jax import files, forgetting, fusion, plots, published
 from kfkd_jax.data import splits
 from kfkd_jax.predictions import Subset
 from kfkd_jax.stages import experiment, networks, page
@@ -46,11 +46,17 @@ def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> page.Page:
   task = experiment.load_task(config)
   ledger = splits.read_ledger(workdir / "noise.npz")
   noise = _noise(ledger, task.class_names)
+  tables = {"results": results_table(rows), "label-noise": noise["parts"]}
+  paper = config.report.paper
+  if paper is not None:
+    tables["paper"] = beside_paper(rows, paper)
   return page.render(
     "report.html",
     {**_figures(diagnosis, fused, rows), **_noise_figure(ledger, task)},
-    {"results": results_table(rows), "label-noise": noise["parts"]},
+    tables,
     config=config,
+    beside_paper=tables.get("paper"),
+    paper_title=paper and published.COLUMNS[paper].title,
     sections=_sections(config),
     task=task,
     summary=_summary(rows),
@@ -85,6 +91,35 @@ def results_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The rows of `results.jsonl` as a table of plain columns."""
   keys = (*RESULT_KEYS, "select_gain", "selected_on")
   return [page.flat(row, keys) for row in rows]
+
+
+def beside_paper(
+  rows: list[dict[str, Any]], column: str
+) -> list[dict[str, Any]]:
+  """Accuracies in %: the paper's and ours, with standard errors over folds.
+
+  Args:
+    rows: of `results.jsonl`.
+    column: a key of `published.COLUMNS`.
+
+  Returns:
+    Rows of `method`, `paper`, `paper_error`, `ours` and `ours_error`: all
+    methods of the paper's column, then ours; None where there is no number.
+  """
+  numbers = published.COLUMNS[column].numbers
+  table = []
+  for method in dict.fromkeys([*numbers, *(row["method"] for row in rows)]):
+    ours = [100 * row["accuracy"] for row in rows if row["method"] == method]
+    error = np.std(ours, ddof=1) / len(ours) ** 0.5 if len(ours) > 1 else None
+    paper = numbers.get(method)
+    table.append({
+      "method": method,
+      "paper": paper and paper.mean,
+      "paper_error": paper and paper.error,
+      "ours": float(np.mean(ours)) if ours else None,
+      "ours_error": None if error is None else float(error),
+    })  # fmt: skip
+  return table
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

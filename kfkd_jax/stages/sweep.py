@@ -68,11 +68,13 @@ class Outcome(NamedTuple):
     table: of all finished cells.
     failed: the error of each cell that failed, by name.
     busy: who holds each cell that another program is at work in, by name.
+    finished: the cells that the command asked for and that are there now.
   """
 
   table: str
   failed: dict[str, str]
   busy: dict[str, str]
+  finished: tuple[Cell, ...]
 
 
 def run(
@@ -94,7 +96,7 @@ def run(
   """
   workdir = epath.Path(workdir)
   wanted, noted = _agree(config, workdir, num_seeds, grid)
-  cells = list(_cells(config, wanted))
+  every = cells = list(_cells(config, wanted))
   old_errors = {cell.name: _error_of(workdir, cell) for cell in cells}
   failed: dict[str, str] = {}
   busy: dict[str, str] = {}
@@ -115,7 +117,8 @@ def run(
       break
     cells = [cell for cell in cells if cell.name in busy]
   table = _write_tables(config, workdir, noted, against)
-  return Outcome(table, failed, busy)
+  finished = [c for c in every if not {c.name} & {*failed, *busy}]
+  return Outcome(table, failed, busy, tuple(finished))
 
 
 def read_table(
