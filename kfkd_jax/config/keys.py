@@ -179,5 +179,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.runtime.compilation_cache = True  # keep compiled programs between runs
   c.runtime.tensorboard = False  # event files beside metrics.jsonl
   c.runtime.wandb = config_dict.placeholder(str)  # Weights & Biases project
+  # Devices that share out the teachers of a live distillation, each its part;
+  # the others share out the batch. It must divide the number of devices.
+  c.runtime.ensemble_axis = 1
   c.runtime.profile = False  # a trace of a few steps, in runs/teacher/profile
   return c

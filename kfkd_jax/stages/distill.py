@@ -77,6 +77,9 @@ def _lesson(config, workdir, weights) -> networks.Lesson:
   live = objective.live_distillation(
     step.eval_apply(module), hard=config.distill.hard, **options
   )
+  stacked, weights = history.pad_members(
+    stacked, weights, config.runtime.ensemble_axis
+  )
   return networks.Lesson(live, frozen={"stacked": stacked, "weights": weights})
 
 
