@@ -378,10 +378,12 @@ def _fitting_chunk(
   stats = jax.local_devices()[0].memory_stats()
   if not stats or "bytes_limit" not in stats:
     return 1
-  shapes, structure = jax.tree.flatten((
-    jax.tree.map(_shaped, stacked),
-    jax.tree.map(lambda x: _shaped(x[:count]), inputs),
-  ))
+  shapes, structure = jax.tree.flatten(
+    (
+      jax.tree.map(_shaped, stacked),
+      jax.tree.map(lambda x: _shaped(x[:count]), inputs),
+    )
+  )
   each, result = _bytes_for_one(apply_fn, tuple(shapes), structure)
   coming = sum(
     x.nbytes for x in jax.tree.leaves(stacked) if isinstance(x, np.ndarray)
