@@ -405,7 +405,7 @@ def _bytes_for_one(
   """Bytes of one checkpoint's temporaries, and of the result of all."""
   stacked, inputs = jax.tree.unflatten(structure, shapes)
   compiled = _predict_stacked.lower(apply_fn, stacked, inputs, 1).compile()
-  analysis = compiled.memory_analysis()
+  analysis: Any = compiled.memory_analysis()
   return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
 
 

@@ -286,9 +286,9 @@ class Predictor:
     )
     self._batch = size
 
-  def _by_batches(self, variables, images, rows: int) -> np.ndarray:
+  def _by_batches(self, variables, images, wanted: int) -> np.ndarray:
     count = images.shape[0]
-    size = parallel.round_up(rows, self._mesh)
+    size = parallel.round_up(wanted, self._mesh)
     index, _ = order.padded_batches(count, size)
     resident = {} if isinstance(images, Stored) else {"image": images}
     parts = []

@@ -17,9 +17,14 @@ import jax.numpy as jnp
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls `function` where nothing was compiled or allocated before."""
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+  """Calls `function` where nothing was allocated before."""
+  cache = jax.config.jax_compilation_cache_dir
+  with concurrent.futures.ProcessPoolExecutor(
+    1,
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=jax.config.update,
+    initargs=("jax_compilation_cache_dir", cache),
+  ) as pool:
     return pool.submit(function, *args).result()
 
 
