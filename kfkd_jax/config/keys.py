@@ -168,7 +168,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.bench.parts = (
     "steps", "stage", "predictions", "storage", "devices", "fusion",
   )  # fmt: skip
-  c.bench.rounds = 7  # of which the median counts
+  c.bench.rounds = 16  # of which the lower quartile counts
   c.bench.steps = 20  # training steps of a round
   c.bench.epochs = 5  # of the whole train stage
   c.bench.members = 4  # teachers of the live distillation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 from typing import Any
 
 import jax
@@ -48,7 +47,7 @@ def benchmarks(
 
 
 def _step_seconds(config_json: str, num_devices: int) -> float:
-  """The median seconds of one step."""
+  """Seconds of one step."""
   config = ml_collections.ConfigDict(json.loads(config_json))
   if "device_count" not in os.environ.get("XLA_FLAGS", ""):
     jax.config.update("jax_num_cpu_devices", num_devices)
@@ -56,4 +55,4 @@ def _step_seconds(config_json: str, num_devices: int) -> float:
   count = config.bench.steps
   run = steps.make_steps(at, objective.supervised(), None, count)
   measured = measure.in_turns({"steps": run}, config.bench.rounds)
-  return statistics.median(measured["steps"]) / count
+  return measure.typical(measured["steps"]) / count

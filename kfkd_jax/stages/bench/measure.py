@@ -6,14 +6,14 @@ import concurrent.futures
 import functools
 import multiprocessing
 import pathlib
-import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
@@ -48,11 +48,9 @@ def in_turns(
   return seconds
 
 
-def median_ratio(measured: list[float], reference: list[float]) -> float:
-  """The median over rounds of one's seconds divided by the other's."""
-  return statistics.median(
-    a / b for a, b in zip(measured, reference, strict=True)
-  )
+def typical(seconds: Sequence[float]) -> float:
+  """The lower quartile: what it takes in the rounds that nothing disturbed."""
+  return float(np.percentile(seconds, 25))
 
 
 class MemoryWatch:
@@ -110,7 +108,7 @@ def row(
   *,
   limit: float | None = None,
 ) -> dict[str, Any]:
-  """A line of the table: medians of one thing done `count` times, and ratio.
+  """A line of the table: one thing done `count` times, and its ratio.
 
   Args:
     name: what was measured.
@@ -123,9 +121,9 @@ def row(
   return {
     "name": name,
     "reference": reference,
-    "milliseconds": 1000 * statistics.median(seconds) / count,
-    "reference_milliseconds": 1000 * statistics.median(floor) / count,
-    "ratio": median_ratio(seconds, floor),
+    "milliseconds": 1000 * typical(seconds) / count,
+    "reference_milliseconds": 1000 * typical(floor) / count,
+    "ratio": typical(seconds) / typical(floor),
     "limit": limit,
   }
 

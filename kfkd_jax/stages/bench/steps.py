@@ -182,7 +182,7 @@ def measure_steps(config_json: str) -> list[dict[str, Any]]:
   floor = [
     a + b for a, b in zip(seconds["plain"], seconds["teachers"], strict=True)
   ]
-  rate = step_flops(at) / (np.median(seconds["plain"]) / count)
+  rate = step_flops(at) / (measure.typical(seconds["plain"]) / count)
   members = config.bench.members
   return [
     measure.row(
