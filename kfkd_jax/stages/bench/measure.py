@@ -22,10 +22,14 @@ def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
   with concurrent.futures.ProcessPoolExecutor(
     1,
     mp_context=multiprocessing.get_context("spawn"),
-    initializer=jax.config.update,
-    initargs=("jax_compilation_cache_dir", cache),
+    initializer=_use_cache,
+    initargs=(cache,),
   ) as pool:
     return pool.submit(function, *args).result()
+
+
+def _use_cache(directory: str | None) -> None:
+  jax.config.update("jax_compilation_cache_dir", directory)
 
 
 def in_turns(
