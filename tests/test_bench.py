@@ -62,6 +62,7 @@ def test_a_matrix_product_has_its_flops():
   assert measure.flops(lambda x, y: x @ y, a, a.T) == 2 * 8 * 16 * 8
 
 
+@pytest.mark.slow
 def test_the_bare_step_is_the_loop_s():
   """Without random views and fill rows, both end with the same network."""
   config = tiny(augment__pad="0", augment__cutout="0", data__num_train="32")
@@ -95,7 +96,7 @@ def test_the_stage_is_measured(text):
   assert stage["limit"] == 1.2
   assert stage["milliseconds"] == floored["milliseconds"]
   assert stage["reference_milliseconds"] < floored["reference_milliseconds"]
-  assert "527 bare predictions" in floored["reference"]
+  assert "530 bare predictions" in floored["reference"]
 
 
 @pytest.mark.slow
