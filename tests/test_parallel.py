@@ -160,8 +160,8 @@ def test_a_run_compiles_a_step_once_and_a_prediction_once_a_shape(
   """Splits of 80, 60 and 500 examples in batches of at most 64."""
   overrides = {
     "data.num_train": "80", "selection.num": "60", "model.name": "mlp",
-    "predictions.batch_size": "64", "train.epochs": "3", "train.batch_size": "32",
-    "model.width": "4",
+    "predictions.batch_size": "64", "train.epochs": "3", "model.width": "4",
+    "train.batch_size": "32",
   }  # fmt: skip
   config = config_lib.read(None, list(overrides.items()))
   with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
