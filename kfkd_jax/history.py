@@ -7,7 +7,7 @@ C checkpoints, N examples, K classes.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,10 +15,13 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 
 ApplyFn = Callable[[Any, Any], jax.Array]
+T = TypeVar("T")
 
 _IMPLS = ("auto", "vmap", "map", "loop")
-# Checkpoints per vmap off the CPU where the caller names no chunk.
-_DEFAULT_CHUNK = 4
+# Checkpoints per vmap off the CPU inside somebody's `jit`, where nobody knows
+# what else the memory is for.
+_TRACED_CHUNK = 4
+_USED_SHARE = 0.8  # of the free memory: estimates are of temporaries alone
 
 
 def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
@@ -88,6 +91,27 @@ def unstack_checkpoints(stacked: Any) -> list[Any]:
   return [take_checkpoints(stacked, c) for c in range(num_checkpoints(stacked))]
 
 
+def pad_members(
+  stacked: Any, weights: ArrayLike, multiple: int
+) -> tuple[Any, np.ndarray]:
+  """Fills a weighted stack up with copies of its last member, of weight 0.
+
+  Args:
+    stacked: pytree with leaves [M, ...].
+    weights: [M].
+    multiple: what the new M is a multiple of.
+
+  Returns:
+    The new stack and weights.
+  """
+  size = num_checkpoints(stacked)
+  missing = -size % multiple
+  if not missing:
+    return stacked, np.asarray(weights)
+  places = np.minimum(np.arange(size + missing), size - 1)
+  return take_checkpoints(stacked, places), np.pad(weights, (0, missing))
+
+
 def num_checkpoints(stacked: Any) -> int:
   """Returns C, after checking that every leaf has it as its leading axis.
 
@@ -113,7 +137,10 @@ def predict(
     batch_size: examples at a time, see `predict_checkpoints`.
   """
   return _in_batches(
-    lambda batch: _predict(apply_fn, variables, batch), inputs, batch_size
+    lambda batch, chunk: _predict(apply_fn, variables, batch),
+    inputs,
+    batch_size,
+    1,
   )
 
 
@@ -135,7 +162,10 @@ def predict_checkpoints(
     batch_size: examples at a time. The last batch is padded, so one shape is
       compiled, and the result is a NumPy array, collected on the host as it
       comes. None takes all at once, gives a JAX array and works inside `jit`.
-    chunk: checkpoints per vmap, where vmap is used.
+      Outside it, what the device has no room for is tried again by smaller
+      chunks, then by smaller batches.
+    chunk: checkpoints per vmap, where vmap is used; None for as many as fit
+      into the device's free memory.
     impl: "map" runs one checkpoint after the other on the device, "vmap" all of
       them (or `chunk`) together, "loop" one by one from the host, which needs
       room for one only if `stacked` is in NumPy. "auto" is map on CPU, where
@@ -152,15 +182,15 @@ def predict_checkpoints(
   True
   """
   size = num_checkpoints(stacked)
-  chunk = _chunk_size(impl, chunk, size)
+  chunk = _chunk_size(apply_fn, stacked, inputs, batch_size, impl, chunk)
 
-  def predict_batch(batch):
+  def predict_batch(batch, chunk):
     if impl != "loop":
       return _predict_stacked(apply_fn, stacked, batch, chunk)
     members = (take_checkpoints(stacked, c) for c in range(size))
     return jnp.stack([_predict(apply_fn, member, batch) for member in members])
 
-  return _in_batches(predict_batch, inputs, batch_size)
+  return _in_batches(predict_batch, inputs, batch_size, chunk)
 
 
 def fused_predict(
@@ -184,7 +214,7 @@ def fused_predict(
     weights: [C], usually convex.
     inputs: array or pytree with leaves [N, ...].
     batch_size: examples at a time, see `predict_checkpoints`.
-    chunk: checkpoints per vmap, where vmap is used.
+    chunk: checkpoints per vmap, see `predict_checkpoints`.
     impl: see `predict_checkpoints`.
 
   Returns:
@@ -198,9 +228,9 @@ def fused_predict(
   [[0.25, 0.75]]
   """
   stacked, weights = _members(stacked, weights)
-  chunk = _chunk_size(impl, chunk, len(weights))
+  chunk = _chunk_size(apply_fn, stacked, inputs, batch_size, impl, chunk)
 
-  def predict_batch(batch):
+  def predict_batch(batch, chunk):
     if impl != "loop":
       return _fused_predict(apply_fn, stacked, weights, batch, chunk)
     return sum(
@@ -208,7 +238,32 @@ def fused_predict(
       for c in range(len(weights))
     )
 
-  return _in_batches(predict_batch, inputs, batch_size)
+  return _in_batches(predict_batch, inputs, batch_size, chunk)
+
+
+def with_room(
+  run: Callable[[int], T],
+  size: int,
+  *,
+  least: int = 1,
+  smaller: Callable[[int], Any] = lambda size: None,
+) -> T:
+  """`run(size)`, by halves for as long as the device has no room.
+
+  Args:
+    run: the work; all of it is done again.
+    size: to begin with.
+    least: size at which there is no smaller one.
+    smaller: told every new size.
+  """
+  while True:
+    try:
+      return jax.block_until_ready(run(size))
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error) or size <= least:
+        raise
+    size = max(size // 2, least)
+    smaller(size)
 
 
 def _members(stacked: Any, weights: ArrayLike) -> tuple[Any, jax.Array]:
@@ -286,33 +341,116 @@ def _fused_predict(
   return total
 
 
-def _chunk_size(impl: str, chunk: int | None, size: int) -> int:
+def _chunk_size(
+  apply_fn: ApplyFn,
+  stacked: Any,
+  inputs: Any,
+  batch_size: int | None,
+  impl: str,
+  chunk: int | None,
+) -> int:
   """Returns how many checkpoints run together."""
   if impl not in _IMPLS:
     raise ValueError(f"impl must be one of {_IMPLS}; got {impl!r}.")
   if chunk is not None and chunk < 1:
     raise ValueError(f"chunk must be at least 1; got {chunk}.")
+  size = num_checkpoints(stacked)
   if impl == "vmap":
     return min(chunk or size, size)
-  if impl == "auto" and jax.default_backend() != "cpu":
-    return min(chunk or _DEFAULT_CHUNK, size)
-  return 1
+  if impl != "auto" or jax.default_backend() == "cpu":
+    return 1
+  if chunk is not None:
+    return min(chunk, size)
+  if _is_traced((stacked, inputs)):
+    return min(_TRACED_CHUNK, size)
+  count = min(batch_size or np.inf, _leading_size("inputs", inputs))
+  return _fitting_chunk(apply_fn, stacked, inputs, int(count))
+
+
+def _fitting_chunk(
+  apply_fn: ApplyFn, stacked: Any, inputs: Any, count: int
+) -> int:
+  """Returns how many checkpoints' temporaries fit into the free memory.
+
+  A power of two, or all, so that free memory that differs a little does not
+  compile another program.
+  """
+  stats = jax.local_devices()[0].memory_stats()
+  if not stats or "bytes_limit" not in stats:
+    return 1
+  shapes, structure = jax.tree.flatten(
+    (
+      jax.tree.map(_shaped, stacked),
+      jax.tree.map(lambda x: _shaped(x[:count]), inputs),
+    )
+  )
+  each, result = _bytes_for_one(apply_fn, tuple(shapes), structure)
+  coming = sum(
+    x.nbytes for x in jax.tree.leaves(stacked) if isinstance(x, np.ndarray)
+  )
+  free = stats["bytes_limit"] - stats["bytes_in_use"] - result - coming
+  fitting = int(max(1, _USED_SHARE * free // max(each, 1)))
+  size = num_checkpoints(stacked)
+  return size if fitting >= size else 2 ** (fitting.bit_length() - 1)
+
+
+def _shaped(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf))
+
+
+@functools.lru_cache(maxsize=32)
+def _bytes_for_one(
+  apply_fn: ApplyFn, shapes: tuple[jax.ShapeDtypeStruct, ...], structure: Any
+) -> tuple[int, int]:
+  """Bytes of one checkpoint's temporaries, and of the result of all."""
+  stacked, inputs = jax.tree.unflatten(structure, shapes)
+  compiled = _predict_stacked.lower(apply_fn, stacked, inputs, 1).compile()
+  analysis: Any = compiled.memory_analysis()
+  return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
+
+
+def _is_traced(tree: Any) -> bool:
+  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def _in_batches(
-  predict_batch: Callable[[Any], jax.Array],
+  predict: Callable[[Any, int], jax.Array],
   inputs: Any,
   batch_size: int | None,
+  chunk: int,
 ) -> jax.Array | np.ndarray:
-  """Predicts [..., N, K], batch by batch into host memory if asked to."""
+  """Predicts [..., N, K], with smaller chunks or batches if there is no room.
+
+  Args:
+    predict: (inputs [B, ...], chunk) -> [..., B, K].
+    inputs: leaves [N, ...].
+    batch_size: None for all inputs at once.
+    chunk: to begin with.
+  """
   size = _leading_size("inputs", inputs)
-  if batch_size is None:
-    return predict_batch(inputs)
-  if batch_size < 1 or size == 0:
+  if batch_size is not None and (batch_size < 1 or size == 0):
     raise ValueError(
       f"batch_size and the number of inputs must be at least 1; got "
       f"{batch_size} and {size}."
     )
+
+  def by_batches(rows: int) -> jax.Array | np.ndarray:
+    if batch_size is None and rows == size:
+      return with_room(functools.partial(predict, inputs), chunk)
+    return _collected(
+      lambda batch: with_room(functools.partial(predict, batch), chunk),
+      inputs,
+      rows,
+    )
+
+  return with_room(by_batches, batch_size or size)
+
+
+def _collected(
+  predict_batch: Callable[[Any], jax.Array], inputs: Any, batch_size: int
+) -> np.ndarray:
+  """Predicts [..., N, K] batch by batch into host memory."""
+  size = _leading_size("inputs", inputs)
   result = np.empty(0)
   for start in range(0, size, batch_size):
     # The last example fills the last batch up: every batch has one shape.

@@ -1,4 +1,4 @@
-"""Devices and processes: the `data` mesh, the pmapped step, global arrays.
+"""Devices and processes: the mesh, the pmapped step, global arrays.
 
 The only module that knows how a per-device function becomes a program on every
 device. `jax.pmap` has itself been `jit(shard_map(...))` since JAX 0.10; writing
@@ -18,6 +18,7 @@ import collections
 import contextlib
 import itertools
 import json
+import math
 import os
 import sys
 import threading
@@ -34,15 +35,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 T = TypeVar("T")
 
 DATA_AXIS = "data"
+ENSEMBLE_AXIS = "ensemble"
+ALL_AXES = (DATA_AXIS, ENSEMBLE_AXIS)
 
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(DATA_AXIS)
+MEMBERS = PartitionSpec(ENSEMBLE_AXIS)
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """A one-dimensional mesh over `devices`.
+def data_mesh(
+  devices: Sequence[jax.Device] | None = None, *, ensemble: int = 1
+) -> Mesh:
+  """A mesh `[D / E, E]` of the axes `data` and `ensemble` over D devices.
 
-  By default over all of them; in `on_main` over those of the main process.
+  Rows of a batch are shared out over `data`, members of a stack of networks
+  over `ensemble`; the E devices of a row do the rest of the work all alike.
+
+  Args:
+    devices: by default all; in `on_main` those of the main process.
+    ensemble: E.
   """
   if devices is None:
     devices = jax.local_devices() if _alone else jax.devices()
@@ -51,7 +62,12 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
       f"this is one of {jax.process_count()} processes that share their "
       "devices; start kfkd with --multihost on all of them"
     )
-  return Mesh(np.asarray(devices).reshape(-1), (DATA_AXIS,))
+  if len(devices) % ensemble:
+    raise ValueError(
+      f"an ensemble axis of {ensemble} (runtime.ensemble_axis) does not divide "
+      f"{len(devices)} devices"
+    )
+  return Mesh(np.asarray(devices).reshape(-1, ensemble), ALL_AXES)
 
 
 def pmapped(
@@ -65,7 +81,7 @@ def pmapped(
   """Runs the per-device function `fn` on every device of `mesh`, jitted.
 
   Inside `fn`, arguments under `SHARDED` hold this device's share of the leading
-  axis and `lax.pmean(x, DATA_AXIS)` averages over devices. Whatever `fn`
+  axis and `lax.pmean(x, DATA_AXIS)` averages over the shares. Whatever `fn`
   returns under `REPLICATED` must have been averaged: with `check_vma=False`
   nothing else makes it equal everywhere. (With checking on, the familiar
   `pmean(grad(local_loss))` silently yields gradients that are too large by the
@@ -74,7 +90,8 @@ def pmapped(
   Args:
     fn: the per-device function.
     mesh: from `data_mesh`.
-    in_specs: a prefix of the argument tuple: `REPLICATED` or `SHARDED`.
+    in_specs: a prefix of the argument tuple: `REPLICATED`, `SHARDED`,
+      `MEMBERS`.
     out_specs: likewise for the results.
     donate: positions of the arguments whose memory the results may take.
 
@@ -102,19 +119,25 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
   )
 
 
-def shard(tree: Any, mesh: Mesh) -> Any:
+def shard(tree: Any, mesh: Mesh, spec: PartitionSpec = SHARDED) -> Any:
   """Splits each leaf's leading axis over `mesh`; every process passes it whole.
 
   Each process hands its own devices their rows, so no row is lost or doubled
   whatever the number of processes.
+
+  Args:
+    tree: leaves `[N, ...]`.
+    mesh: from `data_mesh`.
+    spec: `SHARDED`, or `MEMBERS` for a stack of networks.
   """
-  sharding = NamedSharding(mesh, SHARDED)
+  sharding = NamedSharding(mesh, spec)
+  parts = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)))
 
   def put(x):
     x = np.asarray(x)
-    if x.shape[0] % mesh.size:
+    if x.shape[0] % parts:
       raise ValueError(
-        f"leading axis of {x.shape} does not divide over {mesh.size} devices"
+        f"leading axis of {x.shape} does not divide over {parts} devices"
       )
     return jax.make_array_from_callback(
       x.shape, sharding, lambda index: x[index]
@@ -159,8 +182,9 @@ def to_host(tree: Any) -> Any:
 
 
 def round_up(count: int, mesh: Mesh) -> int:
-  """The smallest multiple of the mesh's size that holds `count`."""
-  return -(-count // mesh.size) * mesh.size
+  """The smallest number of rows, `count` or more, that `SHARDED` divides."""
+  parts = mesh.shape[DATA_AXIS]
+  return -(-count // parts) * parts
 
 
 _SILENT_SECONDS = 30  # after so many a process counts as dead
@@ -400,9 +424,9 @@ class Agreement:
     self._call = 0
     self._before: jax.Array | None = None
     self._count = pmapped(
-      lambda flags: lax.psum(flags.sum(), DATA_AXIS),
+      lambda flags: lax.psum(flags.sum(), ALL_AXES),
       mesh,
-      in_specs=SHARDED,
+      in_specs=PartitionSpec(ALL_AXES),
       out_specs=REPLICATED,
     )
 
@@ -415,7 +439,9 @@ class Agreement:
       return False
     before = self._before
     flags = np.full(self._mesh.size, flag, np.int32)
-    self._before = self._count(shard(flags, self._mesh))
+    self._before = self._count(
+      shard(flags, self._mesh, PartitionSpec(ALL_AXES))
+    )
     return before is not None and bool(to_host(before))
 
 

@@ -130,7 +130,13 @@ def test_live_targets_are_of_the_images_given_not_of_the_stored():
   lesson = objective.live_distillation(apply_fn)
   images = PLAIN.clean(resident["image"]) + 1
   frozen = {"stacked": stacked, "weights": weights}
-  batch = lesson.targets(frozen, images, resident)
+  targets = parallel.pmapped(
+    lesson.targets,
+    parallel.data_mesh(jax.devices()[:2]),
+    in_specs=(lesson.frozen_spec, parallel.SHARDED, parallel.SHARDED),
+    out_specs=parallel.SHARDED,
+  )
+  batch = targets(frozen, images, resident)
   expected = history.fused_predict(apply_fn, stacked, weights, images)
   np.testing.assert_allclose(batch["teacher_probs"], expected, atol=1e-6)
 

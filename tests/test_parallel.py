@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from jax import lax
 
-from kfkd_jax import parallel
+from kfkd_jax import config as config_lib
+from kfkd_jax import parallel, stages
 from kfkd_jax.training import objective, step
 from kfkd_jax.training.state import init_state
 
@@ -150,6 +152,29 @@ def test_second_step_compiles_nothing():
   for value in (1.0, 2.0):
     fn(parallel.shard(np.full(4, value, np.float32), mesh))
   assert len(compiled) == 1
+
+
+def test_a_run_compiles_a_step_once_and_a_prediction_once_a_shape(
+  tmp_path, caplog
+):
+  """Splits of 80, 60 and 500 examples in batches of at most 64."""
+  overrides = {
+    "data.num_train": "80", "selection.num": "60", "model.name": "mlp",
+    "predictions.batch_size": "64", "train.epochs": "3", "model.width": "4",
+    "train.batch_size": "32",
+  }  # fmt: skip
+  config = config_lib.read(None, list(overrides.items()))
+  with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+    stages.run_stage(
+      config, epath.Path(tmp_path), "train", say=lambda line: None
+    )
+  lines = [r.getMessage() for r in caplog.records]
+  compiled = [
+    line.split()[1] for line in lines if line.startswith("Compiling ")
+  ]
+  assert compiled.count("jit(step)") == 1
+  # Train and test take 64 rows at once, but from images of their own shape.
+  assert compiled.count("jit(predict)") == 3
 
 
 def test_replicate_owns_its_memory_and_shard_keeps_order():

@@ -207,7 +207,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.bench.parts = (
     "steps", "stage", "predictions", "storage", "devices", "fusion",
   )  # fmt: skip
-  c.bench.rounds = 7  # of which the median counts
+  c.bench.rounds = 16  # of which the lower quartile counts
   c.bench.steps = 20  # training steps of a round
   c.bench.epochs = 5  # of the whole train stage
   c.bench.members = 4  # teachers of the live distillation
@@ -218,5 +218,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.runtime.compilation_cache = True  # keep compiled programs between runs
   c.runtime.tensorboard = False  # event files beside metrics.jsonl
   c.runtime.wandb = config_dict.placeholder(str)  # Weights & Biases project
+  # Devices that share out the teachers of a live distillation, each its part;
+  # the others share out the batch. It must divide the number of devices.
+  c.runtime.ensemble_axis = 1
   c.runtime.profile = False  # a trace of a few steps, in runs/teacher/profile
   return c

@@ -273,6 +273,7 @@ def _rules() -> list[Rule]:
       for key in ("rounds", "steps", "epochs", "members", "checkpoints")
     ],
     _one_of("bench.fusion", ("tiny", "memory", "disk")),
+    _between("runtime.ensemble_axis", 1, 2**14),
     (
       "runtime.wandb",
       "a project's name of 1 to 128 characters without any of /\\#?%:",

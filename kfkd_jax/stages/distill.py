@@ -142,7 +142,8 @@ def _lesson(config, workdir, run, weights) -> networks.Lesson:
   live = objective.live_distillation(
     step.eval_apply(module), hard=config.distill.hard, **options
   )
-  frozen = {"stacked": stacked, "weights": weights}
+  members = history.pad_members(stacked, weights, config.runtime.ensemble_axis)
+  frozen = dict(zip(("stacked", "weights"), members, strict=True))
   return networks.Lesson(live, extra=examples, frozen=frozen)
 
 

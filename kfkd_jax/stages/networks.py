@@ -173,6 +173,8 @@ def train(
   if plan.keep_history and parallel.is_main_process():
     print(room)
   seeds = experiment.seeds_for(config, plan.member)
+  alike = lesson.objective.frozen_spec == parallel.REPLICATED
+  ensemble = 1 if alike else config.runtime.ensemble_axis
   profiled = config.runtime.profile and plan.name == experiment.TEACHER
   with (
     Progress(run, plan.name, config) as show,
@@ -185,7 +187,7 @@ def train(
       examples,
       splits,
       seeds=seeds,
-      mesh=parallel.data_mesh(),
+      mesh=parallel.data_mesh(ensemble=ensemble),
       frozen=lesson.frozen,
       init_from=(
         experiment.initial_variables(config, task, seeds)

@@ -19,6 +19,7 @@ from etils import epath
 from kfkd_jax import checkpoints, files, parallel
 from kfkd_jax.data import order, stream
 from kfkd_jax.data.stored import Stored
+from kfkd_jax.history import with_room
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import clock as clock_lib
 from kfkd_jax.training import memory, retention
@@ -205,7 +206,10 @@ def train(
     at = _resumed(run, start, clock, history, resume, stores)
     parallel.on_main(_truncate, stores, at.finished)
     at = at._replace(state=put(at.state, mesh))
-    frozen = parallel.replicate(frozen, mesh)
+    if objective.frozen_spec == parallel.REPLICATED:
+      frozen = parallel.replicate(frozen, mesh)
+    else:
+      frozen = parallel.shard(frozen, mesh, objective.frozen_spec)
     resident = feed.resident
     run_tick = _make_tick(recipe, objective, clock, seeds, mesh, wrap_step)
     evaluation = _Evaluation(recipe, clock, splits, stores, mesh)
@@ -270,8 +274,26 @@ class Predictor:
 
   def __call__(self, variables: Any, images: jax.Array | Stored) -> np.ndarray:
     """What `variables` say of `images` from `put`, `f32[N, K]` or `[N, F]`."""
+    size = min(images.shape[0], self._batch)
+    # One of several processes must not do otherwise than the others.
+    least = size if jax.process_count() > 1 else 1
+    return with_room(
+      lambda rows: self._by_batches(variables, images, rows),
+      size,
+      least=max(least, self._mesh.shape[parallel.DATA_AXIS]),
+      smaller=self._shrink,
+    )
+
+  def _shrink(self, size: int) -> None:
+    _say(
+      f"no room on the device to predict {self._batch} examples at once; going "
+      f"on with predictions.batch_size={size}"
+    )
+    self._batch = size
+
+  def _by_batches(self, variables, images, wanted: int) -> np.ndarray:
     count = images.shape[0]
-    size = parallel.round_up(min(count, self._batch), self._mesh)
+    size = parallel.round_up(wanted, self._mesh)
     index, _ = order.padded_batches(count, size)
     resident = {} if isinstance(images, Stored) else {"image": images}
     parts = []
@@ -312,6 +334,7 @@ def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
       micro_batches=recipe.micro_batches,
     ),
     mesh,
+    frozen=objective.frozen_spec,
   )
   step = wrap_step(step)
   seed = parallel.replicate(np.uint32(seeds.augment), mesh)
@@ -609,9 +632,9 @@ def _append_metrics(run, epoch, metrics) -> None:
 
 
 def _check_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
-  pieces = mesh.size * recipe.micro_batches
-  if recipe.batch_size % pieces:
-    among = f"{mesh.size} devices"
+  shares = mesh.shape[parallel.DATA_AXIS]
+  if recipe.batch_size % (shares * recipe.micro_batches):
+    among = f"{shares} devices"
     if recipe.micro_batches > 1:
       among += f" times {recipe.micro_batches} micro-batches"
     raise ValueError(

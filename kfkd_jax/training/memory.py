@@ -21,7 +21,7 @@ _ROWS = 1024  # a multiple of this: one shape for 1, 2, ..., 1024 devices
 
 def padded(tree: chex.ArrayTree, mesh: jax.sharding.Mesh) -> chex.ArrayTree:
   """Rows `[N, ...]` filled up to `[N', ...]`, which divides over the mesh."""
-  multiple = math.lcm(_ROWS, mesh.size)
+  multiple = math.lcm(_ROWS, mesh.shape[DATA_AXIS])
 
   def fill(rows):
     rows = np.asarray(rows)

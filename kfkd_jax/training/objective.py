@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from kfkd_jax import history, losses
-from kfkd_jax.parallel import DATA_AXIS
+from kfkd_jax.parallel import DATA_AXIS, ENSEMBLE_AXIS, MEMBERS, REPLICATED
 
 Batch = dict[str, chex.Array]
 
@@ -71,6 +72,8 @@ class Objective(NamedTuple):
     gate: another term of the loss, under a condition.
     features: whether the loss reads `batch["features"]`, what the network
       computes before its last layer.
+    frozen_spec: where the leaves of `frozen` lie: `REPLICATED`, or `MEMBERS`
+      for stacks `[M, ...]` shared out over the mesh's ensemble axis.
   """
 
   loss: Callable[[chex.Array, Batch], chex.Array]
@@ -78,6 +81,7 @@ class Objective(NamedTuple):
   memory: Memory | None = None
   gate: Gate | None = None
   features: bool = False
+  frozen_spec: PartitionSpec = REPLICATED
 
 
 def batch_mean(values: chex.Array, batch: Batch) -> chex.Array:
@@ -174,7 +178,8 @@ def live_distillation(
 ) -> Objective:
   """Distils checkpoints applied to the very view that the student sees.
 
-  `frozen` is `{"stacked": [M,...] variables, "weights": [M]}`.
+  `frozen` is `{"stacked": [M,...] variables, "weights": [M]}`, of which every
+  device holds and runs its share (`history.pad_members` makes M divide).
 
   Args:
     apply_fn: `(variables, images) -> logits` of the teachers, in eval mode.
@@ -188,8 +193,9 @@ def live_distillation(
     probs = history.fused_predict(
       apply_fn, frozen["stacked"], frozen["weights"], images
     )
+    probs = lax.psum(probs, ENSEMBLE_AXIS)
     if hard:
       probs = losses.hard_targets(probs)
     return {**batch, "teacher_probs": probs}
 
-  return Objective(cached.loss, targets)
+  return Objective(cached.loss, targets, frozen_spec=MEMBERS)

@@ -122,7 +122,7 @@ def make_train_step(
       micro_batches,
     )
     grads, batch_stats = lax.pmean(
-      (learnt.grads, learnt.batch_stats), DATA_AXIS
+      (learnt.grads, learnt.batch_stats), parallel.ALL_AXES
     )
     grads, opened = _gated(grads, objective.gate)
     state = _updated(state, optimizer, grads, batch_stats, average_decay)
@@ -140,13 +140,21 @@ def make_train_step(
 def map_train_step(
   step: Callable[..., tuple[TrainState, StepMetrics]],
   mesh: jax.sharding.Mesh,
+  *,
+  frozen: jax.sharding.PartitionSpec = parallel.REPLICATED,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
-  """`make_train_step`'s function on all devices; the old state is given up."""
+  """`make_train_step`'s function on all devices; the old state is given up.
+
+  Args:
+    step: of one device.
+    mesh: from `parallel.data_mesh`.
+    frozen: the objective's `frozen_spec`.
+  """
   everywhere = parallel.REPLICATED
   return parallel.pmapped(
     step,
     mesh,
-    in_specs=(SPECS, everywhere, everywhere, parallel.SHARDED, everywhere),
+    in_specs=(SPECS, frozen, everywhere, parallel.SHARDED, everywhere),
     out_specs=(SPECS, everywhere),
     donate=(0,),
   )

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import json
-import statistics
+import os
 from typing import Any
 
 import jax
 import ml_collections
 
-from kfkd_jax.stages.bench import measure
+from kfkd_jax.stages.bench import measure, steps
+from kfkd_jax.training import objective
 
 COUNTS = (1, 2, 4, 8)
 
 
-def benchmarks(config_json: str) -> list[dict[str, Any]]:
-  """A row for each number of devices; on a CPU they share its cores."""
-  is_cpu = jax.default_backend() == "cpu"
-  counts = [n for n in COUNTS if is_cpu or n <= jax.device_count()]
+def benchmarks(
+  config_json: str, machine: dict[str, Any]
+) -> list[dict[str, Any]]:
+  """A row for each number of devices; on a CPU they share its cores.
+
+  Args:
+    config_json: the configuration; its batch divides over the devices.
+    machine: its `backend` and `devices`.
+  """
+  is_cpu = machine["backend"] == "cpu"
+  batch_size = json.loads(config_json)["train"]["batch_size"]
+  counts = [
+    n
+    for n in COUNTS
+    if (is_cpu or n <= len(machine["devices"])) and batch_size % n == 0
+  ]
   seconds = {
     n: measure.in_own_process(_step_seconds, config_json, n) for n in counts
   }
@@ -34,18 +47,12 @@ def benchmarks(config_json: str) -> list[dict[str, Any]]:
 
 
 def _step_seconds(config_json: str, num_devices: int) -> float:
-  """The median seconds of one step."""
+  """Seconds of one step."""
   config = ml_collections.ConfigDict(json.loads(config_json))
-  jax.config.update("jax_num_cpu_devices", num_devices)
-  from kfkd_jax import parallel
-  from kfkd_jax.stages.bench import steps
-  from kfkd_jax.training import objective
-
-  at = steps.setting(config)
-  mesh = parallel.data_mesh(jax.devices()[:num_devices])
-  at = at._replace(mesh=mesh)
-  at = at._replace(resident=parallel.replicate(at.resident, mesh))
+  if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+    jax.config.update("jax_num_cpu_devices", num_devices)
+  at = steps.setting(config, num_devices)
   count = config.bench.steps
   run = steps.make_steps(at, objective.supervised(), None, count)
   measured = measure.in_turns({"steps": run}, config.bench.rounds)
-  return statistics.median(measured["steps"]) / count
+  return measure.typical(measured["steps"]) / count

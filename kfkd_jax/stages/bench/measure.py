@@ -6,21 +6,30 @@ import concurrent.futures
 import functools
 import multiprocessing
 import pathlib
-import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls `function` where nothing was compiled or allocated before."""
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+  """Calls `function` where nothing was allocated before."""
+  cache = jax.config.read("jax_compilation_cache_dir")
+  with concurrent.futures.ProcessPoolExecutor(
+    1,
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=_use_cache,
+    initargs=(cache,),
+  ) as pool:
     return pool.submit(function, *args).result()
+
+
+def _use_cache(directory: str | None) -> None:
+  jax.config.update("jax_compilation_cache_dir", directory)
 
 
 def in_turns(
@@ -43,11 +52,9 @@ def in_turns(
   return seconds
 
 
-def median_ratio(measured: list[float], reference: list[float]) -> float:
-  """The median over rounds of one's seconds divided by the other's."""
-  return statistics.median(
-    a / b for a, b in zip(measured, reference, strict=True)
-  )
+def typical(seconds: Sequence[float]) -> float:
+  """The lower quartile: what it takes in the rounds that nothing disturbed."""
+  return float(np.percentile(seconds, 25))
 
 
 class MemoryWatch:
@@ -105,7 +112,7 @@ def row(
   *,
   limit: float | None = None,
 ) -> dict[str, Any]:
-  """A line of the table: medians of one thing done `count` times, and ratio.
+  """A line of the table: one thing done `count` times, and its ratio.
 
   Args:
     name: what was measured.
@@ -118,9 +125,9 @@ def row(
   return {
     "name": name,
     "reference": reference,
-    "milliseconds": 1000 * statistics.median(seconds) / count,
-    "reference_milliseconds": 1000 * statistics.median(floor) / count,
-    "ratio": median_ratio(seconds, floor),
+    "milliseconds": 1000 * typical(seconds) / count,
+    "reference_milliseconds": 1000 * typical(floor) / count,
+    "ratio": typical(seconds) / typical(floor),
     "limit": limit,
   }
 

@@ -31,7 +31,7 @@ class Setting(NamedTuple):
   Attributes:
     task: the data.
     recipe: how the configuration trains.
-    mesh: all devices.
+    mesh: one device, or as many as were asked for.
     resident: the training set on them.
     rows: of one batch, host arrays.
   """
@@ -43,8 +43,8 @@ class Setting(NamedTuple):
   rows: dict[str, np.ndarray]
 
 
-def setting(config: ml_collections.ConfigDict) -> Setting:
-  """The configured training, ready to take steps."""
+def setting(config: ml_collections.ConfigDict, num_devices: int = 1) -> Setting:
+  """The configured training, ready to take steps; without mixup."""
   task = experiment.load_task(config)
   if isinstance(task.images, Stored):
     raise config_lib.ConfigError(
@@ -53,7 +53,8 @@ def setting(config: ml_collections.ConfigDict) -> Setting:
       "out augment.crop_scale and augment.rand_ops"
     )
   recipe = experiment.make_recipe(config, task, keep_history=True)
-  mesh = parallel.data_mesh()
+  recipe = recipe._replace(views=recipe.views._replace(mixup=0.0))
+  mesh = parallel.data_mesh(jax.devices()[:num_devices])
   index, weight = order.epoch_batches(
     order.epoch_order(0, 0, len(task.given)), recipe.batch_size
   )
@@ -81,6 +82,7 @@ def make_steps(
       at.recipe.module, at.recipe.optimizer, lesson, at.recipe.views
     ),
     at.mesh,
+    frozen=lesson.frozen_spec,
   )
   state = put(jax.tree.map(np.asarray, _fresh(at, at.recipe.module)), at.mesh)
   frozen = parallel.replicate(frozen, at.mesh)
@@ -180,7 +182,7 @@ def measure_steps(config_json: str) -> list[dict[str, Any]]:
   floor = [
     a + b for a, b in zip(seconds["plain"], seconds["teachers"], strict=True)
   ]
-  rate = step_flops(at) / (np.median(seconds["plain"]) / count)
+  rate = step_flops(at) / (measure.typical(seconds["plain"]) / count)
   members = config.bench.members
   return [
     measure.row(
@@ -238,11 +240,10 @@ def make_teacher_passes(
   one = jax.jit(apply_fn)
 
   def run():
+    in_flight = parallel.InFlight(parallel.in_flight_limit())
     for _ in range(count):
-      for member in members:
-        logits = one(member, images)
-      jax.block_until_ready(logits)
-    return logits
+      in_flight.add([one(member, images) for member in members])
+    in_flight.drain()
 
   return run
 
@@ -267,14 +268,39 @@ def step_flops(at: Setting) -> float:
 
 
 def measure_stage(config_json: str) -> list[dict[str, Any]]:
-  """Whole epochs of `loop.train`, against bare steps and bare passes."""
+  """Whole epochs of `loop.train`, against bare steps and bare passes.
+
+  Some epochs and their floors take turns. Of what is saved in the background
+  during such epochs only the last save may end in the pause after them.
+  """
   config = ml_collections.ConfigDict(json.loads(config_json))
-  at = setting(config)
+  at, epochs = setting(config), config.bench.epochs
   clock = loop.make_clock(at.recipe, len(at.task.given))
-  epochs = config.bench.epochs
-  recipe = at.recipe._replace(epochs=epochs + 1)
-  ends: list[float] = []
   splits = experiment.predicted_splits(config, at.task)
+  floors = {
+    "steps": make_bare_steps(at, clock.steps_per_epoch),
+    "passes": make_bare_passes(at, splits),
+  }
+  for floor in floors.values():
+    floor()
+  seconds: dict[str, list[float]] = {"stage": [], "steps": [], "passes": []}
+  started = 0.0
+
+  def observe(report: loop.EpochReport) -> None:
+    nonlocal started
+    if report.epoch % epochs:
+      return
+    if report.epoch > epochs:  # the first ones compile
+      seconds["stage"].append(time.perf_counter() - started)
+      time.sleep(_PAUSE)
+      for name, floor in floors.items():
+        started = time.perf_counter()
+        for _ in range(epochs):
+          floor()
+        seconds[name].append(time.perf_counter() - started)
+    started = time.perf_counter()
+
+  recipe = at.recipe._replace(epochs=epochs * (config.bench.rounds + 1))
   with tempfile.TemporaryDirectory() as folder:
     loop.train(
       epath.Path(folder) / "teacher",
@@ -284,31 +310,31 @@ def measure_stage(config_json: str) -> list[dict[str, Any]]:
       splits,
       seeds=loop.Seeds(0, 0, 0),
       mesh=at.mesh,
-      observe=lambda report: ends.append(time.perf_counter()),
+      observe=observe,
     )
-  bare = make_bare_steps(at, clock.steps_per_epoch)
-  passes = make_bare_passes(at, splits)
-  floor = measure.in_turns({"steps": bare, "passes": passes}, epochs)
-  stage = np.diff(ends).tolist()
-  both = np.add(floor["steps"], floor["passes"]).tolist()
+  both = np.add(seconds["steps"], seconds["passes"]).tolist()
   predicted = sum(len(split.labels) for split in splits.values())
+  name = "epoch with history and predictions"
   return [
     measure.row(
-      "epoch with history and predictions",
+      name,
       "bare steps",
-      stage,
-      floor["steps"],
-      1,
+      seconds["stage"],
+      seconds["steps"],
+      epochs,
       limit=1.20,
     ),
     measure.row(
-      "epoch with history and predictions",
+      name,
       f"bare steps and {predicted} bare predictions",
-      stage,
+      seconds["stage"],
       both,
-      1,
+      epochs,
     ),
   ]
+
+
+_PAUSE = 0.5  # seconds in which the last save ends
 
 
 def make_bare_passes(at: Setting, splits: dict[str, loop.Split]):

@@ -1,0 +1,137 @@
+"""The benchmark: every part runs, and measures what it says."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from kfkd_jax import config as config_lib
+from kfkd_jax.stages import bench
+from kfkd_jax.stages.bench import devices, measure, stacks, steps
+from kfkd_jax.training import objective
+
+TINY = {
+  "data.num_train": "40", "selection.num": "30", "predictions.train": "False",
+  "model.width": "4", "train.batch_size": "16", "augment.mixup": "0.5",
+  "bench.rounds": "2", "bench.steps": "2", "bench.epochs": "1",
+  "bench.members": "2", "bench.checkpoints": "2", "bench.fusion": "tiny",
+}  # fmt: skip
+
+
+def tiny(**changes):
+  overrides = {**TINY, **{k.replace("__", "."): v for k, v in changes.items()}}
+  return config_lib.read(None, list(overrides.items()))
+
+
+@pytest.fixture(name="text", scope="module")
+def fixture_text():
+  return config_lib.to_json(tiny())
+
+
+def check_rows(rows):
+  for row in rows:
+    assert row["ratio"] > 0, row
+    if "milliseconds" in row:
+      assert row["milliseconds"] > 0
+      assert row["reference_milliseconds"] > 0
+  json.dumps(rows)
+  return {row["name"]: row for row in rows}
+
+
+def test_turns_go_forwards_and_backwards():
+  calls = []
+  functions = {n: lambda n=n: calls.append(n) for n in "ab"}
+  seconds = measure.in_turns(functions, 3)
+  assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+  assert [len(s) for s in seconds.values()] == [3, 3]
+
+
+def test_a_row_compares_the_quarter_least_disturbed():
+  row = measure.row(
+    "x", "y", [2.0, 2.0, 2.0, 2.0, 9.0], [1.0, 1.0, 1.0, 8.0, 8.0], 4
+  )
+  assert row["milliseconds"] == 500
+  assert row["reference_milliseconds"] == 250
+  assert row["ratio"] == 2
+
+
+def test_a_matrix_product_has_its_flops():
+  a = np.ones((8, 16), np.float32)
+  assert measure.flops(lambda x, y: x @ y, a, a.T) == 2 * 8 * 16 * 8
+
+
+@pytest.mark.slow
+def test_the_bare_step_is_the_loop_s():
+  """Without random views and fill rows, both end with the same network."""
+  config = tiny(augment__pad="0", augment__cutout="0", data__num_train="32")
+  at = steps.setting(config)
+  states = []
+  ours = steps.make_steps(at, objective.supervised(), None, 1)
+  bare = steps.make_bare_steps(at, 1)
+  for run in (ours, bare):
+    run()
+    run()
+    cells = dict(zip(run.__code__.co_freevars, run.__closure__, strict=True))
+    state = cells["state"].cell_contents
+    params = state.params if hasattr(state, "params") else state[0]
+    states.append(jax.tree.map(np.asarray, params))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states
+  )
+
+
+@pytest.mark.slow
+def test_steps_are_measured(text):
+  rows = check_rows(steps.measure_steps(text))
+  assert rows["train step"]["limit"] == 1.03
+  assert rows["train step, share of peak"]["ratio"] < 1
+
+
+@pytest.mark.slow
+def test_the_stage_is_measured(text):
+  stage, floored = steps.measure_stage(text)
+  check_rows([stage, floored])
+  assert stage["limit"] == 1.2
+  assert stage["milliseconds"] == floored["milliseconds"]
+  assert stage["reference_milliseconds"] < floored["reference_milliseconds"]
+  assert "530 bare predictions" in floored["reference"]
+
+
+@pytest.mark.slow
+def test_stacks_are_measured(text):
+  rows = check_rows(stacks.measure_predictions(text))
+  assert rows["predict_checkpoints, auto, 2 checkpoints"]["limit"] == 1.0
+  rows = stacks.measure_storage(text)
+  assert len(rows) == 4
+  assert all(row["ratio"] >= 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_devices_take_turns(text):
+  machine = {"backend": "cpu", "devices": ["cpu"]}
+  rows = devices.benchmarks(
+    config_lib.to_json(tiny(train__batch_size="10")), machine
+  )
+  # Four and eight do not divide a batch of ten.
+  assert [row["name"][:23] for row in check_rows(rows).values()] == [
+    "train step on 1 devices", "train step on 2 devices",
+  ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_all_of_it_makes_a_table(tmp_path):
+  config = tiny(bench__parts="steps,fusion")
+  tables = bench.run(config, epath.Path(tmp_path))
+  content = json.loads((tmp_path / "bench.json").read_text())
+  assert content["machine"]["backend"] == "cpu"
+  assert {row["host_mib"] > 10 for row in content["ratios"]} == {True}
+  for row in content["ratios"]:
+    assert f"| {row['name']} |" in tables
+  assert "knowledge_fusion" in tables
+
+
+def test_images_on_disk_are_refused():
+  with pytest.raises(config_lib.ConfigError, match="stream='never'"):
+    steps.setting(tiny(data__stream="always"))
