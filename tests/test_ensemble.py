@@ -10,6 +10,7 @@ import optax
 import pytest
 from etils import epath
 
+from kfkd_jax import config as config_lib
 from kfkd_jax import history, parallel
 from kfkd_jax.training import ensemble, loop, objective, step
 from kfkd_jax.training.state import init_state, put
@@ -395,3 +396,10 @@ def test_evaluation_goes_on_with_smaller_batches(monkeypatch, capsys):
   said = capsys.readouterr().out
   assert said.count("predictions.batch_size=6") == 1
   assert said.count("predictions.batch_size=3") == 1
+
+
+def test_the_key_is_checked():
+  key = "runtime.ensemble_axis"
+  assert config_lib.read(None, [(key, "2")]).runtime.ensemble_axis == 2
+  with pytest.raises(config_lib.ConfigError, match="ensemble_axis=0 is not"):
+    config_lib.read(None, [(key, "0")])

@@ -187,7 +187,7 @@ def run_here(workdir, num_devices, names):
   config = config_lib.read(None, overrides, saved=workdir / "config.json")
   mesh = parallel.data_mesh(jax.devices()[:num_devices])
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(parallel, "data_mesh", lambda devices=None: mesh)
+    patch.setattr(parallel, "data_mesh", lambda *_, **__: mesh)
     for name in names:
       stages.run_stage(config, epath.Path(workdir), name, say=lambda line: None)
 

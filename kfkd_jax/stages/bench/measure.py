@@ -18,7 +18,8 @@ import numpy as np
 
 def in_own_process(function: Callable[..., Any], *args: Any) -> Any:
   """Calls `function` where nothing was allocated before."""
-  cache = jax.config.read("jax_compilation_cache_dir")
+  config: Any = jax.config  # its options are not known to type checkers
+  cache = config.jax_compilation_cache_dir
   with concurrent.futures.ProcessPoolExecutor(
     1,
     mp_context=multiprocessing.get_context("spawn"),
