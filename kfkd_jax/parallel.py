@@ -299,6 +299,12 @@ def is_main_process() -> bool:
   return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def say(line: str) -> None:
+  """Prints, on the main process."""
+  if is_main_process():
+    print(line)
+
+
 _calls = itertools.count()  # of `on_main`; processes make the same ones
 _alone = False  # inside `on_main`, where the other processes are not
 _LEAVING = "kfkd/leaving"

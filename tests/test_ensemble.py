@@ -12,7 +12,7 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import history, parallel
-from kfkd_jax.training import ensemble, loop, objective, step
+from kfkd_jax.training import ensemble, evaluation, loop, objective, step
 from kfkd_jax.training.state import init_state, put
 
 NUM_TRAIN, NUM_TEST, CLASSES = 44, 13, 3
@@ -67,7 +67,7 @@ def distilled(data, members, num_teachers=3):
     "image": make_images(NUM_TRAIN),
     "label": labels.astype(np.int32),
   }
-  test = loop.Split(
+  test = evaluation.Split(
     make_images(NUM_TEST, 1), labels[:NUM_TEST], np.arange(NUM_TEST)
   )
   recipe = loop.Recipe(
@@ -375,7 +375,7 @@ def test_evaluation_goes_on_with_smaller_batches(monkeypatch, capsys):
   images = make_images(NUM_TEST)
   variables = jax.tree.map(lambda x: x[0], make_stack(1))
   variables = parallel.replicate(variables, mesh)
-  predictor = loop.Predictor(recipe, mesh)
+  predictor = evaluation.Predictor(recipe, mesh)
   resident = predictor.put(images)
   expected = predictor(variables, resident)
   predict, tried = predictor._predict, []

@@ -18,7 +18,14 @@ from kfkd_jax import checkpoints, cli, files, models, parallel
 from kfkd_jax.data.stored import Files, Stored
 from kfkd_jax.data.stream import RandomViews, TrainingBatches
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.training import feed, loop, objective, step, termination
+from kfkd_jax.training import (
+  evaluation,
+  feed,
+  loop,
+  objective,
+  step,
+  termination,
+)
 
 NUM, NUM_TEST, EPOCHS = 21, 9, 3
 SIDE = 6
@@ -70,7 +77,7 @@ def train(
     recipe or make_recipe(),
     lesson,
     {"image": training, "label": labels[:NUM], **extra},
-    {"test": loop.Split(test, labels[NUM:], rows[:NUM_TEST])},
+    {"test": evaluation.Split(test, labels[NUM:], rows[:NUM_TEST])},
     seeds=loop.Seeds(1, 2, 3),
     mesh=parallel.data_mesh(jax.devices()[:num_devices]),
     observe=observe,

@@ -14,7 +14,7 @@ from etils import epath
 from kfkd_jax import checkpoints, files, fusion, losses, parallel
 from kfkd_jax.data import order
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.training import loop, objective, step, termination
+from kfkd_jax.training import evaluation, loop, objective, step, termination
 
 NUM_TRAIN, NUM_TEST, EPOCHS = 21, 9, 5
 
@@ -49,7 +49,9 @@ def make_data():
   images = rng.integers(0, 256, (NUM_TRAIN + NUM_TEST, 4, 4, 1), np.uint8)
   labels = rng.integers(0, 3, len(images)).astype(np.int32)
   training = {"image": images[:NUM_TRAIN], "label": labels[:NUM_TRAIN]}
-  test = loop.Split(images[NUM_TRAIN:], labels[NUM_TRAIN:], np.arange(NUM_TEST))
+  test = evaluation.Split(
+    images[NUM_TRAIN:], labels[NUM_TRAIN:], np.arange(NUM_TEST)
+  )
   return training, {"test": test}
 
 
@@ -404,7 +406,7 @@ def test_numbers_that_break_name_epoch_and_step(whole, tmp_path, how):
   batches, _ = order.epoch_batches(order.epoch_order(2, 2, NUM_TRAIN), 8)
   place = 1 + int(np.argmax((batches == VICTIM).any(1)))
   message = f"not finite after epoch 3, step {place} of 3.*learning rate"
-  with pytest.raises(loop.DivergedError, match=message):
+  with pytest.raises(evaluation.DivergedError, match=message):
     train(tmp_path, make_recipe(resume_every=1), lesson=breaking(how))
   after = contents(tmp_path)
   assert after["steps"] == [1, 2]
@@ -415,7 +417,7 @@ def test_numbers_that_break_name_epoch_and_step(whole, tmp_path, how):
 
 def test_predictions_that_break_are_not_kept(tmp_path):
   huge = make_recipe(optimizer=optax.sgd(1e38))
-  with pytest.raises(loop.DivergedError, match="epoch 1"):
+  with pytest.raises(evaluation.DivergedError, match="epoch 1"):
     train(tmp_path, huge)
   assert not list((tmp_path / "history").glob("[0-9]*"))
   assert not list((tmp_path / "predictions" / "test").glob("[0-9]*"))

@@ -18,7 +18,7 @@ from kfkd_jax import checkpoints, files, fusion, parallel, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import distill, networks
-from kfkd_jax.training import loop, objective, retention, step
+from kfkd_jax.training import evaluation, loop, objective, retention, step
 
 EPOCHS, KEEP = 9, 3
 
@@ -56,7 +56,9 @@ def make_data():
   images = rng.integers(0, 256, (50, 3, 3, 1), np.uint8)
   labels = rng.integers(0, 3, len(images)).astype(np.int32)
   splits = {
-    name: loop.Split(images[rows], labels[rows], np.arange(len(labels[rows])))
+    name: evaluation.Split(
+      images[rows], labels[rows], np.arange(len(labels[rows]))
+    )
     for name, rows in (("select", slice(20, 39)), ("test", slice(39, 50)))
   }
   return {"image": images[:20], "label": labels[:20]}, splits
@@ -153,7 +155,7 @@ def test_predictions_are_those_of_the_checkpoints_that_are_kept(whole):
   run, trained = whole
   recipe, found = make_recipe(), contents(run)
   mesh = parallel.data_mesh(jax.devices()[:1])
-  predictor = loop.Predictor(recipe, mesh)
+  predictor = evaluation.Predictor(recipe, mesh)
   _, splits = make_data()
   images = predictor.put(splits["test"].images)
   for name, variables in found.items():

@@ -8,7 +8,14 @@ import pytest
 from etils import epath
 
 from kfkd_jax import losses, models, parallel
-from kfkd_jax.training import loop, objective, self_taught, step, taught
+from kfkd_jax.training import (
+  evaluation,
+  loop,
+  objective,
+  self_taught,
+  step,
+  taught,
+)
 
 NUM, CLASSES, EPOCHS, BATCH = 21, 3, 4, 8
 
@@ -97,7 +104,11 @@ def train(
     recipe,
     lesson or OBJECTIVES[name],
     data,
-    {"test": loop.Split(data["image"][:8], data["label"][:8], np.arange(8))},
+    {
+      "test": evaluation.Split(
+        data["image"][:8], data["label"][:8], np.arange(8)
+      )
+    },
     seeds=loop.Seeds(1, 2, 3),
     mesh=parallel.data_mesh(jax.devices()[:num_devices]),
     init_from=init_from,

@@ -7,6 +7,7 @@ A config file is a Python file with `get_config(args="")` that changes
 
 from kfkd_jax.config.grid import Axis, parse_grid
 from kfkd_jax.config.keys import default_config
+from kfkd_jax.config.pairs import TEACHERS
 from kfkd_jax.config.protocols import PROTOCOLS, set_protocol
 from kfkd_jax.config.reading import (
   changed,
@@ -17,7 +18,7 @@ from kfkd_jax.config.reading import (
   subset,
   to_json,
 )
-from kfkd_jax.config.rules import TEACHERS, validate
+from kfkd_jax.config.rules import validate
 from kfkd_jax.config.tree import ConfigError, names
 
 __all__ = [

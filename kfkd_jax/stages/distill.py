@@ -18,7 +18,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import files, history, losses, metrics, parallel
 from kfkd_jax.data import Stored
 from kfkd_jax.stages import experiment, fuse, networks
-from kfkd_jax.training import loop, objective, step
+from kfkd_jax.training import evaluation, objective, step
 
 LESSON_KEYS = (
   "distill.targets",
@@ -229,7 +229,7 @@ def _member_outputs(config, stacked, images, *, features) -> Iterator[Any]:
   task = experiment.load_task(config)
   mesh = parallel.data_mesh()
   recipe = experiment.make_recipe(config, task)
-  predictor = loop.Predictor(recipe, mesh, features=features)
+  predictor = evaluation.Predictor(recipe, mesh, features=features)
   resident = predictor.put(images)
   for member in range(len(jax.tree.leaves(stacked)[0])):
     variables = history.take_checkpoints(stacked, member)

@@ -23,7 +23,7 @@ from kfkd_jax import models, optim, parallel
 from kfkd_jax.data import augment, splits
 from kfkd_jax.data.stream import RandomViews
 from kfkd_jax.models import pretrained
-from kfkd_jax.training import loop
+from kfkd_jax.training import evaluation, loop
 from kfkd_jax.training.step import Views
 
 TEACHER = "teacher"
@@ -68,7 +68,7 @@ class Task(NamedTuple):
   ledger: splits.NoiseLedger
   statistics: tuple[np.ndarray, np.ndarray]
   transition: np.ndarray | None
-  splits: dict[str, loop.Split]
+  splits: dict[str, evaluation.Split]
   folds: tuple[Fold, ...]
   rest: np.ndarray | data_lib.Stored
 
@@ -122,7 +122,7 @@ def _load_task(config_json: str) -> Task:
     statistics=_statistics(parts["train"].images),
     transition=transition,
     splits={
-      name: loop.Split(part.images, part.labels, part.ids)
+      name: evaluation.Split(part.images, part.labels, part.ids)
       for name, part in parts.items()
     },
     folds=_folds(config, parts),
@@ -427,7 +427,7 @@ def make_random_views(config: ml_collections.ConfigDict) -> RandomViews:
 
 def predicted_splits(
   config: ml_collections.ConfigDict, task: Task
-) -> dict[str, loop.Split]:
+) -> dict[str, evaluation.Split]:
   """What a run predicts at each epoch's end."""
   skip = () if config.predictions.train else ("train",)
   return {k: v for k, v in task.splits.items() if k not in skip}

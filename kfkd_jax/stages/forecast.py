@@ -11,7 +11,7 @@ from etils import epath
 
 from kfkd_jax import checkpoints, predictions
 from kfkd_jax.stages import experiment
-from kfkd_jax.training import loop, objective
+from kfkd_jax.training import evaluation, loop, objective
 from kfkd_jax.training.state import init_state
 
 _CERTAIN = 0.9  # a forecast is right within a tenth
@@ -46,7 +46,7 @@ def forecast(
   recipe: loop.Recipe,
   lesson: objective.Objective,
   task: experiment.Task,
-  splits: dict[str, loop.Split],
+  splits: dict[str, evaluation.Split],
 ) -> Forecast:
   """What a whole run of the recipe takes.
 

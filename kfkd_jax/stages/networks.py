@@ -22,7 +22,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import experiment, forecast
 from kfkd_jax.stages.progress import Progress
-from kfkd_jax.training import loop, objective
+from kfkd_jax.training import evaluation, loop, objective
 from kfkd_jax.training.profiling import StepTrace
 
 TRAINING_KEYS = (
@@ -170,8 +170,8 @@ def train(
   splits = experiment.predicted_splits(config, task)
   expected = forecast.forecast(recipe, lesson.objective, task, splits)
   room = parallel.on_main(forecast.check, run, expected)
-  if plan.keep_history and parallel.is_main_process():
-    print(room)
+  if plan.keep_history:
+    parallel.say(room)
   seeds = experiment.seeds_for(config, plan.member)
   alike = lesson.objective.frozen_spec == parallel.REPLICATED
   ensemble = 1 if alike else config.runtime.ensemble_axis
@@ -246,7 +246,7 @@ def store(
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()
   variables = parallel.replicate(variables, mesh)
-  predictor = loop.Predictor(recipe, mesh)
+  predictor = evaluation.Predictor(recipe, mesh)
   for split, part in experiment.predicted_splits(config, task).items():
     probs = predictor(variables, predictor.put(part.images))
 

@@ -7,7 +7,7 @@ and differ by the recipe and the objective.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,13 +18,13 @@ from etils import epath
 
 from kfkd_jax import checkpoints, files, parallel
 from kfkd_jax.data import order, stream
-from kfkd_jax.data.stored import Stored
-from kfkd_jax.history import with_room
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import clock as clock_lib
+from kfkd_jax.training import evaluation as evaluation_lib
 from kfkd_jax.training import memory, retention
 from kfkd_jax.training import step as step_lib
 from kfkd_jax.training.clock import Clock
+from kfkd_jax.training.evaluation import Split
 from kfkd_jax.training.feed import Feed
 from kfkd_jax.training.objective import Objective
 from kfkd_jax.training.state import TrainState, init_state, put
@@ -80,20 +80,6 @@ class Seeds(NamedTuple):
   augment: int
 
 
-class Split(NamedTuple):
-  """Examples to predict at the end of every epoch.
-
-  Attributes:
-    images: `u8[N, H, W, Ch]`, in memory or on disk.
-    labels: `i32[N]` what to score the predictions against.
-    ids: `[N]` positions in the data set's split.
-  """
-
-  images: np.ndarray | Stored
-  labels: np.ndarray
-  ids: np.ndarray
-
-
 class Trained(NamedTuple):
   """A finished network, as NumPy arrays.
 
@@ -125,10 +111,6 @@ class EpochReport(NamedTuple):
 # `(finished ticks, stores of the splits) -> arrays [N, ...]` of the training
 # set, the same names and shapes each time.
 Review = Callable[[int, dict[str, PredictionStore]], dict[str, np.ndarray]]
-
-
-class DivergedError(FloatingPointError):
-  """The numbers are no longer finite; says at which epoch and step."""
 
 
 class Position(NamedTuple):
@@ -212,7 +194,7 @@ def train(
       frozen = parallel.shard(frozen, mesh, objective.frozen_spec)
     resident = feed.resident
     run_tick = _make_tick(recipe, objective, clock, seeds, mesh, wrap_step)
-    evaluation = _Evaluation(recipe, clock, splits, stores, mesh)
+    evaluation = evaluation_lib.Evaluation(recipe, clock, splits, stores, mesh)
     wanted = clock.kept_until(at.finished)
     evaluation.recall(history, wanted, at.state.variables)
 
@@ -229,7 +211,9 @@ def train(
       if probs is None:
         _save(history, resume, at, clock, mesh)
         epoch = clock.start(tick) // clock.steps_per_epoch + 1
-        _say(f"{run.name}: stopped in epoch {epoch}; run again to continue")
+        parallel.say(
+          f"{run.name}: stopped in epoch {epoch}; run again to continue"
+        )
         raise Terminated
       keep = tick in clock.kept
       metrics = _fit_metrics(at.fit, objective)
@@ -244,76 +228,6 @@ def train(
       observe(EpochReport(clock.epochs(tick), recipe.epochs, metrics, rate))
 
   return parallel.to_host(Trained(at.state.variables, at.state.average))
-
-
-class Predictor:
-  """Probabilities, or features, for any number of examples on all devices."""
-
-  def __init__(
-    self, recipe: Recipe, mesh: jax.sharding.Mesh, *, features: bool = False
-  ):
-    self._mesh = mesh
-    self._batch = recipe.evaluation_batch
-    if features:
-      step = step_lib.make_feature_step(recipe.module, recipe.views)
-    else:
-      apply_fn = step_lib.eval_apply(recipe.module)
-      step = step_lib.make_predict_step(apply_fn, recipe.views)
-    self._predict = parallel.pmapped(
-      step,
-      mesh,
-      in_specs=(parallel.REPLICATED, parallel.REPLICATED, parallel.SHARDED),
-      out_specs=parallel.SHARDED,
-    )
-
-  def put(self, images: np.ndarray | Stored) -> jax.Array | Stored:
-    """Images on the devices, for repeated prediction; on disk they stay."""
-    if isinstance(images, Stored):
-      return images
-    return parallel.replicate(images, self._mesh)
-
-  def __call__(self, variables: Any, images: jax.Array | Stored) -> np.ndarray:
-    """What `variables` say of `images` from `put`, `f32[N, K]` or `[N, F]`."""
-    size = min(images.shape[0], self._batch)
-    # One of several processes must not do otherwise than the others.
-    least = size if jax.process_count() > 1 else 1
-    return with_room(
-      lambda rows: self._by_batches(variables, images, rows),
-      size,
-      least=max(least, self._mesh.shape[parallel.DATA_AXIS]),
-      smaller=self._shrink,
-    )
-
-  def _shrink(self, size: int) -> None:
-    _say(
-      f"no room on the device to predict {self._batch} examples at once; going "
-      f"on with predictions.batch_size={size}"
-    )
-    self._batch = size
-
-  def _by_batches(self, variables, images, wanted: int) -> np.ndarray:
-    count = images.shape[0]
-    size = parallel.round_up(wanted, self._mesh)
-    index, _ = order.padded_batches(count, size)
-    resident = {} if isinstance(images, Stored) else {"image": images}
-    parts = []
-    for rows in self._rows(images, index):
-      parts.append(parallel.to_host(self._predict(variables, resident, rows)))
-    return np.concatenate(parts)[:count]  # padding is at the end
-
-  def _rows(
-    self, images: jax.Array | Stored, index: np.ndarray
-  ) -> Iterator[dict[str, jax.Array]]:
-    """What each batch is made from; of stored images, this process's own."""
-    if not isinstance(images, Stored):
-      for rows in index:
-        yield parallel.shard({"index": rows}, self._mesh)
-      return
-    size = index.shape[1]
-    own = index[:, parallel.own_rows(size, self._mesh)]
-    with stream.ahead(stream.FixedBatches(images, own)) as batches:
-      for batch in batches:
-        yield {"image": parallel.shard_own(batch, self._mesh, count=size)}
 
 
 def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
@@ -416,17 +330,17 @@ def _resumed(run, state, clock: Clock, history, resume, stores) -> Position:
     try:
       at = _unpacked(resume.restore(number, template), clock)
     except checkpoints.DamagedCheckpointError as error:
-      _say(f"{error}; going back to an older one")
+      parallel.say(f"{error}; going back to an older one")
       continue
     wanted = clock.kept_until(at.finished)
     missing = parallel.on_main(_missing, history, stores, wanted)
     if not missing:
       break
-    _say(f"{history.path} lacks {missing}; going back to before them")
+    parallel.say(f"{history.path} lacks {missing}; going back to before them")
   else:
     at, number = start, 0
     if history.steps():
-      _say(f"{run.name}: nothing to continue from, starting again")
+      parallel.say(f"{run.name}: nothing to continue from, starting again")
   history.restart(at.finished)
   resume.delete_after(number)
   done = clock.epochs(at.finished) if at.finished else 0
@@ -439,11 +353,6 @@ def _truncate_metrics(run: epath.Path, done: float) -> None:
   if path.exists():
     rows = files.read_json_lines(path)
     files.write_json_lines(path, [r for r in rows if r["epoch"] <= done])
-
-
-def _say(line: str) -> None:
-  if parallel.is_main_process():
-    print(line)
 
 
 _FIT_COLUMNS = len(step_lib.StepMetrics._fields)
@@ -495,108 +404,15 @@ def _truncate(stores: dict[str, PredictionStore], finished: int) -> None:
     store.truncate(finished)
 
 
-_JUDGE = "select"  # whose examples say what a checkpoint remembers
-
-
-class _Evaluation:
-  """Predicts the splits after each epoch, stores and scores them."""
-
-  def __init__(self, recipe, clock, splits, stores, mesh):
-    self._splits = splits
-    self._stores = stores
-    self._mesh = mesh
-    self._predictor = Predictor(recipe, mesh)
-    self._images = {k: self._predictor.put(s.images) for k, s in splits.items()}
-    self._right = {
-      name: retention.RightBits(len(s.labels), len(clock.kept))
-      for name, s in splits.items()
-    }
-
-  def recall(self, history, epochs: list[int], template: Any) -> None:
-    """Reads what was stored; what is lost is predicted again."""
-    for name, images in self._images.items():
-      for epoch in parallel.on_main(self._lost, name, epochs):
-        variables = history.restore(epoch, template)
-        variables = parallel.replicate(variables, self._mesh)
-        probs = self._predictor(variables, images)
-        parallel.on_main(self._write, name, epoch, probs)
-      for epoch in epochs:
-        parallel.on_main(self._read, name, epoch)
-        if name == _JUDGE:
-          self.retain(history, epoch)
-
-  def retain(self, history, epoch: int) -> None:
-    """Lets the history drop what remembers least; `epoch` came last."""
-    if _JUDGE in self._right:
-      history.retain(epoch, self._right[_JUDGE])
-
-  def _lost(self, name: str, epochs: list[int]) -> list[int]:
-    """The epochs whose stored predictions cannot be read."""
-    lost = []
-    for epoch in epochs:
-      try:
-        self._stores[name].read(epoch)
-      except (FileNotFoundError, ValueError) as error:
-        print(f"{error}; predicting again with history/{epoch}")
-        lost.append(epoch)
-    return lost
-
-  def _write(self, name: str, epoch: int, probs: np.ndarray) -> None:
-    self._stores[name].write(epoch, probs)
-
-  def _read(self, name: str, epoch: int) -> None:
-    labels = self._splits[name].labels
-    found = self._stores[name].read(epoch)
-    self._right[name].add(found.argmax(-1) == labels)
-
-  def __call__(self, variables: Any, stop: Termination):
-    """Probabilities by split, None if asked to stop meanwhile."""
-    found = {}
-    for name, images in self._images.items():
-      found[name] = self._predictor(variables, images)
-      if stop.requested():
-        return None
-    return found
-
-  def score(
-    self, epoch: int, probs: dict[str, np.ndarray], *, keep: bool
-  ) -> dict[str, float]:
-    """Scores of each split; with `keep`, into the store."""
-    return parallel.on_main(self._score, epoch, probs, keep)
-
-  def _score(self, epoch, probs, keep) -> dict[str, float]:
-    for name, found in probs.items():
-      if not np.isfinite(found).all():
-        raise DivergedError(
-          f"{self._stores[name].path}: after epoch {epoch} some probabilities "
-          f"are not finite; {_REMEDY}"
-        )
-    scores: dict[str, float] = {}
-    for name, found in probs.items():
-      labels = self._splits[name].labels
-      scores |= _scores(name, found, labels, self._right[name])
-      if keep:
-        self._stores[name].write(epoch, found)
-        # As a resumed run will read them.
-        found = found.astype(self._stores[name].dtype)
-        self._right[name].add(found.argmax(-1) == labels)
-    return scores
-
-
-_REMEDY = (
-  "earlier epochs are kept; lower the learning rate or clip the gradients"
-)
-
-
 def _check_finite(run, clock: Clock, at: Position) -> None:
   broken = np.flatnonzero(step_lib.StepMetrics(*at.fit.T).broken)
   if len(broken):
     epoch, place = divmod(
       clock.start(at.finished + 1) + int(broken[0]), clock.steps_per_epoch
     )
-    raise DivergedError(
+    raise evaluation_lib.DivergedError(
       f"{run}: the loss or the network is not finite after epoch {epoch + 1}, "
-      f"step {place + 1} of {clock.steps_per_epoch}; {_REMEDY}"
+      f"step {place + 1} of {clock.steps_per_epoch}; {evaluation_lib.REMEDY}"
     )
 
 
@@ -609,21 +425,6 @@ def _fit_metrics(fit: np.ndarray, objective: Objective) -> dict[str, float]:
   if objective.gate is not None:
     metrics["fit/gate"] = total.gated / total.count
   return metrics
-
-
-def _scores(name, probs, labels, right) -> dict[str, float]:
-  """Accuracy, NLL and, given earlier epochs, the largest forget fraction."""
-  hits = probs.argmax(-1) == labels
-  chosen = np.take_along_axis(probs, labels[:, None], 1)
-  nll = -np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
-  scores = {
-    f"{name}/accuracy": float(hits.mean()),
-    f"{name}/nll": float(nll.mean()),
-  }
-  if len(right):
-    most = right.remembered(hits).max()
-    scores[f"{name}/max_forget"] = float(most) / len(labels)
-  return scores
 
 
 def _append_metrics(run, epoch, metrics) -> None:

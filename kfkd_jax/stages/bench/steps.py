@@ -21,7 +21,7 @@ from kfkd_jax import history, models, parallel
 from kfkd_jax.data import Stored, augment, order
 from kfkd_jax.stages import experiment
 from kfkd_jax.stages.bench import measure
-from kfkd_jax.training import loop, objective, step
+from kfkd_jax.training import evaluation, loop, objective, step
 from kfkd_jax.training.state import init_state, put
 
 
@@ -337,7 +337,7 @@ def measure_stage(config_json: str) -> list[dict[str, Any]]:
 _PAUSE = 0.5  # seconds in which the last save ends
 
 
-def make_bare_passes(at: Setting, splits: dict[str, loop.Split]):
+def make_bare_passes(at: Setting, splits: dict[str, evaluation.Split]):
   """Builds a call that predicts every split once, with no store."""
   logits_of = step.eval_apply(at.recipe.module)
   apply_fn = jax.jit(

@@ -20,7 +20,7 @@ from kfkd_jax.stages.methods.ensemble import (
   watching_cost,
 )
 from kfkd_jax.stages.methods.history import select_accuracy
-from kfkd_jax.training import loop
+from kfkd_jax.training import evaluation
 
 Variables = dict[str, Any]
 
@@ -114,7 +114,7 @@ def _scorer(config, renew) -> Callable[[Variables], float]:
   fold = task.folds[0]
   labels = experiment.selection_labels(config, task, fold)
   mesh = parallel.data_mesh()
-  predictor = loop.Predictor(experiment.make_recipe(config, task), mesh)
+  predictor = evaluation.Predictor(experiment.make_recipe(config, task), mesh)
   selecting = stored.take(
     task.splits[fold.select_split].images, fold.select_rows
   )

@@ -13,7 +13,7 @@ from kfkd_jax import calibration, history, losses, parallel
 from kfkd_jax.data import Stored, augment, order
 from kfkd_jax.stages import experiment, networks
 from kfkd_jax.stages.methods.ensemble import Ensemble, Source, predict
-from kfkd_jax.training import loop
+from kfkd_jax.training import evaluation
 
 
 def with_temperature(
@@ -45,7 +45,7 @@ def with_views(
   """
   task = experiment.load_task(config)
   mesh = parallel.data_mesh()
-  predictor = loop.Predictor(experiment.make_recipe(config, task), mesh)
+  predictor = evaluation.Predictor(experiment.make_recipe(config, task), mesh)
   images = task.splits["test"].images
   views = [
     predictor.put(images if v == 0 else _view(config, images, v))
