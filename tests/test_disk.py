@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import re
-import resource
 import subprocess
 import sys
 
@@ -32,17 +31,26 @@ ARGUMENTS = [
 TEXTS = ("diagnosis.json", "fusion.json", "results.jsonl", "manifest.json")
 
 
-def run(workdir, limit=None):
-  def prepare():
-    if limit is not None:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+# Sets the limit after the fork, which threads of this process forbid to use.
+LIMITED = """
+import resource, sys
+limit = int(sys.argv.pop(1))
+if limit:
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+from kfkd_jax import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
+
+def run(workdir, limit=None):
   unwanted = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
   environment = {k: v for k, v in os.environ.items() if k not in unwanted}
   return subprocess.run(
-    [sys.executable, "-m", "kfkd_jax.cli", *ARGUMENTS, f"--workdir={workdir}"],
+    [
+      *(sys.executable, "-c", LIMITED, str(limit or 0)),
+      *(*ARGUMENTS, f"--workdir={workdir}"),
+    ],
     env=environment,
-    preexec_fn=prepare,
     capture_output=True,
     text=True,
     timeout=300,

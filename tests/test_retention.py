@@ -269,8 +269,9 @@ def test_every_method_uses_only_what_is_kept(tmp_path):
   weights = np.zeros(8, np.float32)
   weights[kept] = 1 / 4
   stacked, used = networks.read_members(config, workdir, weights)
+  images = experiment.load_task(config).images
   np.testing.assert_allclose(
-    distill.teacher_probs(config, stacked, used),
+    distill.teacher_probs(config, stacked, used, images),
     fusion.fuse(networks.predictions(workdir, "teacher", "train"), weights),
     atol=1e-6,
   )
