@@ -366,7 +366,7 @@ def test_command_line_in_any_order(model, tmp_path, monkeypatch, capsys, order):
     (["predict", "a.png"], "predict needs --model"),
     (["predict", "--model=x.jaxexp", "a.png"], "there is no such file"),
     (["predict", "--model=x", "a.png"], "run `kfkd export` first"),
-    (["run", "a.png"], "argument 'a.png' is unknown; only predict and report"),
+    (["run", "a.png"], "argument 'a.png' is unknown; only predict"),
     (["run", "--model=x"], "--model goes with predict, not with 'run'"),
     (["fuse", "--output=x.npz"], "--output goes with predict"),
   ],
