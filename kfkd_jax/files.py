@@ -108,8 +108,12 @@ def read_json_lines(path: epath.Path) -> list[dict]:
 
 def write_npz(path: epath.Path, **arrays: np.ndarray) -> None:
   """An uncompressed `.npz`; the zip format's checksums guard every array."""
+  for name, array in arrays.items():
+    # NumPy before 2.1 would store its argument `allow_pickle` as an array.
+    if np.asarray(array).dtype.hasobject:
+      raise ValueError(f"{name} holds objects, which only a pickle could store")
   buffer = io.BytesIO()
-  np.savez(buffer, allow_pickle=False, **arrays)
+  np.savez(buffer, **arrays)  # type: ignore[arg-type]
   write_bytes(path, buffer.getvalue())
 
 

@@ -74,3 +74,11 @@ def test_digest_depends_on_content_not_on_key_order():
   assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1})
   assert files.digest({"a": 1}) != files.digest({"a": 2})
   assert files.digest(b"a") != files.digest(b"b")
+
+
+def test_an_archive_holds_its_arrays_and_nothing_else(tmp_path):
+  path = epath.Path(tmp_path) / "a.npz"
+  files.write_npz(path, x=np.arange(3), y=np.array("text"))
+  assert sorted(files.read_npz(path)) == ["x", "y"]
+  with pytest.raises(ValueError, match="z holds objects"):
+    files.write_npz(path, z=np.array([{}], object))
