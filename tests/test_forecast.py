@@ -46,6 +46,12 @@ def train(config, run):
   )
 
 
+def near(size):
+  """Within a tenth; a small checkpoint is mostly half-filled blocks, in number
+  other with every version of Orbax and number of devices."""
+  return pytest.approx(size, rel=0.1, abs=60_000)
+
+
 @pytest.mark.parametrize(
   "changes",
   [
@@ -66,8 +72,8 @@ def test_forecast_is_right_within_a_tenth(tmp_path, changes):
     ("resume", expected.resume),
     ("predictions", expected.predictions),
   ):
-    assert forecast.used(run / folder) == pytest.approx(size, rel=0.1), folder
-  assert forecast.used(run) == pytest.approx(expected.total, rel=0.1)
+    assert forecast.used(run / folder) == near(size), folder
+  assert forecast.used(run) == near(expected.total)
 
 
 @pytest.fixture
