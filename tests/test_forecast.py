@@ -46,10 +46,10 @@ def train(config, run):
   )
 
 
-def near(size):
+def near(size, folders=1):
   """Within a tenth; a small checkpoint is mostly half-filled blocks, in number
   other with every version of Orbax and number of devices."""
-  return pytest.approx(size, rel=0.1, abs=60_000)
+  return pytest.approx(size, rel=0.1, abs=60_000 * folders)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_forecast_is_right_within_a_tenth(tmp_path, changes):
     ("predictions", expected.predictions),
   ):
     assert forecast.used(run / folder) == near(size), folder
-  assert forecast.used(run) == near(expected.total)
+  assert forecast.used(run) == near(expected.total, folders=3)
 
 
 @pytest.fixture
