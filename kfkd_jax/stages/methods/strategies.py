@@ -233,6 +233,25 @@ def propagated(
 
 _BESIDE = ("teacher", "label_weight")
 
+
+def _of_two_terms(
+  name: str, make: Callable[..., objective.Objective]
+) -> Method:
+  """A loss of two terms, whose weights are the key `<name>_weights`."""
+  key = f"{name}_weights"
+  return _taught(
+    name,
+    (*_BESIDE, "temperature", key),
+    _with_probs(
+      lambda c: make(
+        label_weight=c.strategy.label_weight,
+        weights=c.strategy[key],
+        temperature=c.strategy.temperature,
+      )
+    ),
+  )
+
+
 TAUGHT: dict[str, Method] = {
   "sckd": _taught(
     "sckd",
@@ -246,28 +265,8 @@ TAUGHT: dict[str, Method] = {
       )
     ),
   ),
-  "dkd": _taught(
-    "dkd",
-    (*_BESIDE, "temperature", "dkd_weights"),
-    _with_probs(
-      lambda c: taught.decoupled(
-        label_weight=c.strategy.label_weight,
-        weights=c.strategy.dkd_weights,
-        temperature=c.strategy.temperature,
-      )
-    ),
-  ),
-  "dist": _taught(
-    "dist",
-    (*_BESIDE, "temperature", "dist_weights"),
-    _with_probs(
-      lambda c: taught.correlated(
-        label_weight=c.strategy.label_weight,
-        weights=c.strategy.dist_weights,
-        temperature=c.strategy.temperature,
-      )
-    ),
-  ),
+  "dkd": _of_two_terms("dkd", taught.decoupled),
+  "dist": _of_two_terms("dist", taught.correlated),
   "standardized_kd": _taught(
     "standardized_kd",
     (*_BESIDE, "standardized_weight"),
