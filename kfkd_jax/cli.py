@@ -93,9 +93,9 @@ def _lost(what: str) -> int:
 def _leave(code: int, why: str, line: str = "") -> None:
   """Ends the process here and now, if it is one of several."""
   if "jax" in sys.modules:
-    from kfkd_jax import parallel
+    from kfkd_jax import processes
 
-    parallel.leave(code, why, line)
+    processes.leave(code, why, line)
 
 
 @contextlib.contextmanager
@@ -288,6 +288,7 @@ def _dispatch(options, overrides) -> int:
   from etils import epath
 
   from kfkd_jax import config as config_lib
+  from kfkd_jax import processes
 
   if options.stage == "report" and options.inputs:
     from kfkd_jax.stages import overview
@@ -308,31 +309,30 @@ def _dispatch(options, overrides) -> int:
   _connect(options.multihost)
   with _exit_on_sigterm():  # again: connecting takes the signal
     code, line = _work(options, config, workdir)
-  from kfkd_jax import parallel
 
-  if line and parallel.is_main_process():
+  if line and processes.is_main_process():
     print(line)
   return code
 
 
 def _work(options, config, workdir) -> tuple[int, str]:
   """Does what was asked for; returns the exit code and what to print."""
-  from kfkd_jax import parallel
+  from kfkd_jax import processes
 
   if options.predictions is not None:
-    return 0, parallel.on_main(_foreign, options, config)
+    return 0, processes.on_main(_foreign, options, config)
   _set_up_jax(config)
-  from kfkd_jax import stages
+  from kfkd_jax import processes, stages
 
   if options.stage == "bench":
     from kfkd_jax.stages import bench
 
-    return 0, parallel.on_main(bench.run, config, workdir)
+    return 0, processes.on_main(bench.run, config, workdir)
   if options.stage == "predict":
     from kfkd_jax.stages import predict
 
     output = options.output or "probs.npz"
-    return 0, parallel.on_main(
+    return 0, processes.on_main(
       predict.run, options.model, options.inputs, output, workdir
     )
   if options.stage in ("sweep", "study"):
@@ -340,7 +340,7 @@ def _work(options, config, workdir) -> tuple[int, str]:
   if options.stage == "sanity":
     from kfkd_jax.stages import sanity
 
-    table, passed = parallel.on_main(sanity.run, config, workdir)
+    table, passed = processes.on_main(sanity.run, config, workdir)
     return 0 if passed else _FAILED, table
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage)
@@ -427,11 +427,11 @@ def _connect(multihost: str | None) -> None:
     return
   import jax
 
-  from kfkd_jax import parallel
+  from kfkd_jax import processes
 
   if jax.distributed.is_initialized():  # by whoever called `main`
     return
-  parallel.connect(*_parse_multihost(multihost), lost=_lost)
+  processes.connect(*_parse_multihost(multihost), lost=_lost)
 
 
 def _parse_multihost(text: str) -> tuple:

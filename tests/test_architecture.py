@@ -28,6 +28,7 @@ ROOMS = (
   "lock",
   "models",
   "data",
+  "processes",
   "parallel",
   "optim",
   "checkpoints",

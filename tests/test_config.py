@@ -432,7 +432,7 @@ def test_working_directory_continues_with_its_own_config(tmp_path):
     data__dir="None",
     augment__flip="True",
   )
-  saved.write_text(config_lib.to_json(config))
+  saved.write_text(config_lib.sealed(config))
   assert config_lib.read(None, saved=saved) == config
   changed = config_lib.read(None, [("train.epochs", "9")], saved=saved)
   assert (changed.train.epochs, changed.model.width) == (9, 3)
@@ -441,13 +441,39 @@ def test_working_directory_continues_with_its_own_config(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "content",
-  ['{"train": {"epoch": 3}}', '{"train"', '{"train": {"epochs": "x"}}', "3"],
+  "content", [{"train": {"epoch": 3}}, {"train": {"epochs": "x"}}, {"train": 3}]
 )
 def test_config_json_that_does_not_fit_is_one_line(tmp_path, content):
   saved = epath.Path(tmp_path) / "config.json"
-  saved.write_text(content)
+  files.write_json(saved, {**content, "digest": files.digest(content)})
   with pytest.raises(
     config_lib.ConfigError, match=r"config\.json cannot be con"
   ):
     config_lib.read(None, saved=saved)
+
+
+@pytest.mark.parametrize(
+  ("old", "new"),
+  [
+    ('"pad": 1', '"pad": 2'),
+    ('"digest": "', '"digest": "0'),
+    ('"digest"', '"other"'),
+  ],
+)
+def test_config_json_that_was_changed_is_not_continued(tmp_path, old, new):
+  saved = epath.Path(tmp_path) / "config.json"
+  text = config_lib.sealed(configured())
+  assert old in text
+  saved.write_text(text.replace(old, new))
+  with pytest.raises(config_lib.ConfigError, match="remove it") as error:
+    config_lib.read(None, saved=saved)
+  assert str(saved) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["3", "[]", '{"train"', ""])
+def test_config_json_that_is_none_is_one_line(tmp_path, content):
+  saved = epath.Path(tmp_path) / "config.json"
+  saved.write_text(content)
+  with pytest.raises(ValueError, match=r"config\.json") as error:
+    config_lib.read(None, saved=saved)
+  assert "\n" not in str(error.value)

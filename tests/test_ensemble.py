@@ -12,6 +12,7 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import history, parallel
+from kfkd_jax.history import predicting
 from kfkd_jax.training import ensemble, evaluation, loop, objective, step
 from kfkd_jax.training.state import init_state, put
 
@@ -228,7 +229,7 @@ def test_other_errors_are_not_tried_again():
 def small_device(monkeypatch, room):
   """Devices on which chunk times rows must not be more than `room`."""
   tried = []
-  whole, fused = history._predict_stacked, history._fused_predict
+  whole, fused = predicting._predict_stacked, predicting._fused_predict
 
   def refuse(inputs, chunk):
     tried.append((chunk, len(inputs)))
@@ -242,11 +243,11 @@ def small_device(monkeypatch, room):
   def fused_predict(apply_fn, stacked, weights, inputs, chunk):
     refuse(inputs, chunk)
     with monkeypatch.context() as patch:  # it calls the other one inside
-      patch.setattr(history, "_predict_stacked", whole)
+      patch.setattr(predicting, "_predict_stacked", whole)
       return fused(apply_fn, stacked, weights, inputs, chunk)
 
-  monkeypatch.setattr(history, "_predict_stacked", predict_stacked)
-  monkeypatch.setattr(history, "_fused_predict", fused_predict)
+  monkeypatch.setattr(predicting, "_predict_stacked", predict_stacked)
+  monkeypatch.setattr(predicting, "_fused_predict", fused_predict)
   return tried
 
 
@@ -310,14 +311,14 @@ class FakeDevice:
 def test_chunks_are_as_large_as_memory_allows(monkeypatch):
   stacked, inputs = make_linear(11)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.setattr(history, "_bytes_for_one", lambda *_: (1000, 500))
+  monkeypatch.setattr(predicting, "_bytes_for_one", lambda *_: (1000, 500))
   coming = stacked["w"].nbytes
 
   def chunk(free, **options):
     devices = [FakeDevice(free)]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     options = {"batch_size": None, "impl": "auto", "chunk": None, **options}
-    return history._chunk_size(linear, stacked, inputs, **options)
+    return predicting._chunk_size(linear, stacked, inputs, **options)
 
   def room_for(count):
     return int(count * 1000 / 0.8) + coming + 501
@@ -346,7 +347,7 @@ def test_a_checkpoint_s_bytes_are_those_of_its_temporaries():
         jax.ShapeDtypeStruct((count, 4), np.float32),
       )
     )
-    return history._bytes_for_one(wide, tuple(shapes), structure)
+    return predicting._bytes_for_one(wide, tuple(shapes), structure)
 
   each, result = bytes_at(64)
   assert each >= 64 * 1000 * 4

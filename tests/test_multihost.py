@@ -50,17 +50,17 @@ RUN = (
 TALK = """
 import sys
 import numpy as np
-from kfkd_jax import parallel
+from kfkd_jax import parallel, processes
 
 address, count, number = sys.argv[-1].partition("=")[2].split(",")
 number = int(number)
-parallel.connect(address, int(count), number, lost=print)
+processes.connect(address, int(count), number, lost=print)
 mesh = parallel.data_mesh()
-assert parallel.on_main(lambda: [number, "x"]) == [0, "x"]
-nested = lambda: parallel.on_main(lambda: number)
-assert parallel.on_main(nested) == 0
-assert parallel.anywhere(number == 1) and not parallel.anywhere(False)
-arrays = parallel.arrays_from_main(
+assert processes.on_main(lambda: [number, "x"]) == [0, "x"]
+nested = lambda: processes.on_main(lambda: number)
+assert processes.on_main(nested) == 0
+assert processes.anywhere(number == 1) and not processes.anywhere(False)
+arrays = processes.arrays_from_main(
   lambda: {"b": np.arange(5) > number + 1, "a": np.full((2, 3), number, "f4")}
 )
 assert arrays["b"].dtype == bool and arrays["b"].tolist() == [0, 0, 1, 1, 1]
@@ -73,14 +73,14 @@ agreed = parallel.Agreement(mesh)
 print([agreed(number == 1 and call >= 3) for call in range(24)].index(True))
 for error in (ValueError("broken"), OSError("full"), FloatingPointError("nan")):
   try:
-    parallel.on_main(lambda: exec("raise error", {"error": error}))
+    processes.on_main(lambda: exec("raise error", {"error": error}))
   except type(error) as told:
     print(told)
 try:
-  parallel.on_main(sys.exit, 143)
+  processes.on_main(sys.exit, 143)
 except SystemExit as leaving:
   print(leaving.code)
-parallel.leave(5, "done", "the end")
+processes.leave(5, "done", "the end")
 """
 RUNS = ("teacher", "teacher_ema", "kf_kd", "kf_soup", "kf_kd_ema")
 

@@ -57,15 +57,15 @@ def make_run(
     "splits": {"test": {"accuracy": share, "forget": share[::-1]}},
   }
   files.write_json(path / "diagnosis.json", diagnosis)
+  settings = {
+    "seed": 0,
+    "data": {"name": data, "dir": None},
+    "train": {"epochs": epochs},
+    "selection": {"source": "test" if folds > 1 else "train"},
+    **config,
+  }
   files.write_json(
-    path / "config.json",
-    {
-      "seed": 0,
-      "data": {"name": data, "dir": None},
-      "train": {"epochs": epochs},
-      "selection": {"source": "test" if folds > 1 else "train"},
-      **config,
-    },
+    path / "config.json", {**settings, "digest": files.digest(settings)}
   )
   return str(path)
 

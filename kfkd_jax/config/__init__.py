@@ -15,6 +15,8 @@ from kfkd_jax.config.reading import (
   override,
   parse_arguments,
   read,
+  read_sealed,
+  sealed,
   subset,
   to_json,
 )
@@ -34,6 +36,8 @@ __all__ = [
   "parse_arguments",
   "parse_grid",
   "read",
+  "read_sealed",
+  "sealed",
   "set_protocol",
   "subset",
   "to_json",

@@ -17,6 +17,8 @@ from kfkd_jax.config import rules, tree
 from kfkd_jax.config.keys import default_config
 from kfkd_jax.config.tree import ConfigError
 
+_DIGEST = "digest"
+
 
 def parse_arguments(text: str, **defaults: Any) -> ml_collections.ConfigDict:
   """A config file's string argument, `"noise=pair,rate=0.4,runlocal"`.
@@ -54,8 +56,6 @@ def load_config(spec: str | None) -> ml_collections.ConfigDict:
   try:
     module_spec.loader.exec_module(module)
     config = module.get_config(arguments)
-  except ConfigError:
-    raise
   except Exception as error:
     raise ConfigError(
       f"--config: {path} failed: {type(error).__name__}: {error}"
@@ -131,11 +131,30 @@ def to_json(config: ml_collections.ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=1, default=list) + "\n"
 
 
+def sealed(config: ml_collections.ConfigDict) -> str:
+  """`to_json` with a digest of the values, for a file to be continued from."""
+  content = {**config.to_dict(), _DIGEST: files.digest(config.to_dict())}
+  return json.dumps(content, indent=1, default=list) + "\n"
+
+
+def read_sealed(path: epath.Path) -> dict[str, Any]:
+  """The sections of a file that `sealed` wrote."""
+  content = files.read_json(path)
+  found = content.pop(_DIGEST, None) if isinstance(content, dict) else None
+  if found != files.digest(content):
+    raise ConfigError(
+      f"{path} is not as it was written, by accident or by hand; remove it and "
+      "run again with the --config that it had, or name a --config now (keys "
+      "change by --config.KEY=VALUE)"
+    )
+  return content
+
+
 def _from_json(path: epath.Path) -> ml_collections.ConfigDict:
-  """The config that `to_json` wrote; keys that are new since keep defaults."""
-  config = default_config()
+  """The config that `sealed` wrote; keys that are new since keep defaults."""
+  config, content = default_config(), read_sealed(path)
   try:
-    saved = ml_collections.ConfigDict(files.read_json(path))
+    saved = ml_collections.ConfigDict(content)
     _set(config, {key: tree.get(saved, key) for key in tree.names(saved)})
   except (ValueError, TypeError, AttributeError) as error:
     raise ConfigError(

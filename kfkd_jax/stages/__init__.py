@@ -17,7 +17,7 @@ from etils import epath
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, lock, parallel
+from kfkd_jax import files, lock, processes
 from kfkd_jax.stages import (
   compare,
   diagnose,
@@ -190,7 +190,7 @@ def held(workdir: epath.Path) -> Iterator[None]:
       stack.enter_context(lock.held(workdir))
       return path.read_text() if path.exists() else ""  # none in a bucket
 
-    holder = parallel.on_main(take)
+    holder = processes.on_main(take)
     _check_shared(path, holder)
     yield
 
@@ -206,7 +206,7 @@ def _check_shared(path: epath.Path, content: str) -> None:
 
   # Together every second: processes that wait for others longer may give up.
   for _ in range(_SHARED_SECONDS):
-    if not parallel.anywhere(is_missing()):
+    if not processes.anywhere(is_missing()):
       return
     time.sleep(1)
   raise ValueError(
@@ -217,13 +217,13 @@ def _check_shared(path: epath.Path, content: str) -> None:
 
 def _run_stage(config, workdir, name, say) -> bool:
   stage = _KNOWN[name]
-  if not parallel.on_main(_begin, config, workdir, name, say):
+  if not processes.on_main(_begin, config, workdir, name, say):
     return False
   if stage.alone:
-    result = parallel.on_main(stage.run, config, workdir)
+    result = processes.on_main(stage.run, config, workdir)
   else:
     result = stage.run(config, workdir)
-  parallel.on_main(_end, config, workdir, name, result, say)
+  processes.on_main(_end, config, workdir, name, result, say)
   return True
 
 
@@ -285,7 +285,7 @@ def run(
 
 
 def _write_config(config, workdir) -> None:
-  path, content = workdir / "config.json", config_lib.to_json(config)
+  path, content = workdir / "config.json", config_lib.sealed(config)
   if _seal(path) != files.digest(content.encode()):
     files.write_text(path, content)
 

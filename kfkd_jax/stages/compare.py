@@ -16,7 +16,7 @@ from etils import epath
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, metrics, parallel
+from kfkd_jax import files, metrics, processes
 from kfkd_jax.stages import experiment, methods, networks
 from kfkd_jax.stages.methods import variants
 
@@ -74,7 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
       networks.train(config, workdir, plan)
     method.make(config, workdir)
   views = _views(config, workdir)
-  return parallel.on_main(_compare, config, workdir, views)
+  return processes.on_main(_compare, config, workdir, views)
 
 
 def _compare(config, workdir, views) -> str:
@@ -207,7 +207,7 @@ def _views(config, workdir) -> Views:
       workdir,
       [methods.Source(run, np.asarray(w, np.float32)) for run, w in sources],
     )
-    for number, method, sources in parallel.on_main(_to_view, config, workdir)
+    for number, method, sources in processes.on_main(_to_view, config, workdir)
   }
 
 

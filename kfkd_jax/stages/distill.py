@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, history, losses, metrics, parallel
+from kfkd_jax import files, history, losses, metrics, parallel, processes
 from kfkd_jax.data import Stored
 from kfkd_jax.stages import experiment, fuse, networks
 from kfkd_jax.training import evaluation, objective, step
@@ -49,7 +49,7 @@ def students(
     name = student_name(teacher, number)
     yield name
     if config.distill.rounds_stop != "none":
-      score = parallel.on_main(_score, config, workdir, name)
+      score = processes.on_main(_score, config, workdir, name)
       if score <= best:
         return
       best = score
@@ -85,7 +85,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     for name in students(config, workdir, teacher):
       plan = _plan(config, workdir, name, teacher, before)
       networks.train(config, workdir, plan)
-      accuracy = parallel.on_main(_accuracy, workdir, name)
+      accuracy = processes.on_main(_accuracy, workdir, name)
       accuracies.append(f"{name} {accuracy:.3f}")
       before = name
   return f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"

@@ -29,7 +29,7 @@ from flax import traverse_util
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, fusion, history, models, parallel
+from kfkd_jax import files, fusion, history, models, processes
 from kfkd_jax.data import splits
 from kfkd_jax.method_names import method_name
 from kfkd_jax.stages import (
@@ -75,7 +75,7 @@ PredictFn = Callable[[jax.Array], Any]
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `export/`; returns what is in it and how exact it is."""
   found = [read(config, workdir, method) for method in methods(config)]
-  return parallel.on_main(_export, config, workdir, found)
+  return processes.on_main(_export, config, workdir, found)
 
 
 def _export(config, workdir, found: Sequence[Model]) -> str:
@@ -122,7 +122,7 @@ def read(
   config: ml_collections.ConfigDict, workdir: epath.Path, method: str
 ) -> Model:
   """The networks behind a method and their weights, from the disk."""
-  content = parallel.on_main(files.read_json, workdir / "fusion.json")
+  content = processes.on_main(files.read_json, workdir / "fusion.json")
   epochs = content["epochs"]
   run_name = experiment.TEACHER
   if method in config_lib.TEACHERS:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
-from kfkd_jax import files, fusion, parallel
+from kfkd_jax import files, fusion, processes
 from kfkd_jax.predictions import Subset
 from kfkd_jax.stages import experiment, networks
 
@@ -87,7 +87,7 @@ def over_all(
 
 def weights_of(workdir: epath.Path, method: str, fold: int = 0) -> np.ndarray:
   """`f32[C]` weights that the fuse stage chose."""
-  content = parallel.on_main(files.read_json, workdir / "fusion.json")
+  content = processes.on_main(files.read_json, workdir / "fusion.json")
   weights = content["folds"][fold]["methods"][method]["weights"]
   return np.asarray(weights, np.float32)
 

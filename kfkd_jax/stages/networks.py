@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from kfkd_jax import checkpoints, files, models, parallel
+from kfkd_jax import checkpoints, files, models, parallel, processes
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import experiment, forecast
@@ -107,7 +107,7 @@ def run_names(config: ml_collections.ConfigDict, name: str) -> list[str]:
 def origin(workdir: epath.Path, name: str) -> str:
   """What stands for all that the run `name` was trained from."""
   note = run_path(workdir, name) / "inputs.json"
-  return parallel.on_main(files.read_json, note)["digest"]
+  return processes.on_main(files.read_json, note)["digest"]
 
 
 def contents(run: epath.Path) -> list[str]:
@@ -149,9 +149,9 @@ def train(
     "keep_history": plan.keep_history,
     **plan.inputs,
   }
-  parallel.on_main(_prepare, run, inputs)
+  processes.on_main(_prepare, run, inputs)
   folders = [run_path(workdir, n) for n in run_names(config, plan.name)]
-  if parallel.on_main(lambda: all(map(is_whole, folders))):
+  if processes.on_main(lambda: all(map(is_whole, folders))):
     return
   task = experiment.load_task(config)
   lesson = plan.lesson()
@@ -169,9 +169,9 @@ def train(
   recipe = recipe._replace(module=plan.module(recipe.module))
   splits = experiment.predicted_splits(config, task)
   expected = forecast.forecast(recipe, lesson.objective, task, splits)
-  room = parallel.on_main(forecast.check, run, expected)
+  room = processes.on_main(forecast.check, run, expected)
   if plan.keep_history:
-    parallel.say(room)
+    processes.say(room)
   seeds = experiment.seeds_for(config, plan.member)
   alike = lesson.objective.frozen_spec == parallel.REPLICATED
   ensemble = 1 if alike else config.runtime.ensemble_axis
@@ -216,7 +216,7 @@ def _prepare(run: epath.Path, inputs: dict[str, Any]) -> None:
 
 
 def _finish(run: epath.Path) -> None:
-  parallel.on_main(_note_finished, run)
+  processes.on_main(_note_finished, run)
 
 
 def _note_finished(run: epath.Path) -> None:
@@ -241,7 +241,7 @@ def store(
 ) -> None:
   """Makes a finished run of a network that was computed, not trained."""
   run = run_path(workdir, name)
-  parallel.on_main(_discard, run)
+  processes.on_main(_discard, run)
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()
@@ -259,7 +259,7 @@ def store(
         dtype=config.predictions.dtype,
       ).write(recipe.epochs, probs)
 
-    parallel.on_main(write)
+    processes.on_main(write)
   with checkpoints.Checkpoints(run / "history") as history:
     history.save(recipe.epochs, variables)
   _finish(run)
@@ -303,7 +303,7 @@ def read_members(
 
 def kept_checkpoints(workdir: epath.Path, name: str) -> np.ndarray:
   """Places in a run's stored predictions whose networks are kept, `i64[M]`."""
-  return np.asarray(parallel.on_main(_kept, workdir, name), int)
+  return np.asarray(processes.on_main(_kept, workdir, name), int)
 
 
 def _kept(workdir, name) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from kfkd_jax import files, plots
+from kfkd_jax.config import read_sealed
 from kfkd_jax.stages import page, report
 from kfkd_jax.stages.page import Drawn
 
@@ -127,7 +128,7 @@ def _read(path: epath.Path, name: str) -> Run:
     return Run(
       name=name,
       path=path,
-      config=dict(_flat(files.read_json(path / "config.json"))),
+      config=dict(_flat(read_sealed(path / "config.json"))),
       methods=methods,
       num_folds=len({row["split"] for row in rows}),
       diagnosis=diagnosis,

@@ -11,7 +11,7 @@ import ml_collections
 from etils import epath
 from rich import console, progress
 
-from kfkd_jax import files, parallel
+from kfkd_jax import files, processes
 from kfkd_jax.config import ConfigError
 from kfkd_jax.training.loop import EpochReport
 
@@ -32,7 +32,7 @@ class Progress:
   ):
     self._title = title
     self._started = time.perf_counter()
-    self._main = parallel.is_main_process()
+    self._main = processes.is_main_process()
     self._bar: progress.Progress | None = None
     self._writer = None
     if self._main and config.runtime.tensorboard:

@@ -204,7 +204,7 @@ def _agree(config, workdir, num_seeds, grid) -> tuple[Plan, Plan]:
     noted = _noted(workdir)
     if noted is None:
       wanted = noted = Plan(axes, seeds)
-      files.write_text(workdir / BASE, config_lib.to_json(config))
+      files.write_text(workdir / BASE, config_lib.sealed(config))
     else:
       _check_same_base(config, workdir, noted)
       wanted = Plan(

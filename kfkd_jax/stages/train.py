@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_collections
 from etils import epath
 
-from kfkd_jax import parallel
+from kfkd_jax import processes
 from kfkd_jax.data import splits
 from kfkd_jax.stages import experiment, networks
 
@@ -22,7 +22,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   if config.distill.inputs != "train":
     experiment.extra_images(config)  # what is missing shows before training
   ledger = workdir / "noise.npz"
-  parallel.on_main(splits.write_ledger, ledger, task.ledger)
+  processes.on_main(splits.write_ledger, ledger, task.ledger)
   plan = networks.Plan(
     experiment.TEACHER,
     lambda: networks.supervised(config),
@@ -30,7 +30,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     keep_history=True,
   )
   networks.train(config, workdir, plan)
-  return parallel.on_main(_summary, workdir, task)
+  return processes.on_main(_summary, workdir, task)
 
 
 def _summary(workdir: epath.Path, task: experiment.Task) -> str:

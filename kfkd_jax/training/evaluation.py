@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from kfkd_jax import parallel
+from kfkd_jax import parallel, processes
 from kfkd_jax.data import order, stream
 from kfkd_jax.data.stored import Stored
 from kfkd_jax.history import with_room
@@ -81,7 +81,7 @@ class Predictor:
     )
 
   def _shrink(self, size: int) -> None:
-    parallel.say(
+    processes.say(
       f"no room on the device to predict {self._batch} examples at once; going "
       f"on with predictions.batch_size={size}"
     )
@@ -132,13 +132,13 @@ class Evaluation:
   def recall(self, history, epochs: list[int], template: Any) -> None:
     """Reads what was stored; what is lost is predicted again."""
     for name, images in self._images.items():
-      for epoch in parallel.on_main(self._lost, name, epochs):
+      for epoch in processes.on_main(self._lost, name, epochs):
         variables = history.restore(epoch, template)
         variables = parallel.replicate(variables, self._mesh)
         probs = self._predictor(variables, images)
-        parallel.on_main(self._write, name, epoch, probs)
+        processes.on_main(self._write, name, epoch, probs)
       for epoch in epochs:
-        parallel.on_main(self._read, name, epoch)
+        processes.on_main(self._read, name, epoch)
         if name == _JUDGE:
           self.retain(history, epoch)
 
@@ -179,7 +179,7 @@ class Evaluation:
     self, epoch: int, probs: dict[str, np.ndarray], *, keep: bool
   ) -> dict[str, float]:
     """Scores of each split; with `keep`, into the store."""
-    return parallel.on_main(self._score, epoch, probs, keep)
+    return processes.on_main(self._score, epoch, probs, keep)
 
   def _score(self, epoch, probs, keep) -> dict[str, float]:
     for name, found in probs.items():

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from kfkd_jax import checkpoints, files, parallel
+from kfkd_jax import checkpoints, files, parallel, processes
 from kfkd_jax.data import order, stream
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.training import clock as clock_lib
@@ -181,12 +181,12 @@ def train(
     _make_feed(training_set, recipe, clock, seeds, mesh) as feed,
   ):
     stores: dict[str, PredictionStore] = {}  # on the main process alone
-    parallel.on_main(_open_stores, stores, run, splits, recipe)
+    processes.on_main(_open_stores, stores, run, splits, recipe)
     start = _initial_state(
       recipe, objective, seeds, training_set, init_from, mesh
     )
     at = _resumed(run, start, clock, history, resume, stores)
-    parallel.on_main(_truncate, stores, at.finished)
+    processes.on_main(_truncate, stores, at.finished)
     at = at._replace(state=put(at.state, mesh))
     if objective.frozen_spec == parallel.REPLICATED:
       frozen = parallel.replicate(frozen, mesh)
@@ -200,7 +200,7 @@ def train(
 
     while at.finished < len(clock.ends):
       if review is not None:
-        learnt = parallel.arrays_from_main(review, at.finished, stores)
+        learnt = processes.arrays_from_main(review, at.finished, stores)
         resident = {**resident, **parallel.replicate(learnt, mesh)}
       at, rate = run_tick(at, frozen, resident, feed, stop)
       tick = at.finished + 1
@@ -211,7 +211,7 @@ def train(
       if probs is None:
         _save(history, resume, at, clock, mesh)
         epoch = clock.start(tick) // clock.steps_per_epoch + 1
-        parallel.say(
+        processes.say(
           f"{run.name}: stopped in epoch {epoch}; run again to continue"
         )
         raise Terminated
@@ -330,21 +330,21 @@ def _resumed(run, state, clock: Clock, history, resume, stores) -> Position:
     try:
       at = _unpacked(resume.restore(number, template), clock)
     except checkpoints.DamagedCheckpointError as error:
-      parallel.say(f"{error}; going back to an older one")
+      processes.say(f"{error}; going back to an older one")
       continue
     wanted = clock.kept_until(at.finished)
-    missing = parallel.on_main(_missing, history, stores, wanted)
+    missing = processes.on_main(_missing, history, stores, wanted)
     if not missing:
       break
-    parallel.say(f"{history.path} lacks {missing}; going back to before them")
+    processes.say(f"{history.path} lacks {missing}; going back to before them")
   else:
     at, number = start, 0
     if history.steps():
-      parallel.say(f"{run.name}: nothing to continue from, starting again")
+      processes.say(f"{run.name}: nothing to continue from, starting again")
   history.restart(at.finished)
   resume.delete_after(number)
   done = clock.epochs(at.finished) if at.finished else 0
-  parallel.on_main(_truncate_metrics, run, done)
+  processes.on_main(_truncate_metrics, run, done)
   return at
 
 
@@ -429,7 +429,7 @@ def _fit_metrics(fit: np.ndarray, objective: Objective) -> dict[str, float]:
 
 def _append_metrics(run, epoch, metrics) -> None:
   row = {"epoch": epoch, **metrics}
-  parallel.on_main(files.append_json_line, run / "metrics.jsonl", row)
+  processes.on_main(files.append_json_line, run / "metrics.jsonl", row)
 
 
 def _check_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from kfkd_jax import checkpoints, files, parallel
+from kfkd_jax import checkpoints, files, processes
 
 
 class RightBits:
@@ -71,7 +71,7 @@ class History:
     # Deleting comes after noting it, so that what is missing without a note
     # was lost. A run that continues from before may still count what is gone.
     self._note = run / "dropped.json"
-    self._dropped = set(parallel.on_main(self._read_note))
+    self._dropped = set(processes.on_main(self._read_note))
 
   @property
   def path(self) -> epath.Path:
@@ -90,7 +90,7 @@ class History:
 
   def retain(self, epoch: int, right: RightBits) -> None:
     """Counts in a saved epoch, the newest of `right`; drops one too many."""
-    self._delete(parallel.on_main(self._choose, epoch, right))
+    self._delete(processes.on_main(self._choose, epoch, right))
 
   def _choose(self, epoch: int, right: RightBits) -> list[int]:
     """What to drop, noted; what is counted only the main process knows."""
@@ -127,7 +127,7 @@ class History:
 
   def restart(self, epoch: int) -> None:
     """Forgets whatever came after `epoch`, also what was dropped."""
-    dropped = parallel.on_main(self._forget, epoch)
+    dropped = processes.on_main(self._forget, epoch)
     self._checkpoints.delete_after(epoch)
     self._delete(dropped)  # killed before it could
 

@@ -8,7 +8,7 @@ from types import FrameType
 
 import jax
 
-from kfkd_jax import parallel
+from kfkd_jax import parallel, processes
 
 EXIT_CODE = 143  # 128 + SIGTERM, as a shell reports it
 
@@ -48,7 +48,7 @@ class Termination:
 
   def requested(self) -> bool:
     """Whether to end now."""
-    return parallel.anywhere(self._noted)
+    return processes.anywhere(self._noted)
 
   def requested_before(self) -> bool:
     """Whether to end, for every step: does not wait for other processes."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kfkd_jax import checkpoints, parallel
+from kfkd_jax import checkpoints, parallel, processes
 from kfkd_jax.stages import experiment, networks
 from kfkd_jax.stages.methods import soups
 from kfkd_jax.stages.methods.ensemble import Ensemble, Method, Source, of_runs
@@ -46,7 +46,7 @@ def _num_kept(workdir, run: str) -> int:
 
 
 def _kept(workdir, run: str) -> list[int]:
-  return parallel.on_main(
+  return processes.on_main(
     lambda: networks.predictions(workdir, run, "test").epochs
   )
 

@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from kfkd_jax import averaging, fusion, parallel
+from kfkd_jax import averaging, fusion, parallel, processes
 from kfkd_jax.data import order, stored
 from kfkd_jax.stages import experiment, fuse, networks
 from kfkd_jax.stages.methods.ensemble import (
@@ -93,7 +93,7 @@ def _make_uniform(config, workdir) -> None:
 def _make_greedy(config, workdir) -> None:
   """From the `fuse.max_members` checkpoints best on the selecting points."""
   accuracy = np.asarray(
-    parallel.on_main(lambda: select_accuracy(config, workdir, 0).tolist())
+    processes.on_main(lambda: select_accuracy(config, workdir, 0).tolist())
   )
   best = np.argsort(accuracy, kind="stable")[-config.fuse.max_members :]
   kept = networks.kept_checkpoints(workdir, experiment.TEACHER)

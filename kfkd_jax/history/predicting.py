@@ -1,18 +1,19 @@
-"""Prediction with the checkpoints of one training run, stacked leaf by leaf.
-
-`apply_fn(variables, inputs) -> logits[N, K]` is any pure function. Pass the
-same function object every time: what is compiled is kept per function. Letters:
-C checkpoints, N examples, K classes.
-"""
+"""Predictions of stacked checkpoints, all, or fused as they come."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax import numpy as jnp
 from jax.typing import ArrayLike
+
+from kfkd_jax.history.stacking import (
+  leading_size,
+  num_checkpoints,
+  take_checkpoints,
+)
 
 ApplyFn = Callable[[Any, Any], jax.Array]
 T = TypeVar("T")
@@ -22,103 +23,6 @@ _IMPLS = ("auto", "vmap", "map", "loop")
 # what else the memory is for.
 _TRACED_CHUNK = 4
 _USED_SHARE = 0.8  # of the free memory: estimates are of temporaries alone
-
-
-def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
-  """Stacks checkpoints of one structure along a new leading axis C.
-
-  Args:
-    checkpoints: C pytrees, in time order.
-
-  Returns:
-    The pytree with leaves [C, ...]; NumPy leaves stay on the host, in NumPy.
-
-  >>> stack_checkpoints([{"w": np.zeros(2)}, {"w": np.ones(2)}])["w"].tolist()
-  [[0.0, 0.0], [1.0, 1.0]]
-  """
-  if not isinstance(checkpoints, Sequence):
-    raise ValueError(
-      f"checkpoints must be a list of pytrees, one each; got one "
-      f"{type(checkpoints).__name__}."
-    )
-  if not checkpoints:
-    raise ValueError("checkpoints must hold at least one; got none.")
-  first = _leaves(checkpoints[0])
-  structure: Any = jax.tree.structure(checkpoints[0])
-  for index, checkpoint in enumerate(checkpoints):
-    _check_same_leaves(first, _leaves(checkpoint), index)
-    if jax.tree.structure(checkpoint) != structure:
-      raise ValueError(
-        f"checkpoints must be built of the same containers; checkpoint {index} "
-        f"is {jax.tree.structure(checkpoint)}, checkpoint 0 is {structure}."
-      )
-
-  def stack(*leaves):
-    on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
-    return np.stack(leaves) if on_host else jnp.stack(leaves)
-
-  return jax.tree.map(stack, *checkpoints)
-
-
-def take_checkpoints(
-  stacked: Any, indices: int | Sequence[int] | np.ndarray
-) -> Any:
-  """Returns some checkpoints of a stack, or one of them.
-
-  Args:
-    stacked: pytree with leaves [C, ...].
-    indices: int[M]; or one int for a pytree without the leading axis. Negative
-      ones count from the end.
-
-  Returns:
-    The pytree with leaves [M, ...], or [...] for one int.
-  """
-  size = num_checkpoints(stacked)
-  indices = np.asarray(indices, int)
-  if ((indices < -size) | (indices >= size)).any():
-    raise ValueError(
-      f"indices must lie in {-size}..{size - 1}; got {indices.tolist()}."
-    )
-  return jax.tree.map(lambda leaf: leaf[indices], stacked)
-
-
-def unstack_checkpoints(stacked: Any) -> list[Any]:
-  """Returns the C checkpoints of a stack as a list.
-
-  Args:
-    stacked: pytree with leaves [C, ...].
-  """
-  return [take_checkpoints(stacked, c) for c in range(num_checkpoints(stacked))]
-
-
-def pad_members(
-  stacked: Any, weights: ArrayLike, multiple: int
-) -> tuple[Any, np.ndarray]:
-  """Fills a weighted stack up with copies of its last member, of weight 0.
-
-  Args:
-    stacked: pytree with leaves [M, ...].
-    weights: [M].
-    multiple: what the new M is a multiple of.
-
-  Returns:
-    The new stack and weights.
-  """
-  size = num_checkpoints(stacked)
-  missing = -size % multiple
-  if not missing:
-    return stacked, np.asarray(weights)
-  places = np.minimum(np.arange(size + missing), size - 1)
-  return take_checkpoints(stacked, places), np.pad(weights, (0, missing))
-
-
-def num_checkpoints(stacked: Any) -> int:
-  """Returns C, after checking that every leaf has it as its leading axis.
-
-  Args:
-    stacked: pytree with leaves [C, ...].
-  """
-  return _leading_size("stacked", stacked)
 
 
 def predict(
@@ -287,7 +191,7 @@ def _members(stacked: Any, weights: ArrayLike) -> tuple[Any, jax.Array]:
 def _probs(apply_fn: ApplyFn, variables: Any, inputs: Any) -> jax.Array:
   """Returns softmax(logits), f32[N, K]."""
   logits = apply_fn(variables, inputs)
-  size = _leading_size("inputs", inputs)
+  size = leading_size("inputs", inputs)
   shape: tuple[int, ...] = getattr(logits, "shape", ())
   if len(shape) != 2 or shape[0] != size:
     raise ValueError(
@@ -363,7 +267,7 @@ def _chunk_size(
     return min(chunk, size)
   if _is_traced((stacked, inputs)):
     return min(_TRACED_CHUNK, size)
-  count = min(batch_size or np.inf, _leading_size("inputs", inputs))
+  count = min(batch_size or np.inf, leading_size("inputs", inputs))
   return _fitting_chunk(apply_fn, stacked, inputs, int(count))
 
 
@@ -427,7 +331,7 @@ def _in_batches(
     batch_size: None for all inputs at once.
     chunk: to begin with.
   """
-  size = _leading_size("inputs", inputs)
+  size = leading_size("inputs", inputs)
   if batch_size is not None and (batch_size < 1 or size == 0):
     raise ValueError(
       f"batch_size and the number of inputs must be at least 1; got "
@@ -450,7 +354,7 @@ def _collected(
   predict_batch: Callable[[Any], jax.Array], inputs: Any, batch_size: int
 ) -> np.ndarray:
   """Predicts [..., N, K] batch by batch into host memory."""
-  size = _leading_size("inputs", inputs)
+  size = leading_size("inputs", inputs)
   result = np.empty(0)
   for start in range(0, size, batch_size):
     # The last example fills the last batch up: every batch has one shape.
@@ -462,47 +366,3 @@ def _collected(
     kept = min(batch_size, size - start)
     result[..., start : start + kept, :] = probs[..., :kept, :]
   return result
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-  """Returns {leaf path: leaf}."""
-  leaves, _ = jax.tree.flatten_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in leaves
-  }
-
-
-def _check_same_leaves(
-  first: dict[str, Any], other: dict[str, Any], index: int
-) -> None:
-  for path in sorted(first.keys() | other.keys()):
-    described = [_describe(leaves, path) for leaves in (first, other)]
-    if described[0] != described[1]:
-      raise ValueError(
-        f"checkpoints must agree in every leaf; {path!r} {described[0]} in "
-        f"checkpoint 0 and {described[1]} in checkpoint {index}."
-      )
-
-
-def _describe(leaves: dict[str, Any], path: str) -> str:
-  if path not in leaves:
-    return "is missing"
-  leaf = leaves[path]
-  dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-  return f"has shape {np.shape(leaf)} and dtype {dtype}"
-
-
-def _leading_size(name: str, tree: Any) -> int:
-  """Returns the leading size that all leaves share."""
-  shapes = {path: np.shape(leaf) for path, leaf in _leaves(tree).items()}
-  if not shapes:
-    raise ValueError(f"{name} has no leaves.")
-  first_path, first = next(iter(shapes.items()))
-  for path, shape in shapes.items():
-    if not shape or shape[0] != first[0]:
-      raise ValueError(
-        f"{name} must have one leading size in all leaves; {first_path!r} has "
-        f"shape {first} and {path!r} has {shape}."
-      )
-  return first[0]

@@ -1,0 +1,32 @@
+"""Stacked checkpoints of one training run, and prediction with them.
+
+`apply_fn(variables, inputs) -> logits[N, K]` is any pure function. Pass the
+same function object every time: what is compiled is kept per function. Letters:
+C checkpoints, N examples, K classes.
+"""
+
+from kfkd_jax.history.predicting import (
+  fused_predict,
+  predict,
+  predict_checkpoints,
+  with_room,
+)
+from kfkd_jax.history.stacking import (
+  num_checkpoints,
+  pad_members,
+  stack_checkpoints,
+  take_checkpoints,
+  unstack_checkpoints,
+)
+
+__all__ = [
+  "fused_predict",
+  "num_checkpoints",
+  "pad_members",
+  "predict",
+  "predict_checkpoints",
+  "stack_checkpoints",
+  "take_checkpoints",
+  "unstack_checkpoints",
+  "with_room",
+]

@@ -1,0 +1,153 @@
+"""Checkpoints of one training run as one pytree, stacked leaf by leaf.
+
+C checkpoints are leaves `[C, ...]`, in time order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.typing import ArrayLike
+
+
+def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
+  """Stacks checkpoints of one structure along a new leading axis C.
+
+  Args:
+    checkpoints: C pytrees, in time order.
+
+  Returns:
+    The pytree with leaves [C, ...]; NumPy leaves stay on the host, in NumPy.
+
+  >>> stack_checkpoints([{"w": np.zeros(2)}, {"w": np.ones(2)}])["w"].tolist()
+  [[0.0, 0.0], [1.0, 1.0]]
+  """
+  if not isinstance(checkpoints, Sequence):
+    raise ValueError(
+      f"checkpoints must be a list of pytrees, one each; got one "
+      f"{type(checkpoints).__name__}."
+    )
+  if not checkpoints:
+    raise ValueError("checkpoints must hold at least one; got none.")
+  first = _leaves(checkpoints[0])
+  structure: Any = jax.tree.structure(checkpoints[0])
+  for index, checkpoint in enumerate(checkpoints):
+    _check_same_leaves(first, _leaves(checkpoint), index)
+    if jax.tree.structure(checkpoint) != structure:
+      raise ValueError(
+        f"checkpoints must be built of the same containers; checkpoint {index} "
+        f"is {jax.tree.structure(checkpoint)}, checkpoint 0 is {structure}."
+      )
+
+  def stack(*leaves):
+    on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    return np.stack(leaves) if on_host else jnp.stack(leaves)
+
+  return jax.tree.map(stack, *checkpoints)
+
+
+def take_checkpoints(
+  stacked: Any, indices: int | Sequence[int] | np.ndarray
+) -> Any:
+  """Returns some checkpoints of a stack, or one of them.
+
+  Args:
+    stacked: pytree with leaves [C, ...].
+    indices: int[M]; or one int for a pytree without the leading axis. Negative
+      ones count from the end.
+
+  Returns:
+    The pytree with leaves [M, ...], or [...] for one int.
+  """
+  size = num_checkpoints(stacked)
+  indices = np.asarray(indices, int)
+  if ((indices < -size) | (indices >= size)).any():
+    raise ValueError(
+      f"indices must lie in {-size}..{size - 1}; got {indices.tolist()}."
+    )
+  return jax.tree.map(lambda leaf: leaf[indices], stacked)
+
+
+def unstack_checkpoints(stacked: Any) -> list[Any]:
+  """Returns the C checkpoints of a stack as a list.
+
+  Args:
+    stacked: pytree with leaves [C, ...].
+  """
+  return [take_checkpoints(stacked, c) for c in range(num_checkpoints(stacked))]
+
+
+def pad_members(
+  stacked: Any, weights: ArrayLike, multiple: int
+) -> tuple[Any, np.ndarray]:
+  """Fills a weighted stack up with copies of its last member, of weight 0.
+
+  Args:
+    stacked: pytree with leaves [M, ...].
+    weights: [M].
+    multiple: what the new M is a multiple of.
+
+  Returns:
+    The new stack and weights.
+  """
+  size = num_checkpoints(stacked)
+  missing = -size % multiple
+  if not missing:
+    return stacked, np.asarray(weights)
+  places = np.minimum(np.arange(size + missing), size - 1)
+  return take_checkpoints(stacked, places), np.pad(weights, (0, missing))
+
+
+def num_checkpoints(stacked: Any) -> int:
+  """Returns C, after checking that every leaf has it as its leading axis.
+
+  Args:
+    stacked: pytree with leaves [C, ...].
+  """
+  return leading_size("stacked", stacked)
+
+
+def leading_size(name: str, tree: Any) -> int:
+  """Returns the leading size that all leaves share."""
+  shapes = {path: np.shape(leaf) for path, leaf in _leaves(tree).items()}
+  if not shapes:
+    raise ValueError(f"{name} has no leaves.")
+  first_path, first = next(iter(shapes.items()))
+  for path, shape in shapes.items():
+    if not shape or shape[0] != first[0]:
+      raise ValueError(
+        f"{name} must have one leading size in all leaves; {first_path!r} has "
+        f"shape {first} and {path!r} has {shape}."
+      )
+  return first[0]
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  """Returns {leaf path: leaf}."""
+  leaves, _ = jax.tree.flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+    for path, leaf in leaves
+  }
+
+
+def _check_same_leaves(
+  first: dict[str, Any], other: dict[str, Any], index: int
+) -> None:
+  for path in sorted(first.keys() | other.keys()):
+    described = [_describe(leaves, path) for leaves in (first, other)]
+    if described[0] != described[1]:
+      raise ValueError(
+        f"checkpoints must agree in every leaf; {path!r} {described[0]} in "
+        f"checkpoint 0 and {described[1]} in checkpoint {index}."
+      )
+
+
+def _describe(leaves: dict[str, Any], path: str) -> str:
+  if path not in leaves:
+    return "is missing"
+  leaf = leaves[path]
+  dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+  return f"has shape {np.shape(leaf)} and dtype {dtype}"
