@@ -46,10 +46,10 @@ def train(config, run):
   )
 
 
-def near(size, folders=1):
-  """Within a tenth; a small checkpoint is mostly half-filled blocks, in number
-  other with every version of Orbax and number of devices."""
-  return pytest.approx(size, rel=0.1, abs=60_000 * folders)
+def near(size, checkpoints):
+  """Within a tenth, and what Orbax leaves to chance: into how many files, of
+  at least a block each, it gathers the leaves depends on who comes first."""
+  return pytest.approx(size, rel=0.1, abs=50_000 * checkpoints)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,14 @@ def test_forecast_is_right_within_a_tenth(tmp_path, changes):
   config, run = config_of(**changes), epath.Path(tmp_path) / "teacher"
   expected = forecast_of(config)
   train(config, run)
-  for folder, size in (
-    ("history", expected.num_checkpoints * expected.checkpoint),
-    ("resume", expected.resume),
-    ("predictions", expected.predictions),
+  kept = expected.num_checkpoints
+  for folder, size, checkpoints in (
+    ("history", kept * expected.checkpoint, kept),
+    ("resume", expected.resume, 2),
+    ("predictions", expected.predictions, 0),
   ):
-    assert forecast.used(run / folder) == near(size), folder
-  assert forecast.used(run) == near(expected.total, folders=3)
+    assert forecast.used(run / folder) == near(size, checkpoints), folder
+  assert forecast.used(run) == near(expected.total, kept + 2)
 
 
 @pytest.fixture

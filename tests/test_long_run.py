@@ -77,11 +77,12 @@ def test_epochs_without_checkpoints_cost_the_same_forever(tmp_path):
 
 
 def test_a_checkpoint_every_epoch(tmp_path):
-  """Orbax and TensorStore themselves hold on to some 30 kB a saved tree."""
+  """Half of the growth, 6 kB an epoch, is a leak of TensorStore 0.1.86: its
+  `Spec.to_json` keeps 200 to 600 bytes a call, and Orbax calls it for every
+  leaf."""
   memory, seconds, opened = train(tmp_path)
   assert_no_growth(seconds, opened)
-  held = (memory[-1] - memory[SETTLED]) / (EPOCHS - SETTLED)
-  assert held < 60_000
+  assert memory[-1] < 1.06 * memory[SETTLED]
   before = num_open_files()
   store = PredictionStore(epath.Path(tmp_path) / "predictions" / "select")
   assert len(store) == EPOCHS

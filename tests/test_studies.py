@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from kfkd_jax import cli
+from kfkd_jax import cli, files
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import studies, sweep
@@ -118,6 +118,34 @@ def test_what_a_student_keeps():
   assert np.isnan(none["recovered"])
 
 
+def test_online_fusion_beside_plain_training(tmp_path):
+  """Two points are forgotten for good by the one, one by the other."""
+  labels = np.array([0, 1, 2, 0])
+  right, end = [0, 1, 2, 0], [1, 1, 2, 0]
+  store_of(
+    tmp_path / "runs/online_fusion/predictions/test", [right, end], labels
+  )
+  test = {"accuracy": [1.0, 0.5], "max_forget": 0.5}
+  files.write_json(tmp_path / "diagnosis.json", {"splits": {"test": test}})
+  files.write_json_lines(
+    tmp_path / "results.jsonl",
+    [
+      {"method": "final", "accuracy": 0.5, "gain": 0.0},
+      {"method": "online_fusion", "accuracy": 0.75, "gain": 0.25},
+    ],
+  )
+  config = config_lib.default_config()
+  assert measures.online(config, epath.Path(tmp_path)) == [
+    {
+      "accuracy": 0.5,
+      "online_accuracy": 0.75,
+      "gain": 0.25,
+      "max_forget": 0.5,
+      "online_max_forget": 0.25,
+    }
+  ]
+
+
 def test_gains_of_a_cell_are_means_over_folds():
   test = {"max_forget_checkpoint": 1, "max_forget": 0.3, "null": [0.1, 0.2]}
   rows = [
@@ -159,7 +187,7 @@ def test_every_study_is_a_valid_sweep_of_what_it_draws(name):
   config = config_lib.read(None, study.changes)
   axes = [axis.key for axis in config_lib.parse_grid(study.grid, config)]
   assert study.x in (*axes, *study.by)
-  assert not study.line or study.line in study.by
+  assert not study.line or study.line in (*axes, *study.by)
   assert study.question.endswith("?")
   # Whoever shares cells shares their configuration and axes.
   for other in studies.STUDIES.values():

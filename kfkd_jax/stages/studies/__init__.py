@@ -35,8 +35,9 @@ class Study(NamedTuple):
     measure: rows of a finished cell.
     x: the key of the horizontal axis: of the grid or of the measure's rows.
     figures: by name, the values that are drawn.
-    line: the key that tells lines of a figure apart; "" for none. Whatever else
-      tells rows apart makes figures of their own.
+    line: the key that tells lines of a figure apart, of the grid or of the
+      measure's rows; "" for none. Whatever else tells rows apart makes figures
+      of their own.
     by: keys of the measure's rows that are no numbers to average.
     log: whether the horizontal axis is logarithmic.
   """
@@ -65,6 +66,13 @@ _DESCENT = (
   ("optim.weight_decay", "0"),
   ("train.epochs", "120"),
 )
+# Labels of a third of the points; about the rest only a teacher can tell.
+_UNLABELLED = (
+  *_CHEAP,
+  ("data.num_train", "300"),
+  ("distill.teachers", "kf"),
+)
+_ONLINE = (*_NO_STUDENTS, ("compare.methods", "online_fusion"))
 _KINDS = "noise.kind=pair,symmetric"
 _HEAVY = (_KINDS, "noise.rate=0.4")
 _FORGOTTEN = ("max_forget", "null_forget")
@@ -128,6 +136,25 @@ STUDIES: dict[str, Study] = {
     },
     line="student", by=("student",),
   ),
+  "inputs": Study(
+    "Should a student see more images, and whole opinions or only top classes?",
+    "inputs", _UNLABELLED,
+    (
+      "data.name=digits,synthetic", "distill.hard=False,True",
+      "distill.inputs=train,extra", "model.width=4,8,16,32",
+    ),
+    measures.gains, "model.width", {"gains": ("kf", "kf_kd")},
+    line="distill.inputs", log=True,
+  ),
+  "online": Study(
+    "Does a run that learns from its own fused past forget less?",
+    "online", _ONLINE, (_KINDS, "train.epochs=60,90"),
+    measures.online, "train.epochs",
+    {
+      "forgetting": ("max_forget", "online_max_forget"),
+      "accuracy": ("accuracy", "online_accuracy"),
+    },
+  ),
 }  # fmt: skip
 
 
@@ -145,6 +172,8 @@ _VALUE_NAMES = {
   "agreement": "agreement with the teacher",
   "teacher_gain": "gain of the teacher",
   "student_gain": "gain of the student",
+  "online_accuracy": "accuracy, online fusion",
+  "online_max_forget": "largest Fₑ, online fusion",
   "final_ece": "calibration error, final",
   "teacher_ece": "calibration error, teacher",
   "student_ece": "calibration error, student",

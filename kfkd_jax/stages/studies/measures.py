@@ -15,12 +15,14 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
-from kfkd_jax import files, fusion, metrics
+from kfkd_jax import files, forgetting, fusion, metrics
 from kfkd_jax.config import changed
 from kfkd_jax.predictions import PredictionStore, Subset
 from kfkd_jax.stages import distill, experiment, fuse, networks
+from kfkd_jax.stages.methods import online as online_fusion
 
 Row = dict[str, Any]
+
 
 RETENTION = (1.0, 0.5, 0.25, 0.1, 0.05)  # shares of the checkpoints
 WINDOWS = (0, 1, 2, 4, 8)
@@ -72,6 +74,27 @@ def epochs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
       "memorised": float("nan") if memorised[c] is None else memorised[c],
     }
     for c, epoch in enumerate(diagnosis["epochs"])
+  ]
+
+
+def online(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
+  """One row: plain training beside online fusion."""
+  del config
+  rows = files.read_json_lines(workdir / "results.jsonl")
+  plain = files.read_json(workdir / "diagnosis.json")["splits"]["test"]
+  store = networks.predictions(workdir, online_fusion.NAME, "test")
+  forgotten = forgetting.forget_fractions(
+    forgetting.correctness(store, store.labels)
+  )
+  (of_run,) = [row for row in rows if row["method"] == online_fusion.NAME]
+  return [
+    {
+      "accuracy": plain["accuracy"][-1],
+      "online_accuracy": of_run["accuracy"],
+      "gain": of_run["gain"],
+      "max_forget": plain["max_forget"],
+      "online_max_forget": float(np.max(forgotten)),
+    }
   ]
 
 
