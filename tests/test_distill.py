@@ -6,8 +6,8 @@ from etils import epath
 from test_pipeline import tiny_config
 
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, metrics, stages
-from kfkd_jax.stages import distill, experiment, methods, networks
+from kfkd_jax import files, metrics, parallel, stages
+from kfkd_jax.stages import distill, experiment, fuse, methods, networks
 
 
 def config_of(**changes):
@@ -155,3 +155,31 @@ def test_students_of_extra_images_train_to_the_end(workdir, targets):
   rows = files.read_json_lines(workdir / "results.jsonl")
   (cost,) = [row["train_cost"] for row in rows if row["method"] == "kf_kd"]
   assert cost > 1237 / 120
+
+
+def test_teachers_over_an_axis_of_devices_teach_the_same(tmp_path, monkeypatch):
+  """Three members over 1, 2 and 4 devices, filled up where they do not fit."""
+  tmp_path = epath.Path(tmp_path)
+  weights = np.array([0.5, 0.3, 0.2], np.float32)
+  monkeypatch.setattr(fuse, "weights_of", lambda workdir, name: weights)
+  students, meshes, of = [], [], parallel.data_mesh
+
+  def data_mesh(*args, **options):
+    meshes.append(of(*args, **options).shape)
+    return of(*args, **options)
+
+  monkeypatch.setattr(parallel, "data_mesh", data_mesh)
+  for axis in ("1", "2", "4"):
+    config = config_of(
+      distill__targets="live", distill__rounds="1",
+      runtime__ensemble_axis=axis,
+    )  # fmt: skip
+    if axis == "1":
+      stages.run_stage(config, tmp_path, "train", say=lambda line: None)
+    meshes.clear()
+    distill.run(config, tmp_path)
+    assert {"data": 8 // int(axis), "ensemble": int(axis)} in meshes
+    students.append(last(tmp_path, "kf_kd", "test"))
+    (tmp_path / "runs" / "kf_kd").rmtree()
+  for student in students[1:]:
+    np.testing.assert_allclose(student, students[0], atol=2e-4)

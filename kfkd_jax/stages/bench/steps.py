@@ -101,11 +101,18 @@ def make_steps(
   return run
 
 
-def make_bare_steps(at: Setting, count: int) -> Callable[[], Any]:
+def make_bare_steps(
+  at: Setting, count: int, *, networks: int | None = None
+) -> Callable[[], Any]:
   """Builds a call of `count` steps as one would write them for this model.
 
   The same images, views and optimiser on one device, and nothing else: no fill
   rows, no sums, no check of the numbers.
+
+  Args:
+    at: what is trained.
+    count: steps of a call.
+    networks: so many at once, one program mapped over them; None for one.
   """
   module = at.recipe.module.clone(axis_name=None)
   optimizer, views = at.recipe.optimizer, at.recipe.views
@@ -134,16 +141,21 @@ def make_bare_steps(at: Setting, count: int) -> Callable[[], Any]:
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), stats, opt_state, loss
 
-  fn = jax.jit(bare, donate_argnums=(0, 1, 2))
   fresh = jax.tree.map(jnp.array, _fresh(at, module))
   state = (fresh.params, fresh.batch_stats, fresh.opt_state)
-  key = jax.random.key(0)
+  key, index = jax.random.key(0), at.rows["index"]
+  if networks is not None:
+    bare = jax.vmap(bare)
+    state = jax.tree.map(lambda x: jnp.stack([x] * networks), state)
+    key = jax.random.split(key, networks)
+    index = np.stack([index] * networks)
+  fn = jax.jit(bare, donate_argnums=(0, 1, 2))
 
   def run():
     nonlocal state
     in_flight = parallel.InFlight(parallel.in_flight_limit())
     for _ in range(count):
-      *state, loss = fn(*state, key, at.rows["index"])
+      *state, loss = fn(*state, key, index)
       in_flight.add(loss)
     in_flight.drain()
     return loss
@@ -176,6 +188,7 @@ def measure_steps(config_json: str) -> list[dict[str, Any]]:
         at, objective.live_distillation(apply_fn), frozen, count
       ),
       "teachers": make_teacher_passes(at, apply_fn, teachers, count),
+      "together": make_bare_steps(at, count, networks=config.bench.members),
     },
     config.bench.rounds,
   )
@@ -184,6 +197,7 @@ def measure_steps(config_json: str) -> list[dict[str, Any]]:
   ]
   rate = step_flops(at) / (measure.typical(seconds["plain"]) / count)
   members = config.bench.members
+  in_turn = [members * s for s in seconds["bare"]]
   return [
     measure.row(
       "train step",
@@ -208,6 +222,13 @@ def measure_steps(config_json: str) -> list[dict[str, Any]]:
       floor,
       count,
       limit=1.10,
+    ),
+    measure.row(
+      f"step of {members} networks in one program",
+      "their bare steps in turn",
+      seconds["together"],
+      in_turn,
+      count,
     ),
     {
       "name": "train step, share of peak",
