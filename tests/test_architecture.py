@@ -39,6 +39,7 @@ ROOMS = (
   "plots",
   "config",
   "stages",
+  "options",
   "cli",
 )
 CORE = ROOMS[: ROOMS.index("files")]

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from kfkd_jax import cli
 from kfkd_jax import config as config_lib
+from kfkd_jax import options
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -60,7 +60,7 @@ def test_every_command_that_is_shown_exists():
   shown = re.findall(r"(?:^|/)kfkd (\w+)", "\n".join(_shell(PAGES)), re.M)
   assert len(shown) >= 15
   for stage in shown:
-    assert stage in cli._STAGES
+    assert stage in options.STAGES
 
 
 def _shell(text):

@@ -178,8 +178,9 @@ def score(
 
 def table(rows: list[dict[str, Any]]) -> str:
   """The result rows for a terminal, in the order they come."""
+  wide = max(20, *(len(row["method"]) for row in rows)) + 2
   head = (
-    f"{'method':<22}{'split':<8}{'accuracy':>9}{'gain':>8}"
+    f"{'method':<{wide}}{'split':<8}{'accuracy':>9}{'gain':>8}"
     f"  {'95 % interval':<17}{'nll':>7}{'ece':>7}{'brier':>7}"
     f"{'train':>7}{'infer':>7}  chosen on"
   )
@@ -187,7 +188,7 @@ def table(rows: list[dict[str, Any]]) -> str:
   for row in rows:
     low, high = row["gain_interval"]
     lines.append(
-      f"{row['method']:<22}{row['split']:<8}{row['accuracy']:>9.3f}"
+      f"{row['method']:<{wide}}{row['split']:<8}{row['accuracy']:>9.3f}"
       f"{row['gain']:>+8.3f}  [{low:+.3f}, {high:+.3f}] {row['nll']:>7.3f}"
       f"{row['ece']:>7.3f}{row['brier']:>7.3f}{row['train_cost']:>7.2f}"
       f"{row['inference_cost']:>7}  {row['selected_on'] or '-'}"

@@ -1,0 +1,264 @@
+"""The arguments of the `kfkd` command: what there is and which go together."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+STAGES = {
+  "run": "all stages below, each only if its inputs changed",
+  "train": "train the network and keep its whole history",
+  "diagnose": "measure what it forgot (also of --predictions=FILE.npz)",
+  "fuse": "choose weights over its checkpoints (also of --predictions)",
+  "distill": "teach one network what the fused checkpoints know",
+  "compare": "score every method on the test points",
+  "report": "write the report page, or one that compares several DIRs",
+  "export": "write networks and ensembles as files to ship",
+  "predict": "predict INPUT... with an exported --model",
+  "sanity": "check on the history that fusing finds nothing in nothing",
+  "sweep": "the whole run for a grid of keys and several seeds, and tables",
+  "study": "run a NAMEd study of forgetting and fusing, and its page",
+  "bench": "measure speed and memory on this machine",
+}
+_DEFAULT_WORKDIR = "kfkd-workdir"
+_STUDIES_WORKDIR = "kfkd-studies"
+
+
+class Option(NamedTuple):
+  """An argument of some stages only.
+
+  Attributes:
+    name: with its dashes.
+    stages: it goes with.
+    help: what it is.
+    kind: how argparse reads it.
+  """
+
+  name: str
+  stages: tuple[str, ...]
+  help: str
+  kind: dict[str, Any]
+
+
+_OPTIONS = (
+  Option(
+    "--predictions",
+    ("diagnose", "fuse"),
+    "saved probabilities of your own: probs[C,N,K], labels[N] and optionally "
+    "epochs[C]",
+    {"metavar": "FILE.npz"},
+  ),
+  Option(
+    "--seeds",
+    ("sweep", "study"),
+    "how many seeds (default: those so far, or 5)",
+    {"type": int, "metavar": "S"},
+  ),
+  Option(
+    "--grid",
+    ("sweep", "study"),
+    "values of a key, each a run; several --grid multiply, and a value with "
+    "commas stands in parentheses. A study takes other values of its own axes",
+    {"action": "append", "metavar": "KEY=V1,V2,..."},
+  ),
+  Option(
+    "--against",
+    ("sweep",),
+    "whom the others are compared with (default: final)",
+    {"metavar": "METHOD"},
+  ),
+  Option(
+    "--only-table",
+    ("sweep",),
+    "run nothing, show the table of what is finished",
+    {"action": "store_const", "const": True},
+  ),
+  Option(
+    "--model",
+    ("predict",),
+    "a .jaxexp file, or a name in the working directory",
+    {"metavar": "MODEL"},
+  ),
+  Option(
+    "--output",
+    ("predict", "report"),
+    "where the probabilities go (default: probs.npz), or the folder of a page "
+    "that compares several DIRs (default: kfkd-report)",
+    {"metavar": "FILE"},
+  ),
+)
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  """The options of a command line, and the arguments that set keys.
+
+  What argparse itself refuses, an unknown stage say, ends the program.
+  """
+  options, rest = _parser().parse_known_intermixed_args(argv)
+  if options.workdir is None:
+    study = options.stage == "study"
+    options.workdir = _STUDIES_WORKDIR if study else _DEFAULT_WORKDIR
+  return options, rest
+
+
+def check(options: argparse.Namespace, rest: Sequence[str]) -> list:
+  """Refuses what does not go together.
+
+  Returns:
+    The keys that are set and their values as text, in order.
+  """
+  overrides = _overrides(rest)
+  if options.profile:
+    overrides.append(("runtime.profile", "True"))
+  _check_options(options, overrides)
+  return overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+  stages = "\n".join(f"  {name:<10}{what}" for name, what in STAGES.items())
+  parser = argparse.ArgumentParser(
+    prog="kfkd",
+    allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=(
+      "Train a classifier once, measure what it forgot on the way, fuse the\n"
+      "checkpoints that still remember, and distil the fusion into one network."
+    ),
+    epilog=(
+      "any key:  --config.KEY=VALUE, such as --config.train.epochs=30\n\n"
+      f"stages:\n{stages}\n\n"
+      "examples:\n"
+      "  kfkd run\n"
+      "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
+      "  kfkd run --config=configs/cifar.py:data=cifar100,noise=asymmetric\n"
+      "  kfkd sweep --seeds=10 --grid noise.kind=pair,symmetric\n"
+      "  kfkd study noise --seeds=3\n"
+      "  kfkd fuse --predictions=probs.npz\n"
+      "  kfkd report runs/pair runs/symmetric --output=both\n"
+      "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
+      "Every key and its default: kfkd_jax/config/keys.py"
+    ),
+  )
+  parser.add_argument(
+    "stage", choices=STAGES, metavar="STAGE", help="what to do, see below"
+  )
+  parser.add_argument(
+    "inputs",
+    nargs="*",
+    metavar="INPUT",
+    help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8; "
+    "for report: working directories or sweeps to compare on one page; for "
+    "study: its name",
+  )
+  parser.add_argument(
+    "--config",
+    metavar="FILE.py[:ARGS]",
+    help="a config file; without it, that of the working directory, or digits "
+    "with 40 %% pair label noise in a new one",
+  )
+  parser.add_argument(
+    "--workdir",
+    metavar="DIR",
+    help="where everything is kept (default: ./kfkd-workdir, for study "
+    "./kfkd-studies)",
+  )
+  for option in _OPTIONS:
+    which = " and ".join(option.stages)
+    parser.add_argument(
+      option.name, help=f"for {which}: {option.help}", **option.kind
+    )
+  parser.add_argument(
+    "--profile",
+    action="store_true",
+    help="trace a few steps of the train stage into runs/teacher/profile",
+  )
+  parser.add_argument(
+    "--multihost",
+    nargs="?",
+    const="",
+    metavar="HOST:PORT,P,I",
+    help="one of several processes that train together, started alike on every "
+    "host; needed on a TPU pod. Alone on Cloud TPU, Slurm, Kubernetes and Open "
+    "MPI; elsewhere the address of process 0, how many there are, and the "
+    "number of this one",
+  )
+  parser.add_argument(
+    "--debug", action="store_true", help="show where an error came from"
+  )
+  return parser
+
+
+def _check_options(options, overrides) -> None:
+  """Refuses arguments of another stage, and `predict` without a model."""
+  from kfkd_jax.config import ConfigError
+
+  stage = options.stage
+  if stage == "predict" and not options.model:
+    raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
+  if options.inputs and stage not in ("predict", "report", "study"):
+    raise ConfigError(
+      f"argument {options.inputs[0]!r} is unknown; only predict, report and "
+      "study take inputs"
+    )
+  if stage == "study" and len(options.inputs) != 1:
+    raise ConfigError("study needs one NAME, such as `kfkd study noise`")
+  for option in _OPTIONS:
+    value = getattr(options, option.name[2:].replace("-", "_"))
+    if stage not in option.stages and value is not None:
+      raise ConfigError(
+        f"{option.name} goes with {' and '.join(option.stages)}, not with "
+        f"{stage!r}"
+      )
+  if stage in ("sweep", "study", "bench") and options.multihost is not None:
+    raise ConfigError(
+      f"--multihost does not go with {stage}; start a sweep on every host "
+      "with the same --workdir instead, and they share its cells"
+    )
+  if stage != "report":
+    return
+  if options.output is not None and not options.inputs:
+    raise ConfigError("--output goes with report DIR..., not with report alone")
+  if options.inputs and (options.config or overrides):
+    raise ConfigError(
+      "report DIR... shows what is there and takes no --config; its own "
+      "configuration is in each directory"
+    )
+
+
+def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
+  """The `--config.key=value` arguments, in order."""
+  from kfkd_jax.config import ConfigError
+
+  found = []
+  for argument in rest:
+    key, equals, value = argument.partition("=")
+    if not key.startswith("--config.") or not equals:
+      raise ConfigError(
+        f"argument {argument!r} is unknown; keys are set by "
+        "--config.key=value, and `kfkd --help` lists the rest"
+      )
+    found.append((key.removeprefix("--config."), value))
+  return found
+
+
+def parse_multihost(text: str) -> tuple:
+  """`HOST:PORT,P,I` as `(address, P, I)`, nothing as nothing."""
+  if not text:
+    return ()
+  from kfkd_jax.config import ConfigError
+
+  address, *numbers = text.split(",")
+  _, colon, port = address.rpartition(":")
+  counts = [int(n) for n in numbers if n.isascii() and n.isdigit()]
+  if not (colon and port.isdigit() and len(counts) == len(numbers) == 2):
+    raise ConfigError(
+      f"--multihost={text} is not HOST:PORT,P,I, such as 10.0.0.2:8476,4,0 for "
+      "the first of 4 processes"
+    )
+  count, number = counts
+  if not number < count:
+    raise ConfigError(
+      f"--multihost={text}: process {number} is none of 0 to {count - 1}"
+    )
+  return address, count, number
