@@ -118,10 +118,14 @@ def test_positive_numbers_that_sum_to_more_than_1_are_no_probabilities(asarray):
 
 
 def test_values_are_not_looked_at_inside_jit():
-  jax.jit(kfkd.fuse)(LOGITS, kfkd.final_only(3))
-  jax.jit(kfkd.negative_log_likelihood)(LOGITS[0], LABELS)
-  jax.jit(kfkd.distillation)(LOGITS[0], LOGITS[1])
-  jax.jit(kfkd.correctness)(LOGITS, LABELS + 9)
+  """What is refused outside, logits say, gives numbers of the right shape."""
+  shapes = [
+    jax.jit(kfkd.fuse)(LOGITS, kfkd.final_only(3)).shape,
+    jax.jit(kfkd.negative_log_likelihood)(LOGITS[0], LABELS).shape,
+    jax.jit(kfkd.distillation)(LOGITS[0], LOGITS[1]).shape,
+    jax.jit(kfkd.correctness)(LOGITS, LABELS + 9).shape,
+  ]
+  assert shapes == [LOGITS.shape[1:], (), LABELS.shape, LOGITS.shape[:2]]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -129,8 +133,11 @@ def test_values_are_not_looked_at_inside_jit():
 def test_rounded_probabilities_are_probabilities(num_classes, dtype):
   rng = np.random.default_rng(0)
   probs = jnp.asarray(rng.dirichlet(np.full(num_classes, 0.3), (2, 100)), dtype)
-  kfkd.fuse(probs, kfkd.final_only(2))
-  kfkd.knowledge_fusion(np.asarray(probs), rng.integers(num_classes, size=100))
+  fused = kfkd.fuse(probs, kfkd.final_only(2))
+  np.testing.assert_array_equal(fused, np.asarray(probs[1], np.float32))
+  labels = rng.integers(num_classes, size=100)
+  chosen = kfkd.knowledge_fusion(np.asarray(probs), labels)
+  assert chosen.weights.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
