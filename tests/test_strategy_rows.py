@@ -9,13 +9,22 @@ from test_pipeline import tiny_config
 from kfkd_jax import fusion, losses, models, parallel, stages
 from kfkd_jax.config import rules
 from kfkd_jax.stages import distill, experiment, networks
-from kfkd_jax.stages.methods import online, strategies
+from kfkd_jax.stages.methods import OPTIONAL, online, strategies
 from kfkd_jax.training import loop
 
 
 def test_the_configuration_names_every_strategy():
   made = {*strategies.SELF_TAUGHT, *strategies.TAUGHT, online.NAME}
   assert made == set(rules.STRATEGIES)
+
+
+@pytest.mark.parametrize(
+  "name", ["elr", "air_previous", "ps_kd", "self_adaptive"]
+)
+def test_memories_of_single_images_see_no_mixed_ones(tmp_path, name):
+  config = tiny_config(augment__mixup="0.5", compare__methods=name)
+  (plan,) = OPTIONAL[name].plans(config, epath.Path(tmp_path))
+  assert plan.changes["augment.mixup"] == 0
 
 
 def _plain_share(correct):

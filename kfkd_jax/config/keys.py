@@ -52,8 +52,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.augment.pad = 1  # pixels around a random crop to the old size
   c.augment.flip = False  # mirror half of the images
   c.augment.cutout = 2  # side of a blanked square
-  # Beta concentration; 0: no mixing. Never for strategies that remember what
-  # was said of each image: air_previous, ps_kd, self_adaptive.
+  # Beta concentration; 0: no mixing. Never for rows that remember what was said
+  # of each image: elr, air_previous, ps_kd, self_adaptive.
   c.augment.mixup = 0.0
   # Lowest and highest share of the area of a random resized crop, such as
   # 0.08,1.0; None: no such crop.

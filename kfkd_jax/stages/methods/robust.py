@@ -44,7 +44,12 @@ def _method(
 ROBUST: dict[str, Method] = {
   "gce": _method("gce", ("gce_q",), objective.generalised),
   "sce": _method("sce", ("sce_weights",), objective.symmetric),
-  "elr": _method("elr", ("elr_weight", "elr_decay"), objective.early_learning),
+  "elr": _method(
+    "elr",
+    ("elr_weight", "elr_decay"),
+    objective.early_learning,
+    lambda *_: {"augment.mixup": 0.0},  # its memory is of single images
+  ),
   "label_smoothing": _method(
     "label_smoothing",
     ("label_smoothing",),
