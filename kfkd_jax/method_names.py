@@ -44,6 +44,8 @@ METHODS = {
   "propagation": "Label propagation",
 }
 
+_VARIANTS = {"temperature": "tempered", "views": "several views"}
+
 
 def method_name(slug: str) -> str:
   """What a method is called in tables and figures.
@@ -52,7 +54,12 @@ def method_name(slug: str) -> str:
   ('KF, distilled', 'My own rule')
   >>> method_name("kf_kd_2")
   'KF, distilled, round 2'
+  >>> method_name("kf_kd+temperature")
+  'KF, distilled, tempered'
   """
+  plain, _, variant = slug.partition("+")
+  if variant in _VARIANTS:
+    return f"{method_name(plain)}, {_VARIANTS[variant]}"
   stem, _, number = slug.rpartition("_")
   if stem in METHODS and number.isdigit():
     return f"{METHODS[stem]}, round {number}"
