@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -80,6 +81,23 @@ def cells(tmp_path, monkeypatch):
 def go(cells, *grid, **options):
   config = config_lib.default_config()
   return sweep.run(config, cells.root, grid=grid, **options)
+
+
+def test_what_was_compiled_for_a_cell_is_dropped_after_it(cells):
+  @jax.jit
+  def compiled(x):
+    return x + 1
+
+  held = []
+
+  def hold(name):
+    compiled(1)
+    held.append(compiled._cache_size())
+
+  cells.on_run = hold
+  go(cells, num_seeds=3)
+  assert held == [1, 1, 1]
+  assert compiled._cache_size() == 0
 
 
 def test_seeds_alone_have_a_folder_each_and_run_once(cells):

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import ml_collections
 from etils import epath
 
@@ -140,6 +141,8 @@ def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
     if not _is_finished(cell, folder):
       say = functools.partial(_say, cell.name)
       stages.run(cell.config, folder, say=say)
+      # What was compiled serves no other cell, and of many fills the memory.
+      jax.clear_caches()
   except lock.LockedError:
     raise
   except Exception as error:

@@ -146,9 +146,9 @@ def train(
 
   At each tick of the clock, such as an epoch's end, the splits' predictions go
   into the store and, when due, the network into `history/` and the full state
-  into `resume/`. A run that was stopped anywhere continues to the same bits. SIGTERM saves the full state and
-  raises `Terminated`; numbers that are not finite raise `DivergedError` before
-  anything of their epoch is kept.
+  into `resume/`. A run that was stopped anywhere continues to the same bits.
+  SIGTERM saves the full state and raises `Terminated`; numbers that are not
+  finite raise `DivergedError` before anything of their epoch is kept.
 
   Args:
     run: the run's folder.
