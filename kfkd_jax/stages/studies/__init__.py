@@ -141,7 +141,7 @@ STUDIES: dict[str, Study] = {
     "inputs", _UNLABELLED,
     (
       "data.name=digits,synthetic", "distill.hard=False,True",
-      "distill.inputs=train,extra", "model.width=4,8,16,32",
+      "distill.inputs=train,extra", "model.width=4,8,16",
     ),
     measures.gains, "model.width", {"gains": ("kf", "kf_kd")},
     line="distill.inputs", log=True,
