@@ -228,6 +228,16 @@ def test_pages_show_every_value(name):
   assert list(made.tables) == [name]
 
 
+def test_values_with_slashes_make_names_of_files():
+  study, table, axes = table_of("inputs")
+  made = studies.render("inputs", study, table, [axis.key for axis in axes])
+  assert set(made.figures) == {
+    f"gains-{name}-{hard}"
+    for name in ("digits", "synthetic_num_train_3000_num_test_1000")
+    for hard in ("False", "True")
+  }
+
+
 COLABS = pathlib.Path(__file__).parent.parent / "colabs"
 
 

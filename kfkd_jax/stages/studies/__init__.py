@@ -7,6 +7,7 @@ the same cells share them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -140,7 +141,8 @@ STUDIES: dict[str, Study] = {
     "Should a student see more images, and whole opinions or only top classes?",
     "inputs", _UNLABELLED,
     (
-      "data.name=digits,synthetic", "distill.hard=False,True",
+      "data.name=digits,(synthetic/num_train=3000,num_test=1000)",
+      "distill.hard=False,True",
       "distill.inputs=train,extra", "model.width=4,8,16",
     ),
     measures.gains, "model.width", {"gains": ("kf", "kf_kd")},
@@ -313,7 +315,7 @@ def render(
   figures = {}
   for point, rows in panels.items():
     title = ", ".join(f"{apart[n]}={point[n]}" for n in varying)
-    suffix = "".join(f"-{point[n]}" for n in varying)
+    suffix = "".join(f"-{_as_name(point[n])}" for n in varying)
     for figure, values in study.figures.items():
       figures[f"{figure}{suffix}"] = _drawn(study, rows, values, title)
   return page.render(
@@ -331,6 +333,11 @@ def render(
     percent_of=_percent,
     number_of=_number,
   )
+
+
+def _as_name(value: object) -> str:
+  """A value within a file's name."""
+  return re.sub(r"[^\w.]+", "_", str(value))
 
 
 def _drawn(study: Study, rows, values, title: str) -> page.Drawn:
