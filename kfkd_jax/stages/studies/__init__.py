@@ -174,6 +174,7 @@ _VALUE_NAMES = {
   "agreement": "agreement with the teacher",
   "teacher_gain": "gain of the teacher",
   "student_gain": "gain of the student",
+  "gain": "gain of online fusion",
   "online_accuracy": "accuracy, online fusion",
   "online_max_forget": "largest Fₑ, online fusion",
   "final_ece": "calibration error, final",
