@@ -28,6 +28,7 @@ T = TypeVar("T")
 _SILENT_SECONDS = 30  # after so many a process counts as dead
 _BEAT_SECONDS = 2
 _LINGER_SECONDS = 5 * _BEAT_SECONDS
+_EXIT_SECONDS = 1
 _ALIVE = "kfkd/alive/"
 _FAILED = "failed: "
 
@@ -129,6 +130,8 @@ def leave(code: int, why: str, line: str = "") -> None:
       if left >= others or time.monotonic() > end:
         break
       time.sleep(0.1)
+    if others:  # having said so, they still have to do it
+      time.sleep(_EXIT_SECONDS)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
