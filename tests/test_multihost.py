@@ -127,8 +127,10 @@ def end(processes, timeout=300):
   finally:
     for process in processes:
       process.kill()
-  # Gloo, which connects CPUs, says so on the standard output.
-  printed = [re.sub(r"\[Gloo\].*\n", "", out) for out, _ in said]
+  # Gloo, which connects CPUs, says so on the standard output, from threads
+  # that write into each other's lines.
+  chatter = r".*(?:\[Gloo\]|peer ranks).*\n"
+  printed = [re.sub(chatter, "", out) for out, _ in said]
   return [p.returncode for p in processes], printed, [err for _, err in said]
 
 
