@@ -4,6 +4,7 @@ import csv
 import html
 import pathlib
 import re
+import shlex
 import types
 
 import numpy as np
@@ -247,7 +248,10 @@ def test_page_of_results_names_what_there_is():
   assert {name for name, _, _ in commands} == set(studies.STUDIES)
   for name, _, rest in commands:
     config = config_lib.read(None, studies.find(name).changes)
-    config_lib.parse_grid(re.findall(r"--grid (\S+)", rest), config)
+    words = shlex.split(rest)
+    grid = [b for a, b in zip(words, words[1:]) if a == "--grid"]
+    assert len(grid) == rest.count("--grid")
+    config_lib.parse_grid(grid, config)
   for link in re.findall(r"\]\(([^)#:]+)\)", text):
     assert (COLABS / link).exists()
     assert (COLABS / link).stat().st_size < 100_000
