@@ -2,6 +2,7 @@
 
 import csv
 import html
+import itertools
 import pathlib
 import re
 import shlex
@@ -249,7 +250,7 @@ def test_page_of_results_names_what_there_is():
   for name, _, rest in commands:
     config = config_lib.read(None, studies.find(name).changes)
     words = shlex.split(rest)
-    grid = [b for a, b in zip(words, words[1:]) if a == "--grid"]
+    grid = [b for a, b in itertools.pairwise(words) if a == "--grid"]
     assert len(grid) == rest.count("--grid")
     config_lib.parse_grid(grid, config)
   for link in re.findall(r"\]\(([^)#:]+)\)", text):
