@@ -124,7 +124,7 @@ def _work(options, config, workdir) -> tuple[int, str]:
   if options.predictions is not None:
     return 0, processes.on_main(_foreign, options, config)
   _set_up_jax(config)
-  from kfkd_jax import processes, stages
+  from kfkd_jax import stages
 
   if options.stage == "bench":
     from kfkd_jax.stages import bench

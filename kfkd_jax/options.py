@@ -102,7 +102,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   return options, rest
 
 
-def check(options: argparse.Namespace, rest: Sequence[str]) -> list:
+def check(
+  options: argparse.Namespace, rest: Sequence[str]
+) -> list[tuple[str, str]]:
   """Refuses what does not go together.
 
   Returns:

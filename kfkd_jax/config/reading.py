@@ -128,12 +128,16 @@ def subset(
 
 def to_json(config: ml_collections.ConfigDict) -> str:
   """The config as readable JSON, in the order of `default_config`."""
-  return json.dumps(config.to_dict(), indent=1, default=list) + "\n"
+  return _as_text(config.to_dict())
 
 
 def sealed(config: ml_collections.ConfigDict) -> str:
   """`to_json` with a digest of the values, for a file to be continued from."""
-  content = {**config.to_dict(), _DIGEST: files.digest(config.to_dict())}
+  content = config.to_dict()
+  return _as_text({**content, _DIGEST: files.digest(content)})
+
+
+def _as_text(content: Mapping[str, Any]) -> str:
   return json.dumps(content, indent=1, default=list) + "\n"
 
 

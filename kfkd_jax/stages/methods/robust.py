@@ -8,7 +8,12 @@ from typing import Any
 import ml_collections
 
 from kfkd_jax.stages import networks
-from kfkd_jax.stages.methods.ensemble import Ensemble, Method, of_runs
+from kfkd_jax.stages.methods.ensemble import (
+  SINGLE_IMAGES,
+  Ensemble,
+  Method,
+  of_runs,
+)
 from kfkd_jax.training import objective
 
 
@@ -48,7 +53,7 @@ ROBUST: dict[str, Method] = {
     "elr",
     ("elr_weight", "elr_decay"),
     objective.early_learning,
-    lambda *_: {"augment.mixup": 0.0},  # its memory is of single images
+    lambda *_: SINGLE_IMAGES,
   ),
   "label_smoothing": _method(
     "label_smoothing",

@@ -17,14 +17,13 @@ from kfkd_jax import checkpoints, files, losses, models, relabelling
 from kfkd_jax.data import Stored
 from kfkd_jax.stages import distill, experiment, fuse, networks
 from kfkd_jax.stages.methods.ensemble import (
+  SINGLE_IMAGES,
   Ensemble,
   Method,
   of_runs,
   watching_cost,
 )
 from kfkd_jax.training import objective, self_taught, taught
-
-_SINGLE = {"augment.mixup": 0.0}  # memory is of single images
 
 
 def _inputs(config, keys) -> dict[str, Any]:
@@ -74,7 +73,7 @@ SELF_TAUGHT: dict[str, Method] = {
     lambda c: self_taught.air(
       hard=False, previous=True, share=c.strategy.air_share
     ),
-    changes=_SINGLE,
+    changes=SINGLE_IMAGES,
   ),
   "ps_kd": _self_taught(
     "ps_kd",
@@ -82,7 +81,7 @@ SELF_TAUGHT: dict[str, Method] = {
     lambda c: self_taught.past_predictions(
       c.train.epochs, last_share=c.strategy.ps_kd_share
     ),
-    changes=_SINGLE,
+    changes=SINGLE_IMAGES,
   ),
   "self_adaptive": _self_taught(
     "self_adaptive",
@@ -91,7 +90,7 @@ SELF_TAUGHT: dict[str, Method] = {
       round(c.strategy.self_adaptive_start * c.train.epochs),
       decay=c.strategy.self_adaptive_decay,
     ),
-    changes=_SINGLE,
+    changes=SINGLE_IMAGES,
   ),
 }
 
