@@ -27,6 +27,7 @@ ALL_AXES = (DATA_AXIS, ENSEMBLE_AXIS)
 
 REPLICATED = PartitionSpec()
 SHARDED = PartitionSpec(DATA_AXIS)
+BATCHES = PartitionSpec(None, DATA_AXIS)
 MEMBERS = PartitionSpec(ENSEMBLE_AXIS)
 
 
@@ -107,7 +108,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard(tree: Any, mesh: Mesh, spec: PartitionSpec = SHARDED) -> Any:
-  """Splits each leaf's leading axis over `mesh`; every process passes it whole.
+  """Splits an axis of each leaf over `mesh`; every process passes it whole.
 
   Each process hands its own devices their rows, so no row is lost or doubled
   whatever the number of processes.
@@ -115,16 +116,18 @@ def shard(tree: Any, mesh: Mesh, spec: PartitionSpec = SHARDED) -> Any:
   Args:
     tree: leaves `[N, ...]`.
     mesh: from `data_mesh`.
-    spec: `SHARDED`, or `MEMBERS` for a stack of networks.
+    spec: `SHARDED`, `MEMBERS` for a stack of networks, or `BATCHES` for leaves
+      `[S, N, ...]`.
   """
   sharding = NamedSharding(mesh, spec)
   parts = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)))
+  axis = len(spec) - 1
 
   def put(x):
     x = np.asarray(x)
-    if x.shape[0] % parts:
+    if x.shape[axis] % parts:
       raise ValueError(
-        f"leading axis of {x.shape} does not divide over {parts} devices"
+        f"axis {axis} of {x.shape} does not divide over {parts} devices"
       )
     return jax.make_array_from_callback(
       x.shape, sharding, lambda index: x[index]
@@ -141,17 +144,21 @@ def own_rows(count: int, mesh: Mesh) -> np.ndarray:
   return np.unique(np.concatenate([rows[index] for index in parts]))
 
 
-def shard_own(x: np.ndarray, mesh: Mesh, *, count: int) -> jax.Array:
-  """Splits a leading axis over `mesh`; a process passes its own rows alone.
+def shard_own(
+  x: np.ndarray, mesh: Mesh, *, count: int, spec: PartitionSpec = SHARDED
+) -> jax.Array:
+  """Splits an axis over `mesh`; a process passes its own rows alone.
 
   Args:
     x: `[R, ...]` the rows `own_rows(count, mesh)`.
     mesh: from `data_mesh`.
     count: of all rows.
+    spec: `SHARDED`, or `BATCHES` for `[S, R, ...]`.
   """
-  sharding = NamedSharding(mesh, SHARDED)
+  axis = len(spec) - 1
+  shape = (*x.shape[:axis], count, *x.shape[axis + 1 :])
   return jax.make_array_from_process_local_data(
-    sharding, x, (count, *x.shape[1:])
+    NamedSharding(mesh, spec), x, shape
   )
 
 

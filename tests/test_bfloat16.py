@@ -46,9 +46,8 @@ def traced(module, side):
     "teacher_probs": jax.ShapeDtypeStruct((9, CLASSES), np.float32),
   }
   rows = {
-    "index": jax.ShapeDtypeStruct((BATCH,), np.int32),
-    "weight": jax.ShapeDtypeStruct((BATCH,), np.float32),
-    "position": jax.ShapeDtypeStruct((BATCH,), np.int32),
+    "index": jax.ShapeDtypeStruct((1, BATCH), np.int32),
+    "weight": jax.ShapeDtypeStruct((1, BATCH), np.float32),
   }
   program, shapes = jax.make_jaxpr(mapped, return_shape=True)(
     state, None, resident, rows, jax.ShapeDtypeStruct((), np.uint32)
@@ -178,13 +177,13 @@ def test_a_network_learns(dtype):
     for x in ({"image": images, "label": labels}, np.uint32(0))
   )
   rows = {
-    "index": np.arange(32, dtype=np.int32),
-    "weight": np.ones(32, np.float32),
-    "position": np.arange(32, dtype=np.int32),
+    "index": np.arange(32, dtype=np.int32)[None],
+    "weight": np.ones((1, 32), np.float32),
   }
   seen = []
+  rows = parallel.shard(rows, mesh, parallel.BATCHES)
   for _ in range(25):
-    state, metrics = fn(state, None, resident, parallel.shard(rows, mesh), seed)
+    state, metrics = fn(state, None, resident, rows, seed)
     seen.append(parallel.to_host(metrics))
   assert seen[0].loss / 32 > 0.4
   assert seen[-1].loss / 32 < 0.1

@@ -148,9 +148,8 @@ def test_replicas_stay_the_same_to_the_bit():
   frozen = {"stacked": make_stack(4), "weights": np.full(4, 0.25, np.float32)}
   frozen = parallel.shard(frozen, mesh, lesson.frozen_spec)
   rows = {
-    "index": np.arange(8, dtype=np.int32),
-    "weight": np.ones(8, np.float32),
-    "position": np.arange(8, dtype=np.int32),
+    "index": np.arange(8, dtype=np.int32)[None],
+    "weight": np.ones((1, 8), np.float32),
   }
   resident = {
     "image": make_images(8),
@@ -159,8 +158,9 @@ def test_replicas_stay_the_same_to_the_bit():
   resident, seed = (
     parallel.replicate(x, mesh) for x in (resident, np.uint32(0))
   )
+  rows = parallel.shard(rows, mesh, parallel.BATCHES)
   for _ in range(3):
-    state, _ = fn(state, frozen, resident, parallel.shard(rows, mesh), seed)
+    state, _ = fn(state, frozen, resident, rows, seed)
   for leaf in jax.tree.leaves(state.params):
     first, *others = [np.asarray(s.data) for s in leaf.addressable_shards]
     for other in others:

@@ -33,9 +33,8 @@ def make_data():
     "label": rng.integers(0, CLASSES, BATCH).astype(np.int32),
   }
   rows = {
-    "index": np.arange(BATCH, dtype=np.int32),
-    "weight": np.ones(BATCH, np.float32),
-    "position": np.arange(BATCH, dtype=np.int32),
+    "index": np.arange(BATCH, dtype=np.int32)[None],
+    "weight": np.ones((1, BATCH), np.float32),
   }
   return resident, rows
 
@@ -87,8 +86,8 @@ def run(
     parallel.replicate(x, mesh) for x in (resident, frozen, np.uint32(3))
   )
   states = []
+  rows = parallel.shard(make_data()[1], mesh, parallel.BATCHES)
   for _ in range(num_steps):
-    rows = parallel.shard(make_data()[1], mesh)
     state, metrics = fn(state, frozen, resident, rows, seed)
     states.append(parallel.to_host(state))
   return states, parallel.to_host(metrics)
@@ -247,13 +246,13 @@ def test_memory_is_of_the_example_wherever_it_is_kept(num_devices):
 
 def test_memory_is_not_written_by_rows_that_fill_up(monkeypatch):
   resident, rows = make_data()
-  rows["weight"][3] = 0
+  rows["weight"][0, 3] = 0
   monkeypatch.setattr(
     "test_objective.make_data", lambda: (resident, rows), raising=True
   )
   states, _ = run(remembering(), PLAIN, resident, num_steps=1)
   seen = states[-1].memory["seen"][:BATCH, 0]
-  np.testing.assert_array_equal(seen, rows["weight"])
+  np.testing.assert_array_equal(seen, rows["weight"][0])
 
 
 def test_features_are_those_before_the_last_layer():

@@ -46,9 +46,8 @@ def make_batch(seed=0):
   weight = np.ones(BATCH, np.float32)
   weight[-3:] = 0
   rows = {
-    "index": rng.permutation(40)[:BATCH].astype(np.int32),
-    "weight": weight,
-    "position": np.arange(BATCH, dtype=np.int32),
+    "index": rng.permutation(40)[None, :BATCH].astype(np.int32),
+    "weight": weight[None],
   }
   return resident, rows
 
@@ -72,8 +71,9 @@ def two_steps(num_devices, views):
   state = parallel.replicate(state, mesh)
   resident = parallel.replicate(resident, mesh)
   seed = parallel.replicate(np.uint32(3), mesh)
+  rows = parallel.shard(rows, mesh, parallel.BATCHES)
   for _ in range(2):
-    state, metrics = fn(state, None, resident, parallel.shard(rows, mesh), seed)
+    state, metrics = fn(state, None, resident, rows, seed)
     jax.block_until_ready(metrics)
   return parallel.to_host(state), parallel.to_host(metrics)
 
@@ -195,7 +195,7 @@ def test_replicate_owns_its_memory_and_shard_keeps_order():
 
 
 def test_shard_names_what_does_not_divide():
-  with pytest.raises(ValueError, match=r"\(6,\) does not divide over 4"):
+  with pytest.raises(ValueError, match=r"axis 0 of \(6,\) does not divide over 4"):
     parallel.shard(np.zeros(6), mesh_of(4))
 
 

@@ -17,9 +17,10 @@ from kfkd_jax.data.stored import Stored
 class Feed:
   """Hands the training steps their rows; a context that ends its workers.
 
-  Images in memory lie on every device, and a row is a number. Of `Stored` ones
-  each process decodes the rows of its own devices, and all that an example has
-  travels with it, except labels.
+  Images in memory lie on every device, a row is a number, and an epoch's rows
+  are put on the devices at its start. Of `Stored` ones each process decodes the
+  rows of its own devices, and all that an example has travels with it, except
+  labels.
   """
 
   def __init__(
@@ -58,6 +59,10 @@ class Feed:
     self._mesh = mesh
     self._count = len(training_set["label"])
     self._batch_size = batch_size
+    self._per_epoch = order.num_batches(self._count, batch_size)
+    self._epoch = -1
+    self._index = np.empty((0, batch_size), np.int32)
+    self._rows: dict[str, jax.Array] = {}
     self._order_seed = order_seed
     self._workers = workers
     self._batches = None
@@ -81,32 +86,41 @@ class Feed:
     self._open.close()
 
   def __call__(self, steps: range) -> Iterator[dict[str, jax.Array]]:
-    """The rows of each of these steps, on the devices.
+    """What each of these steps takes its rows from, on the devices.
 
     Of stored images, the steps of a call continue those of the last one.
     """
-    position = np.arange(self._batch_size, dtype=np.int32)
-    per_epoch = order.num_batches(self._count, self._batch_size)
-    epoch = -1
     for number in steps:
-      if number // per_epoch != epoch:
-        epoch = number // per_epoch
-        permutation = order.epoch_order(self._order_seed, epoch, self._count)
-        index, weight = order.epoch_batches(permutation, self._batch_size)
-      chosen = index[number % per_epoch]
-      rows = {
-        "index": chosen,
-        "weight": weight[number % per_epoch],
-        "position": position,
-        **{name: values[chosen] for name, values in self._travelling.items()},
-      }
-      rows = parallel.shard(rows, self._mesh)
-      if self._batches is not None:
-        images = self._images_of(number)
-        rows["image"] = parallel.shard_own(
-          images, self._mesh, count=self._batch_size
-        )
-      yield rows
+      epoch, place = divmod(number, self._per_epoch)
+      if epoch != self._epoch:
+        self._start(epoch)
+      yield {**self._rows, **self._brought(number, place)}
+
+  def _start(self, epoch: int) -> None:
+    permutation = order.epoch_order(self._order_seed, epoch, self._count)
+    index, weight = order.epoch_batches(permutation, self._batch_size)
+    self._epoch, self._index = epoch, index
+    self._rows = parallel.shard(
+      {"index": index, "weight": weight}, self._mesh, parallel.BATCHES
+    )
+
+  def _brought(self, number: int, place: int) -> dict[str, jax.Array]:
+    """What is not resident: a batch of one step."""
+    if self._batches is None:
+      return {}
+    chosen = self._index[place]
+    brought = parallel.shard(
+      {name: values[chosen][None] for name, values in self._travelling.items()},
+      self._mesh,
+      parallel.BATCHES,
+    )
+    brought["image"] = parallel.shard_own(
+      self._images_of(number)[None],
+      self._mesh,
+      count=self._batch_size,
+      spec=parallel.BATCHES,
+    )
+    return brought
 
   def _images_of(self, number: int) -> np.ndarray:
     """Decoded ahead from the first step on; steps follow one another."""

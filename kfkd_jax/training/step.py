@@ -94,9 +94,11 @@ def make_train_step(
   """Builds `step(state, frozen, resident, rows, seed)` for one device.
 
   `resident` holds the training set's arrays on the device, `rows` this device's
-  share of the batch: `index`, `weight`, `position` (and the examples' own
-  arrays if they are not resident). The loss is the mean over the real rows of
-  the global batch, so any number of devices takes the same step.
+  share of the batches: `index` and `weight` (and the examples' own arrays if
+  they are not resident), each `[R, B, ...]`, of which step s takes number
+  `s % R`. So an epoch's rows are put on the devices once, and a step has
+  nothing to send. The loss is the mean over the real rows of the global batch,
+  so any number of devices takes the same step.
 
   With `micro_batches` above 1 the share is learnt piece by piece and the
   gradients are added up: the same step in less memory, except that BatchNorm
@@ -106,7 +108,7 @@ def make_train_step(
 
   def step(state, frozen, resident, rows, seed):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    batch = _gather(resident, rows)
+    batch = _gather(resident, _rows_of(state.step, rows))
     batch = _augmented(key, batch, views)
     if views.mixup:
       batch = _mixed(key, batch, views.mixup, module.num_classes)
@@ -154,7 +156,7 @@ def map_train_step(
   return parallel.pmapped(
     step,
     mesh,
-    in_specs=(SPECS, frozen, everywhere, parallel.SHARDED, everywhere),
+    in_specs=(SPECS, frozen, everywhere, parallel.BATCHES, everywhere),
     out_specs=(SPECS, everywhere),
     donate=(0,),
   )
@@ -285,6 +287,17 @@ def eval_apply(module: nn.Module) -> Callable[[Any, chex.Array], chex.Array]:
     return module.apply(variables, images, train=False)
 
   return apply_fn
+
+
+def _rows_of(number: chex.Array, rows: Batch) -> Batch:
+  """This device's rows of one step, and their `position` in its batch."""
+  rows = {
+    name: lax.dynamic_index_in_dim(value, number % len(value), keepdims=False)
+    for name, value in rows.items()
+  }
+  size = len(rows["index"])
+  first = size * lax.axis_index(DATA_AXIS)
+  return {**rows, "position": first + jnp.arange(size, dtype=jnp.int32)}
 
 
 def _gather(resident: Batch, rows: Batch) -> Batch:

@@ -33,7 +33,7 @@ class Setting(NamedTuple):
     recipe: how the configuration trains.
     mesh: one device, or as many as were asked for.
     resident: the training set on them.
-    rows: of one batch, host arrays.
+    rows: of an epoch's batches, host arrays.
   """
 
   task: experiment.Task
@@ -64,12 +64,8 @@ def setting(config: ml_collections.ConfigDict, num_devices: int = 1) -> Setting:
     "label": task.given,
     "teacher_probs": uniform.astype(np.float32),
   }
-  rows = {
-    "index": index[0],
-    "weight": weight[0],
-    "position": np.arange(recipe.batch_size, dtype=np.int32),
-  }
   resident = parallel.replicate(training, mesh)
+  rows = {"index": index, "weight": weight}
   return Setting(task, recipe, mesh, resident, rows)
 
 
@@ -91,8 +87,8 @@ def make_steps(
   def run():
     nonlocal state
     in_flight = parallel.InFlight(parallel.in_flight_limit())
+    rows = parallel.shard(at.rows, at.mesh, parallel.BATCHES)
     for _ in range(count):
-      rows = parallel.shard(at.rows, at.mesh)
       state, metrics = fn(state, frozen, at.resident, rows, seed)
       in_flight.add(metrics)
     in_flight.drain()
@@ -143,7 +139,7 @@ def make_bare_steps(
 
   fresh = jax.tree.map(jnp.array, _fresh(at, module))
   state = (fresh.params, fresh.batch_stats, fresh.opt_state)
-  key, index = jax.random.key(0), at.rows["index"]
+  key, index = jax.random.key(0), at.rows["index"][0]
   if networks is not None:
     bare = jax.vmap(bare)
     state = jax.tree.map(lambda x: jnp.stack([x] * networks), state)
@@ -257,7 +253,7 @@ def make_teacher_passes(
     jax.device_put(member) for member in history.unstack_checkpoints(stacked)
   ]
   share = at.recipe.batch_size // at.mesh.size
-  images = at.recipe.views.clean(at.task.images[at.rows["index"][:share]])
+  images = at.recipe.views.clean(at.task.images[at.rows["index"][0, :share]])
   one = jax.jit(apply_fn)
 
   def run():
