@@ -102,8 +102,8 @@ def make_bare_steps(
 ) -> Callable[[], Any]:
   """Builds a call of `count` steps as one would write them for this model.
 
-  The same images, views and optimiser on one device, and nothing else: no fill
-  rows, no sums, no check of the numbers.
+  The same images, views and optimiser on one device, other views in each step,
+  and nothing else: no fill rows, no sums, no check of the numbers.
 
   Args:
     at: what is trained.
@@ -114,10 +114,10 @@ def make_bare_steps(
   optimizer, views = at.recipe.optimizer, at.recipe.views
   images, labels = jax.device_put((at.task.images, at.task.given))
 
-  def bare(params, batch_stats, opt_state, key, index):
+  def bare(params, batch_stats, opt_state, number, key, index):
     positions = jnp.arange(len(index))
     batch = augment.augment(
-      key, positions, images[index],
+      jax.random.fold_in(key, number), positions, images[index],
       pad=views.pad, flip=views.flip, cutout=views.cutout,
     )  # fmt: skip
 
@@ -135,17 +135,18 @@ def make_bare_steps(
 
     (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), stats, opt_state, loss
+    params = optax.apply_updates(params, updates)
+    return params, stats, opt_state, number + 1, loss
 
   fresh = jax.tree.map(jnp.array, _fresh(at, module))
-  state = (fresh.params, fresh.batch_stats, fresh.opt_state)
+  state = (fresh.params, fresh.batch_stats, fresh.opt_state, jnp.int32(0))
   key, index = jax.random.key(0), at.rows["index"][0]
   if networks is not None:
     bare = jax.vmap(bare)
     state = jax.tree.map(lambda x: jnp.stack([x] * networks), state)
     key = jax.random.split(key, networks)
     index = np.stack([index] * networks)
-  fn = jax.jit(bare, donate_argnums=(0, 1, 2))
+  fn = jax.jit(bare, donate_argnums=(0, 1, 2, 3))
 
   def run():
     nonlocal state
