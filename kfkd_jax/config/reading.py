@@ -56,6 +56,8 @@ def load_config(spec: str | None) -> ml_collections.ConfigDict:
   try:
     module_spec.loader.exec_module(module)
     config = module.get_config(arguments)
+  except ConfigError as error:
+    raise ConfigError(f"--config: {path}: {error}") from error
   except Exception as error:
     raise ConfigError(
       f"--config: {path} failed: {type(error).__name__}: {error}"
