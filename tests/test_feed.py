@@ -99,6 +99,28 @@ def test_on_disk_trains_to_the_bits_of_in_memory(stored, tmp_path):
   assert_same(probs_of(tmp_path / "disk"), probs_of(tmp_path / "memory"))
 
 
+def test_rows_in_memory_are_put_on_the_devices_once_an_epoch(stored):
+  labels = np.arange(NUM, dtype=np.int32) % 3
+  images = stored.take(np.arange(NUM)).whole()
+  with feed.Feed(
+    {"image": images, "label": labels},
+    batch_size=8,
+    order_seed=0,
+    view_seed=0,
+    num_steps=6,
+    views=RandomViews(),
+    workers=0,
+    mesh=parallel.data_mesh(jax.devices()[:2]),
+  ) as rows:
+    first, *rest = [*rows(range(2)), *rows(range(2, 6))]
+  assert [each["index"] is first["index"] for each in rest] == [
+    True, True, False, False, False
+  ]  # fmt: skip
+  for each in (first, rest[-1]):  # all examples, and three to fill up
+    counted = np.asarray(each["weight"]) > 0
+    assert sorted(np.asarray(each["index"])[counted]) == list(range(NUM))
+
+
 def test_what_examples_carry_travels_with_them(stored, tmp_path):
   rng = np.random.default_rng(0)
   probs = rng.dirichlet(np.ones(3), NUM).astype(np.float32)

@@ -12,7 +12,7 @@ from etils import epath
 from jax import lax
 
 from kfkd_jax import config as config_lib
-from kfkd_jax import parallel, stages
+from kfkd_jax import models, parallel, stages
 from kfkd_jax.training import objective, step
 from kfkd_jax.training.state import init_state
 
@@ -95,6 +95,62 @@ def test_devices_take_the_same_step(num_devices, views):
   )
   np.testing.assert_allclose(metrics.loss, alone_metrics.loss, rtol=1e-5)
   assert metrics.count == alone_metrics.count == BATCH - 3
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_steps_take_one_batch_after_the_other(num_devices):
+  """The third of two batches is the first again."""
+  mesh = mesh_of(num_devices)
+  resident, one = make_batch(0)
+  _, other = make_batch(1)
+  both = {name: np.concatenate([one[name], other[name]]) for name in one}
+  seen = []
+
+  def record(state, frozen, resident, rows, seed):
+    del frozen, seed
+    batch = step._gather(resident, step._rows_of(state, rows))
+    return state + 1, {k: batch[k] for k in ("index", "position", "label")}
+
+  fn = parallel.pmapped(
+    record,
+    mesh,
+    in_specs=(*(parallel.REPLICATED,) * 3, parallel.BATCHES, None),
+    out_specs=(parallel.REPLICATED, parallel.SHARDED),
+  )
+  number = parallel.replicate(np.int32(0), mesh)
+  rows = parallel.shard(both, mesh, parallel.BATCHES)
+  for _ in range(3):
+    number, batch = fn(
+      number, None, parallel.replicate(resident, mesh), rows, None
+    )
+    seen.append(parallel.to_host(batch))
+  for batch, expected in zip(seen, (one, other, one), strict=True):
+    index = expected["index"][0]
+    np.testing.assert_array_equal(batch["index"], index)
+    np.testing.assert_array_equal(batch["label"], resident["label"][index])
+    np.testing.assert_array_equal(batch["position"], np.arange(BATCH))
+
+
+@pytest.mark.parametrize(("num_devices", "asks"), [(1, False), (2, True)])
+def test_a_device_alone_normalises_without_asking(num_devices, asks):
+  module = models.create("cnn", 3, width=2, axis_name=parallel.DATA_AXIS)
+  images = np.zeros((4, 8, 8, 1), np.float32)
+  variables = models.init(module, jax.random.key(0), images[:1])
+
+  def forward(variables, images):
+    _, updates = module.apply(
+      variables, images, train=True, mutable=["batch_stats"]
+    )
+    return updates
+
+  mapped = parallel.pmapped(
+    forward,
+    mesh_of(num_devices),
+    in_specs=(parallel.REPLICATED, parallel.SHARDED),
+    out_specs=parallel.REPLICATED,
+  )
+  program = str(jax.make_jaxpr(mapped)(variables, images))
+  assert ("psum" in program) == asks
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 4, 8])
@@ -195,7 +251,7 @@ def test_replicate_owns_its_memory_and_shard_keeps_order():
 
 
 def test_shard_names_what_does_not_divide():
-  with pytest.raises(ValueError, match=r"axis 0 of \(6,\) does not divide over 4"):
+  with pytest.raises(ValueError, match=r"axis 0 of \(6,\) does not"):
     parallel.shard(np.zeros(6), mesh_of(4))
 
 

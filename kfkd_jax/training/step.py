@@ -290,7 +290,7 @@ def eval_apply(module: nn.Module) -> Callable[[Any, chex.Array], chex.Array]:
 
 
 def _rows_of(number: chex.Array, rows: Batch) -> Batch:
-  """This device's rows of one step, and their `position` in its batch."""
+  """One step's rows on this device, and their `position` in its batch."""
   rows = {
     name: lax.dynamic_index_in_dim(value, number % len(value), keepdims=False)
     for name, value in rows.items()
