@@ -136,7 +136,8 @@ def test_card_tells_the_results(finished, exported):
   assert card["models"]["mixture"]["weights"] == pytest.approx(MIXED)
   assert card["models"]["final"]["epochs"] == [3]
   assert card["noise"] == {"kind": "pair", "rate": 55 / 120}
-  assert card["network"]["num_parameters"] == 64 * 8 + 8 * 8 + 80 + 26 + 32
+  network = card["models"]["kf"]["network"]
+  assert network["num_parameters"] == 64 * 8 + 8 * 8 + 80 + 26 + 32
   assert card["platforms"] == ["cpu", "cuda", "tpu"]
   assert card["class_names"] == list("0123456789")
 
@@ -170,15 +171,15 @@ def test_files_tell_no_folder_names(exported):
 
 def test_program_of_an_ensemble_is_that_of_one_network(finished):
   config = tiny_config()
-  apply_fn = export.make_apply_fn(config)
   three = export.read(config, finished, "mixture")
   many = export.Model(
     "mixture",
     [1] * 24,
     history.take_checkpoints(three.stacked, np.arange(24) % 3),
     np.full(24, 1 / 24, np.float32),
+    config,
   )
-  sizes = [len(export.serialise(config, apply_fn, m)) for m in (three, many)]
+  sizes = [len(export.serialise(m)) for m in (three, many)]
   weights = [
     sum(x.nbytes for x in jax.tree.leaves((m.stacked, m.weights)))
     for m in (three, many)
@@ -267,7 +268,7 @@ def test_too_large_for_a_file(finished, monkeypatch):
   model = export.read(config, finished, "mixture")
   monkeypatch.setattr(export, "_MAX_BYTES", 1000)
   with pytest.raises(ValueError, match=r"mixture has 3 networks .*export\.mod"):
-    export.serialise(config, export.make_apply_fn(config), model)
+    export.serialise(model)
 
 
 def test_another_choice_of_models_replaces_the_first(
@@ -329,11 +330,10 @@ def test_other_networks_export_alike(name, dtype):
   images = task.splits["test"].images[:20]
   both = [models.init(module, jax.random.key(s), images[:1]) for s in (0, 1)]
   model = export.Model(
-    "kf", [1, 2], history.stack_checkpoints(both), np.array([0.4, 0.6])
+    "kf", [1, 2], history.stack_checkpoints(both), np.array([0.4, 0.6]), config
   )
-  apply_fn = export.make_apply_fn(config)
-  programs = {"kf": export.serialise(config, apply_fn, model)}
-  gaps = export.check_parity(config, apply_fn, [model], programs)
+  programs = {"kf": export.serialise(model)}
+  gaps = export.check_parity(config, [model], programs)
   assert gaps["kf"] <= export.TOLERANCE[dtype]
 
 
@@ -399,7 +399,7 @@ def test_a_format_that_says_something_else_is_removed(tmp_path, monkeypatch):
 def test_saved_model_says_the_same(finished, tmp_path):
   config = tiny_config()
   model = export.read(config, finished, "mixture")
-  predict = export.make_predict(export.make_apply_fn(config), model)
+  predict = export.make_predict(model)
   path = epath.Path(tmp_path) / "mixture.savedmodel"
   saved_model.write(path, predict, (8, 8, 1))
   images = experiment.load_task(config).splits["test"].images[:30]
@@ -436,8 +436,7 @@ def test_predict_takes_an_exported_model_by_name(
 def test_onnx_says_the_same(finished, tmp_path, method):
   config = tiny_config()
   model = export.read(config, finished, method)
-  apply_fn = export.make_apply_fn(config)
-  predict = export.make_predict(apply_fn, model, impl="loop")
+  predict = export.make_predict(model, impl="loop")
   path = epath.Path(tmp_path) / f"{method}.onnx"
   onnx_model.write(path, predict, (8, 8, 1))
   images = experiment.load_task(config).splits["test"].images[:30]

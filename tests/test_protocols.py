@@ -104,7 +104,7 @@ def test_hits_are_kept_for_test_points_alone(protocol):
 
   def entry(method):
     probs = rng.dirichlet(np.ones(3), len(labels))
-    return compare.Entry(method, probs, "", 1, 1.0, 1)
+    return compare.Entry(method, probs, "", 1, 1.0)
 
   by_fold = [[entry("final"), entry("kf")] for _ in folds]
   by_fold[0].append(entry("kf_kd"))

@@ -102,19 +102,19 @@ def write_results(config, workdir, task, rng):
     store = PredictionStore(workdir / "runs" / "teacher" / "predictions/test")
     chosen = files.read_json(workdir / "fusion.json")["folds"][number]
     probs = np.stack([store[c] for c in range(len(store))])
-    entries = [compare.Entry("final", probs[-1], "", 1, 1.0, 1)]
+    entries = [compare.Entry("final", probs[-1], "", 1, 1.0)]
     for name, method in chosen["methods"].items():
       fused = np.tensordot(np.asarray(method["weights"]), probs, 1)
       members = int(np.count_nonzero(method["weights"]))
       gain = method["gain"]
       entries.append(
-        compare.Entry(name, fused, on, members, 1.25, members, gain)
+        compare.Entry(name, fused, on, members, 1.25, select_gain=gain)
       )
     if number == 0:
       student = sharpen(
         np.log(probs[2] + 1e-3) + rng.normal(size=probs[2].shape)
       )
-      entries.append(compare.Entry("kf_kd", student, on, 1, 2.5, 1))
+      entries.append(compare.Entry("kf_kd", student, on, 1, 2.5))
     split = "test" if len(task.folds) == 1 else f"test/{number}"
     rows += compare.score(config, entries, fold.test_rows, split=split)
   files.write_json_lines(workdir / "results.jsonl", rows)

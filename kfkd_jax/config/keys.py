@@ -130,6 +130,10 @@ def default_config() -> ml_collections.ConfigDict:
   c.distill.alpha = 1.0  # weight of the teacher; the rest: given labels
   c.distill.temperature = 1.0
   c.distill.epochs = config_dict.placeholder(int)  # None: train.epochs
+  # A student of another kind than its teacher; None: of the same.
+  c.distill.model = config_dict.placeholder(str)
+  # None: the width that distill.model has of its own, or the teacher's.
+  c.distill.width = config_dict.placeholder(int)
   c.distill.rounds = 1  # students of students
   # none, or what must get better on the selecting points for another round:
   # accuracy or nll.

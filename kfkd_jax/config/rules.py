@@ -244,6 +244,8 @@ def _rules() -> list[Rule]:
     _between("distill.alpha", 0, 100),
     _between("distill.temperature", 1e-2, 100),
     _between("distill.epochs", 1, 10**6),
+    _one_of("distill.model", sorted(models.MODELS)),
+    _between("distill.width", 1, 2**14),
     _between("distill.rounds", 1, 1000),
     _one_of("distill.rounds_stop", ("none", "accuracy", "nll")),
     _one_of("distill.inputs", ("train", "extra", "both")),

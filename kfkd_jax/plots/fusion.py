@@ -103,7 +103,7 @@ def _gain(
   color = BLUE if ours else MUTED
   low, high = (100 * bound for bound in row["gain_interval"])
   (line,) = ax.plot([low, high], [height] * 2, color=color, lw=1.8, zorder=3)
-  fill = color if row["inference_cost"] == 1 else PAPER
+  fill = color if row["inference_cost"] <= 1 else PAPER
   gain = 100 * row["gain"]
   (dot,) = ax.plot(
     gain, height, "o", mfc=fill, mec=color, mew=1.6, ms=size, zorder=4

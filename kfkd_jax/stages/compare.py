@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     selected_on: the points that chose it; "" where nothing was chosen.
     num_members: networks run at inference.
     train_cost: in trainings of one network, all that the method needs.
-    storage_cost: networks kept for inference.
+    size: of each network, in networks like the teacher's.
     select_gain: gain over `final` on the selecting points; None if not chosen.
     num_views: of each image at inference.
   """
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
   selected_on: str
   num_members: int
   train_cost: float
-  storage_cost: float
+  size: experiment.Size = experiment.Size(1.0, 1.0)
   select_gain: float | None = None
   num_views: int = 1
 
@@ -168,8 +168,10 @@ def score(
       "num_examples": len(rows),
       "num_members": entry.num_members,
       "train_cost": round(entry.train_cost, 3),
-      "inference_cost": entry.num_members * entry.num_views,
-      "storage_cost": entry.storage_cost,
+      "inference_cost": round(
+        entry.num_members * entry.num_views * entry.size.compute, 3
+      ),
+      "storage_cost": round(entry.num_members * entry.size.storage, 3),
       "select_gain": entry.select_gain,
     }
     for i, entry in enumerate(entries)
@@ -191,7 +193,7 @@ def table(rows: list[dict[str, Any]]) -> str:
       f"{row['method']:<{wide}}{row['split']:<8}{row['accuracy']:>9.3f}"
       f"{row['gain']:>+8.3f}  [{low:+.3f}, {high:+.3f}] {row['nll']:>7.3f}"
       f"{row['ece']:>7.3f}{row['brier']:>7.3f}{row['train_cost']:>7.2f}"
-      f"{row['inference_cost']:>7}  {row['selected_on'] or '-'}"
+      f"{row['inference_cost']:>7g}  {row['selected_on'] or '-'}"
     )
   return "\n".join(lines)
 
@@ -269,6 +271,6 @@ def _entry(ensemble: methods.Ensemble, probs: np.ndarray) -> Entry:
     ensemble.selected_on,
     ensemble.num_members,
     ensemble.train_cost,
-    ensemble.num_members,
+    ensemble.size,
     ensemble.select_gain,
   )

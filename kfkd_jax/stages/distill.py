@@ -1,4 +1,4 @@
-"""Distils each fusion into one network of the original size.
+"""Distils each fusion into one network, of the original size or smaller.
 
 A student may teach the next one, for some rounds, and students may see more
 images than their teachers had labels for.
@@ -15,7 +15,15 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, history, losses, metrics, parallel, processes
+from kfkd_jax import (
+  files,
+  history,
+  losses,
+  metrics,
+  models,
+  parallel,
+  processes,
+)
 from kfkd_jax.data import Stored
 from kfkd_jax.stages import experiment, fuse, networks
 from kfkd_jax.training import evaluation, objective, step
@@ -111,7 +119,36 @@ def _plan(config, workdir, name, teacher, before) -> networks.Plan:
       "distill": config_lib.subset(config, LESSON_KEYS),
       **taught_by,
     },
-    changes={"train.epochs": student_epochs(config)},
+    changes=student_changes(config),
+  )
+
+
+def student_changes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Configuration that is different for a student, by dotted key."""
+  changes: dict[str, Any] = {"train.epochs": student_epochs(config)}
+  name, width = config.distill.model, config.distill.width
+  if name is None and width is None:
+    return changes
+  name = name or config.model.name
+  fresh = config_lib.default_config().model
+  fitting = {*models.option_names(name), "dtype"}
+  model = {
+    key: value if key in fitting else fresh[key]
+    for key, value in config.model.items()
+  }
+  model |= {"name": name, "width": width, "pretrained": None}
+  return {**changes, **{f"model.{key}": value for key, value in model.items()}}
+
+
+def student_size(config: ml_collections.ConfigDict) -> experiment.Size:
+  """What a student takes, in networks like the teacher's."""
+  student = config_lib.changed(config, student_changes(config))
+  if student.model == config.model:
+    return experiment.Size(1.0, 1.0)
+  task = experiment.load_task(config)
+  small, large = (experiment.network_size(c, task) for c in (student, config))
+  return experiment.Size(
+    small.compute / large.compute, small.storage / large.storage
   )
 
 
@@ -126,9 +163,10 @@ def _lesson(config, workdir, run, weights) -> networks.Lesson:
     "temperature": config.distill.temperature,
   }
   stacked, weights = networks.read_members(config, workdir, weights, name=run)
+  teaching = networks.configured_as(config, workdir, run)
 
   def taught(images):
-    probs = teacher_probs(config, stacked, weights, images)
+    probs = teacher_probs(teaching, stacked, weights, images)
     hard = config.distill.hard
     return np.asarray(losses.hard_targets(probs)) if hard else probs
 
@@ -138,7 +176,7 @@ def _lesson(config, workdir, run, weights) -> networks.Lesson:
     return networks.Lesson(
       objective.cached_distillation(**options), extra=examples
     )
-  module = experiment.make_module(config, experiment.load_task(config))
+  module = experiment.make_module(teaching, experiment.load_task(config))
   live = objective.live_distillation(
     step.eval_apply(module), hard=config.distill.hard, **options
   )
@@ -186,8 +224,8 @@ def teacher_probs(
   """The fused teacher on the images' clean view, `f32[N, K]`.
 
   Args:
-    config: the configuration.
-    stacked: the members' variables `[M, ...]`.
+    config: the configuration, its network that of the members.
+    stacked: their variables `[M, ...]`.
     weights: `[M]`.
     images: `u8[N, H, W, Ch]`, in memory or on disk.
   """
@@ -236,11 +274,15 @@ def _member_outputs(config, stacked, images, *, features) -> Iterator[Any]:
     yield predictor(parallel.replicate(variables, mesh), resident)
 
 
-def train_cost(config: ml_collections.ConfigDict, num_members: int) -> float:
+def train_cost(config: ml_collections.ConfigDict, num_members: float) -> float:
   """Teaching and training a student, in trainings of one network.
 
   A training step counts as three forward passes. Cached targets take a pass
   of every member over the data, live ones take it in every epoch.
+
+  Args:
+    config: the configuration.
+    num_members: that teach, in networks like the teacher's.
   """
   epochs = student_epochs(config)
   passes = 1 if config.distill.targets == "cached" else epochs
@@ -255,5 +297,6 @@ def train_cost(config: ml_collections.ConfigDict, num_members: int) -> float:
 
 def taught_cost(config: ml_collections.ConfigDict, passes: float) -> float:
   """A student and its teachers' passes over the training set, in trainings."""
-  forwards = 3 * student_epochs(config) + passes
+  training = 3 * student_epochs(config) * student_size(config).compute
+  forwards = training + passes
   return forwards / (3 * config.train.epochs)

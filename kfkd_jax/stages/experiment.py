@@ -24,7 +24,7 @@ from kfkd_jax.data import augment, splits
 from kfkd_jax.data.stream import RandomViews
 from kfkd_jax.models import pretrained
 from kfkd_jax.training import evaluation, loop
-from kfkd_jax.training.step import Views
+from kfkd_jax.training.step import Views, eval_apply
 
 TEACHER = "teacher"
 _NUM_MEASURED = 1024  # images on disk whose statistics stand for all
@@ -317,6 +317,30 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     "dtype": config.model.dtype,
   }
   return {k: v for k, v in options.items() if v is not None}
+
+
+class Size(NamedTuple):
+  """What a network takes.
+
+  Attributes:
+    compute: floating point operations of a forward pass, as XLA counts them.
+    storage: parameters.
+  """
+
+  compute: float
+  storage: float
+
+
+def network_size(config: ml_collections.ConfigDict, task: Task) -> Size:
+  """What the configured network takes to run on an image and to keep."""
+  module = make_module(config, task)
+  image = jax.ShapeDtypeStruct((1, *task.images.shape[1:]), jnp.float32)
+  variables = jax.eval_shape(
+    lambda: models.init(module, jax.random.key(0), task.images[:1])
+  )
+  lowered = jax.jit(eval_apply(module)).lower(variables, image)
+  cost: Any = lowered.cost_analysis()
+  return Size(float(cost["flops"]), models.num_parameters(variables))
 
 
 def initial_variables(

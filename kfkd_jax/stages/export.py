@@ -56,12 +56,14 @@ class Model(NamedTuple):
     epochs: of each network, M numbers.
     stacked: variables `[M, ...]`.
     weights: `f32[M]`, convex.
+    config: the configuration, its network that of the model.
   """
 
   method: str
   epochs: list[int]
   stacked: dict[str, Any]
   weights: np.ndarray
+  config: ml_collections.ConfigDict
 
   @property
   def is_fusion(self) -> bool:
@@ -80,12 +82,11 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
 
 def _export(config, workdir, found: Sequence[Model]) -> str:
   folder = epath.Path(workdir) / "export"
-  apply_fn = make_apply_fn(config)
-  programs = {m.method: serialise(config, apply_fn, m) for m in found}
-  gaps = check_parity(config, apply_fn, found, programs)
+  programs = {m.method: serialise(m) for m in found}
+  gaps = check_parity(config, found, programs)
   _clear(folder)
-  written = {m.method: _write(config, folder, m, programs) for m in found}
-  said = _other_formats(config, apply_fn, found, folder)
+  written = {m.method: _write(folder, m, programs) for m in found}
+  said = _other_formats(config, found, folder)
   card = make_card(config, workdir, found, written, gaps)
   files.write_text(folder / "README.md", render_card(card))
   files.write_json(folder / "card.json", card)
@@ -137,17 +138,17 @@ def read(
     method,
     members,
     *networks.read_members(config, workdir, weights, name=run_name),
+    networks.configured_as(config, workdir, run_name),
   )
 
 
-def make_predict(
-  apply_fn: ApplyFn, model: Model, *, impl: str = "map"
-) -> PredictFn:
+def make_predict(model: Model, *, impl: str = "map") -> PredictFn:
   """`images u8[B, H, W, Ch] -> probs f32[B, K]`, the weights inside.
 
   An ensemble's networks run one after the other in a loop, so that the program
   is as small as that of one; with `impl="loop"` each is written out.
   """
+  apply_fn = make_apply_fn(model.config)
   if len(model.weights) == 1:
     variables = history.take_checkpoints(model.stacked, 0)
 
@@ -164,9 +165,7 @@ def make_predict(
   return predict
 
 
-def serialise(
-  config: ml_collections.ConfigDict, apply_fn: ApplyFn, model: Model
-) -> bytes:
+def serialise(model: Model) -> bytes:
   """The content of a `.jaxexp` file."""
   size = sum(x.nbytes for x in jax.tree.leaves(model.stacked))
   if size > _MAX_BYTES:
@@ -176,8 +175,9 @@ def serialise(
       "of export.models, or fuse fewer networks (fuse.max_members)"
     )
   (batch,) = jax.export.symbolic_shape("b")
-  images = jax.ShapeDtypeStruct((batch, *_image_shape(config)), jnp.uint8)
-  predict = jax.jit(make_predict(apply_fn, model))
+  shape = (batch, *_image_shape(model.config))
+  images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+  predict = jax.jit(make_predict(model))
   with formats.no_source_paths():
     exported = jax.export.export(predict, platforms=saved_model.PLATFORMS)(
       images
@@ -187,7 +187,6 @@ def serialise(
 
 def check_parity(
   config: ml_collections.ConfigDict,
-  apply_fn: ApplyFn,
   found: Sequence[Model],
   programs: Mapping[str, bytes],
 ) -> dict[str, float]:
@@ -206,7 +205,7 @@ def check_parity(
   tolerance = TOLERANCE[config.model.dtype]
   gaps = {}
   for model in found:
-    live = live_probs(apply_fn, model, images)
+    live = live_probs(model, images)
     gap = float(np.abs(outside[model.method] - live).max())
     if not gap <= tolerance:  # not a number must fail as well
       raise formats.ParityError(
@@ -217,10 +216,9 @@ def check_parity(
   return gaps
 
 
-def live_probs(
-  apply_fn: ApplyFn, model: Model, images: np.ndarray
-) -> np.ndarray:
+def live_probs(model: Model, images: np.ndarray) -> np.ndarray:
   """What the model says before export, network by network: `f64[N, K]`."""
+  apply_fn = make_apply_fn(model.config)
   with jax.default_device(_cpu()):
     probs = [
       history.predict(apply_fn, member, images)
@@ -256,7 +254,7 @@ def run_outside(
     return {name: np.load(folder / f"{name}.npy") for name in programs}
 
 
-def weights_file(config: ml_collections.ConfigDict, model: Model) -> bytes:
+def weights_file(model: Model) -> bytes:
   """The content of a `.safetensors` file: arrays by name, and what they are.
 
   Names are paths such as `params/Dense_0/kernel`; a fusion's have the leading
@@ -268,13 +266,13 @@ def weights_file(config: ml_collections.ConfigDict, model: Model) -> bytes:
   tensors = traverse_util.flatten_dict(variables, sep="/")
   if model.is_fusion:
     tensors["weights"] = model.weights
-  task = experiment.load_task(config)
-  views = experiment.make_views(config, task)
+  task = experiment.load_task(model.config)
+  views = experiment.make_views(model.config, task)
   described = {
     "method": model.method,
-    "model": experiment.model_options(config),
+    "model": experiment.model_options(model.config),
     "epochs": model.epochs,
-    "image_shape": _image_shape(config),
+    "image_shape": _image_shape(model.config),
     "mean": views.mean,
     "std": views.std,
     "class_names": task.class_names,
@@ -305,7 +303,6 @@ def make_card(
     if row["split"] in ("test", "test/0")  # the fold that chose the weights
   }
   ledger = splits.read_ledger(workdir / "noise.npz")
-  one = history.take_checkpoints(found[0].stacked, 0)
   return {
     "versions": {"kfkd_jax": kfkd_jax.__version__, "jax": jax.__version__},
     "platforms": saved_model.PLATFORMS,
@@ -317,10 +314,6 @@ def make_card(
       "kind": config.noise.kind,
       "rate": ledger.realised_rate("train"),
     },
-    "network": {
-      **experiment.model_options(config),
-      "num_parameters": models.num_parameters(one),
-    },
     "level": config.compare.level,
     "parity_examples": config.export.parity_examples,
     "models": {
@@ -328,6 +321,12 @@ def make_card(
         "title": method_name(model.method),
         "epochs": model.epochs,
         "weights": model.weights,
+        "network": {
+          **experiment.model_options(model.config),
+          "num_parameters": models.num_parameters(
+            history.take_checkpoints(model.stacked, 0)
+          ),
+        },
         "result": rows[model.method],
         "parity": gaps[model.method],
         "files": written[model.method],
@@ -350,11 +349,11 @@ def render_card(card: Mapping[str, Any]) -> str:
   return environment.from_string(source.read_text("utf-8")).render(card)
 
 
-def _write(config, folder, model, programs) -> dict[str, dict[str, Any]]:
+def _write(folder, model, programs) -> dict[str, dict[str, Any]]:
   """Writes a model's files; returns the size and sum of each by its name."""
   contents = {
     f"{model.method}.jaxexp": programs[model.method],
-    f"{model.method}.safetensors": weights_file(config, model),
+    f"{model.method}.safetensors": weights_file(model),
   }
   for name, content in contents.items():
     files.write_bytes(folder / name, content)
@@ -364,15 +363,15 @@ def _write(config, folder, model, programs) -> dict[str, dict[str, Any]]:
   }
 
 
-def _other_formats(config, apply_fn, found, folder) -> str:
+def _other_formats(config, found, folder) -> str:
   """Writes what else was asked for; says what there is."""
   task = experiment.load_task(config)
   images = task.splits["test"].images[: config.export.parity_examples]
   shipped = {
     model.method: formats.Shipped(
       # Not every converter knows the loop.
-      make_predict(apply_fn, model, impl="loop"),
-      live_probs(apply_fn, model, images),
+      make_predict(model, impl="loop"),
+      live_probs(model, images),
     )
     for model in found
   }

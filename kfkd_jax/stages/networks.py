@@ -1,8 +1,9 @@
 """The networks of a working directory: trained, finished, read again.
 
 `runs/<name>/` holds one network: `history/`, `resume/`, `predictions/<split>/`,
-`metrics.jsonl`, and `inputs.json` that says what it was trained from. A run
-made from other inputs is thrown away and started again.
+`metrics.jsonl`, `model.json` that says what network it is, and `inputs.json`
+that stands for what it was trained from. A run made from other inputs is thrown
+away and started again.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ TRAINING_KEYS = (
   "selection.source",
   "selection.num",
 )
+
+
+_MODEL = "model.json"
 
 
 class Lesson(NamedTuple):
@@ -149,7 +153,7 @@ def train(
     "keep_history": plan.keep_history,
     **plan.inputs,
   }
-  processes.on_main(_prepare, run, inputs)
+  processes.on_main(_prepare, run, inputs, config.model)
   folders = [run_path(workdir, n) for n in run_names(config, plan.name)]
   if processes.on_main(lambda: all(map(is_whole, folders))):
     return
@@ -203,8 +207,8 @@ def train(
   _finish(run)
 
 
-def _prepare(run: epath.Path, inputs: dict[str, Any]) -> None:
-  """Clears a run made from other inputs; notes the inputs of a new one."""
+def _prepare(run: epath.Path, inputs: dict[str, Any], model) -> None:
+  """Clears a run made from other inputs; notes what a new one is made from."""
   note = run / "inputs.json"
   wanted = {"digest": files.digest(inputs)}
   if note.exists() and files.read_json(note) == wanted:
@@ -212,6 +216,7 @@ def _prepare(run: epath.Path, inputs: dict[str, Any]) -> None:
   if run.exists():
     print(f"{run.name}: its inputs changed, starting it again")
     _discard(run)
+  files.write_json(run / _MODEL, model.to_dict())
   files.write_json(note, wanted)
 
 
@@ -242,6 +247,7 @@ def store(
   """Makes a finished run of a network that was computed, not trained."""
   run = run_path(workdir, name)
   processes.on_main(_discard, run)
+  processes.on_main(files.write_json, run / _MODEL, config.model.to_dict())
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()
@@ -263,6 +269,20 @@ def store(
   with checkpoints.Checkpoints(run / "history") as history:
     history.save(recipe.epochs, variables)
   _finish(run)
+
+
+def configured_as(
+  config: ml_collections.ConfigDict, workdir: epath.Path, name: str
+) -> ml_collections.ConfigDict:
+  """`config` with the network that the run `name` is of."""
+  model = processes.on_main(_model_of, run_path(workdir, name))
+  return config_lib.changed(config, {f"model.{k}": v for k, v in model.items()})
+
+
+def _model_of(run: epath.Path) -> dict[str, Any]:
+  """Nothing for a run of a version that made all of them alike."""
+  note = run / _MODEL
+  return files.read_json(note) if note.exists() else {}
 
 
 def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:
@@ -296,7 +316,8 @@ def read_members(
         "stage again"
       )
     stacked = history.restore_stacked(
-      [epochs[m] for m in members], template(config)
+      [epochs[m] for m in members],
+      template(configured_as(config, workdir, name)),
     )
   return stacked, np.asarray(weights)[members]
 

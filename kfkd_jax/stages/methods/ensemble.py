@@ -43,6 +43,7 @@ class Ensemble(NamedTuple):
     selected_on: the points that chose it; "" where nothing was chosen.
     train_cost: in trainings of one network, all that the method needs.
     select_gain: gain over `final` on the selecting points; None if not chosen.
+    size: of each network, in networks like the teacher's.
   """
 
   method: str
@@ -50,6 +51,7 @@ class Ensemble(NamedTuple):
   selected_on: str
   train_cost: float
   select_gain: float | None = None
+  size: experiment.Size = experiment.Size(1.0, 1.0)
 
   @property
   def num_members(self) -> int:
@@ -79,11 +81,16 @@ class Method(NamedTuple):
 
 
 def of_runs(
-  method: str, runs: list[str], cost: float, *, selected_on: str = ""
+  method: str,
+  runs: list[str],
+  cost: float,
+  *,
+  selected_on: str = "",
+  size: experiment.Size = Ensemble._field_defaults["size"],
 ) -> Ensemble:
   """The last checkpoints of some runs."""
   sources = tuple(Source(run, np.ones(1, np.float32)) for run in runs)
-  return Ensemble(method, sources, selected_on, float(cost))
+  return Ensemble(method, sources, selected_on, float(cost), size=size)
 
 
 def predict(workdir: epath.Path, ensemble: Ensemble, split: str) -> np.ndarray:

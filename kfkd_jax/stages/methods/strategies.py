@@ -138,7 +138,7 @@ def _taught(
           **_inputs(config, keys),
           "weights": files.digest(weights.tobytes()),
         },
-        changes={"train.epochs": distill.student_epochs(config)},
+        changes=distill.student_changes(config),
       )
     ]
 
@@ -150,7 +150,8 @@ def _taught(
     cost = 1 + watching_cost(config, workdir, 0)
     cost += distill.taught_cost(config, int(np.count_nonzero(weights)))
     on = experiment.selected_on(config, fold)
-    return [of_runs(name, [name], cost, selected_on=on)]
+    size = distill.student_size(config)
+    return [of_runs(name, [name], cost, selected_on=on, size=size)]
 
   return Method(ensembles, plans)
 

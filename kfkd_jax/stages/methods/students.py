@@ -17,14 +17,14 @@ def _ensembles(config, workdir, number) -> list[Ensemble]:
   if number:
     return []
   on = experiment.selected_on(config, experiment.load_task(config).folds[0])
-  found = []
+  found, size = [], distill.student_size(config)
   for teacher in config.distill.teachers:
-    members = int(np.count_nonzero(fuse.weights_of(workdir, teacher)))
+    members = float(np.count_nonzero(fuse.weights_of(workdir, teacher)))
     cost = 1 + watching_cost(config, workdir, 0)
     for name in distill.students(config, workdir, teacher):
       cost += distill.train_cost(config, members)
-      found.append(of_runs(name, [name], cost, selected_on=on))
-      members = 1  # a round's student teaches the next alone
+      found.append(of_runs(name, [name], cost, selected_on=on, size=size))
+      members = size.compute  # a round's student teaches the next alone
   return found
 
 

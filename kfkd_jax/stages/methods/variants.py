@@ -45,7 +45,9 @@ def with_views(
   """
   task = experiment.load_task(config)
   mesh = parallel.data_mesh()
-  predictor = evaluation.Predictor(experiment.make_recipe(config, task), mesh)
+  recipe = experiment.make_recipe(config, task)
+  predictor = evaluation.Predictor(recipe, mesh)
+  predictors = {recipe.module: predictor}
   images = task.splits["test"].images
   views = [
     predictor.put(images if v == 0 else _view(config, images, v))
@@ -56,6 +58,11 @@ def with_views(
     stacked, weights = networks.read_members(
       config, workdir, source.weights, name=source.run
     )
+    trained = networks.configured_as(config, workdir, source.run)
+    recipe = experiment.make_recipe(trained, task)
+    if recipe.module not in predictors:
+      predictors[recipe.module] = evaluation.Predictor(recipe, mesh)
+    predictor = predictors[recipe.module]
     for member, weight in enumerate(weights):
       variables = history.take_checkpoints(stacked, member)
       variables = parallel.replicate(variables, mesh)
