@@ -169,9 +169,10 @@ def test_resume_falls_back_to_the_older_state(whole, workdir, capsys, damage):
 
 
 @pytest.mark.parametrize("damage", [flip, cut, lose, empty])
-@pytest.mark.parametrize("name", ["finished.json", "inputs.json"])
+@pytest.mark.parametrize("name", ["finished.json", "inputs.json", "model.json"])
 def test_notes_of_a_run(whole, workdir, capsys, name, damage):
   expected = numbers(whole)
+  lose(workdir / "results.jsonl")  # so that the notes are read
   damage(workdir / TEACHER / name)
   remedied(workdir, capsys, expected)
 

@@ -137,7 +137,7 @@ def test_runs_say_what_network_they_are(workdir):
   }
   for run, width in widths.items():
     noted = files.read_json(workdir / "runs" / run / "model.json")
-    assert noted["width"] == width, run
+    assert noted["model"]["width"] == width, run
     assert member(workdir, run)["Dense_0"]["kernel"].shape[-1] == width, run
 
 
@@ -225,3 +225,13 @@ def test_a_small_student_teaches_the_next(workdir, targets):
     probs = targets_of(lesson.frozen, batch)["teacher_probs"]
   store = networks.predictions(workdir, "kf_kd", "train")
   np.testing.assert_allclose(probs, store[len(store) - 1], atol=1e-5)
+
+
+def test_a_damaged_note_is_named(workdir, tmp_path):
+  note = tmp_path / "runs" / "kf_kd" / "model.json"
+  note.parent.mkdir(parents=True)
+  text = (workdir / "runs" / "kf_kd" / "model.json").read_text()
+  for damage in (text.replace("4", "5", 1), text[:-20], "[]"):
+    note.write_text(damage)
+    with pytest.raises(ValueError, match=rf"{note} is damaged.*remove it"):
+      networks.configured_as(config_of(), epath.Path(tmp_path), "kf_kd")

@@ -211,13 +211,12 @@ def _prepare(run: epath.Path, inputs: dict[str, Any], model) -> None:
   """Clears a run made from other inputs; notes what a new one is made from."""
   note = run / "inputs.json"
   wanted = {"digest": files.digest(inputs)}
-  if note.exists() and files.read_json(note) == wanted:
-    return
-  if run.exists():
-    print(f"{run.name}: its inputs changed, starting it again")
-    _discard(run)
-  files.write_json(run / _MODEL, model.to_dict())
-  files.write_json(note, wanted)
+  if not note.exists() or files.read_json(note) != wanted:
+    if run.exists():
+      print(f"{run.name}: its inputs changed, starting it again")
+      _discard(run)
+    files.write_json(note, wanted)
+  _note_model(run, model)
 
 
 def _finish(run: epath.Path) -> None:
@@ -247,7 +246,7 @@ def store(
   """Makes a finished run of a network that was computed, not trained."""
   run = run_path(workdir, name)
   processes.on_main(_discard, run)
-  processes.on_main(files.write_json, run / _MODEL, config.model.to_dict())
+  processes.on_main(_note_model, run, config.model)
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()
@@ -279,10 +278,22 @@ def configured_as(
   return config_lib.changed(config, {f"model.{k}": v for k, v in model.items()})
 
 
+def _note_model(run: epath.Path, model: ml_collections.ConfigDict) -> None:
+  content = model.to_dict()
+  digest = files.digest(content)
+  files.write_json(run / _MODEL, {"model": content, "digest": digest})
+
+
 def _model_of(run: epath.Path) -> dict[str, Any]:
   """Nothing for a run of a version that made all of them alike."""
   note = run / _MODEL
-  return files.read_json(note) if note.exists() else {}
+  if not note.exists():
+    return {}
+  content = files.read_json(note)
+  model = content.get("model") if isinstance(content, dict) else None
+  if model is None or content.get("digest") != files.digest(model):
+    raise ValueError(f"{note} is damaged; remove it and run again")
+  return model
 
 
 def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:
