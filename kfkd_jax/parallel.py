@@ -79,7 +79,7 @@ def pmapped(
     fn: the per-device function.
     mesh: from `data_mesh`.
     in_specs: a prefix of the argument tuple: `REPLICATED`, `SHARDED`,
-      `MEMBERS`.
+      `BATCHES`, `MEMBERS`.
     out_specs: likewise for the results.
     donate: positions of the arguments whose memory the results may take.
 
