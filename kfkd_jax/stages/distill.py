@@ -130,13 +130,12 @@ def student_changes(config: ml_collections.ConfigDict) -> dict[str, Any]:
   if name is None and width is None:
     return changes
   name = name or config.model.name
-  fresh = config_lib.default_config().model
-  fitting = {*models.option_names(name), "dtype"}
+  known, fresh = models.option_names(name), config_lib.default_config().model
   model = {
-    key: value if key in fitting else fresh[key]
+    key: value if key in known else fresh[key]
     for key, value in config.model.items()
   }
-  model |= {"name": name, "width": width, "pretrained": None}
+  model |= {"name": name, "width": width}
   return {**changes, **{f"model.{key}": value for key, value in model.items()}}
 
 
