@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from kfkd_jax import config as config_lib
+from kfkd_jax import files
 from kfkd_jax.stages import bench
 from kfkd_jax.stages.bench import devices, measure, stacks, steps
 from kfkd_jax.training import objective
@@ -65,7 +66,7 @@ def test_a_matrix_product_has_its_flops():
 @pytest.mark.slow
 def test_the_bare_step_is_the_loop_s():
   """Without random views and fill rows, both end with the same network."""
-  config = tiny(augment__pad="0", augment__cutout="0", data__num_train="32")
+  config = tiny(augment__pad="0", augment__cutout="0", data__num_train="16")
   at = steps.setting(config)
   states = []
   ours = steps.make_steps(at, objective.supervised(), None, 1)
@@ -135,3 +136,20 @@ def test_all_of_it_makes_a_table(tmp_path):
 def test_images_on_disk_are_refused():
   with pytest.raises(config_lib.ConfigError, match="stream='never'"):
     steps.setting(tiny(data__stream="always"))
+
+
+def test_a_part_that_fails_leaves_those_before(tmp_path, monkeypatch):
+  def fail(text):
+    raise RuntimeError("no room")
+
+  row = {"name": "x", "reference": "y", "ratio": 2.0}
+  monkeypatch.setattr(
+    bench, "_PARTS", {"steps": lambda text: [dict(row)], "stage": fail}
+  )
+  monkeypatch.setattr(measure, "in_own_process", lambda f, *args: f(*args))
+  config = tiny()
+  config.bench.parts = ("steps", "stage")
+  with pytest.raises(RuntimeError, match="no room"):
+    bench.run(config, epath.Path(tmp_path))
+  (kept,) = files.read_json(tmp_path / "bench.json")["ratios"]
+  assert row.items() <= kept.items()

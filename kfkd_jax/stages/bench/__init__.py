@@ -27,7 +27,7 @@ _PARTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
-  """Writes `bench.json` and returns the tables."""
+  """Writes `bench.json`, part by part, and returns the tables."""
   text = config_lib.to_json(config)
   rows, tables = [], []
   # Not here: some devices serve a single process at a time.
@@ -42,11 +42,12 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
       rows += devices.benchmarks(text, machine)
     else:
       rows += measure.in_own_process(_watched, part, text)
+    if rows:
+      content["ratios"] = rows
+    with lock.held(workdir):
+      files.write_json(workdir / "bench.json", content)
   if rows:
-    content["ratios"] = rows
     tables.insert(0, table(rows))
-  with lock.held(workdir):
-    files.write_json(workdir / "bench.json", content)
   return "\n\n".join(tables)
 
 
