@@ -342,6 +342,22 @@ def test_summary_names_the_four_numbers(made, page):
   assert notes[2].endswith("], one network at inference")
 
 
+def test_a_smaller_network_is_a_share_of_one(made, monkeypatch):
+  summary = report._summary
+
+  def smaller(rows):
+    return summary([
+      {**row, "inference_cost": 0.262} if row["method"] == "kf_kd" else row
+      for row in rows
+    ])  # fmt: skip
+
+  monkeypatch.setattr(report, "_summary", smaller)
+  page = report.render(made.config, made.workdir).html
+  (stats,) = parse(page).all("ul", class_="stats")
+  notes = [e.text for e in stats.all("span", class_="note")]
+  assert notes[2].endswith("], 26 % of one network at inference")
+
+
 def test_names_stay_text(made, page):
   root = parse(page)
   assert len(root.all("script")) == 1
