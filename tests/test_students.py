@@ -21,7 +21,7 @@ def config_of(**changes):
     "distill__teachers": "kf",
     "distill__width": str(STUDENT_WIDTH),
     "compare__independent": "1",
-    "compare__methods": "dkd",
+    "compare__methods": "dkd,relational_kd",
     "compare__test_time": "kf_kd",
     "export__models": "kf,kf_kd",
     **changes,
@@ -133,6 +133,7 @@ def test_runs_say_what_network_they_are(workdir):
     "kf_kd": STUDENT_WIDTH,
     "kf_kd_ema": STUDENT_WIDTH,
     "dkd": STUDENT_WIDTH,
+    "relational_kd": STUDENT_WIDTH,
     "kf_soup": TEACHER_WIDTH,
   }
   for run, width in widths.items():

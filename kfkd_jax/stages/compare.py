@@ -40,7 +40,7 @@ class Entry(NamedTuple):
   selected_on: str
   num_members: int
   train_cost: float
-  size: experiment.Size = experiment.Size(1.0, 1.0)
+  size: experiment.Size = experiment.SAME_SIZE
   select_gain: float | None = None
   num_views: int = 1
 

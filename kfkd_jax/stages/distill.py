@@ -143,7 +143,7 @@ def student_size(config: ml_collections.ConfigDict) -> experiment.Size:
   """What a student takes, in networks like the teacher's."""
   student = config_lib.changed(config, student_changes(config))
   if student.model == config.model:
-    return experiment.Size(1.0, 1.0)
+    return experiment.SAME_SIZE
   task = experiment.load_task(config)
   small, large = (experiment.network_size(c, task) for c in (student, config))
   return experiment.Size(

@@ -331,6 +331,9 @@ class Size(NamedTuple):
   storage: float
 
 
+SAME_SIZE = Size(1.0, 1.0)  # in networks like the teacher's
+
+
 def network_size(config: ml_collections.ConfigDict, task: Task) -> Size:
   """What the configured network takes to run on an image and to keep."""
   module = make_module(config, task)

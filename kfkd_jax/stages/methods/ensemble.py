@@ -51,7 +51,7 @@ class Ensemble(NamedTuple):
   selected_on: str
   train_cost: float
   select_gain: float | None = None
-  size: experiment.Size = experiment.Size(1.0, 1.0)
+  size: experiment.Size = experiment.SAME_SIZE
 
   @property
   def num_members(self) -> int:
@@ -86,7 +86,7 @@ def of_runs(
   cost: float,
   *,
   selected_on: str = "",
-  size: experiment.Size = Ensemble._field_defaults["size"],
+  size: experiment.Size = experiment.SAME_SIZE,
 ) -> Ensemble:
   """The last checkpoints of some runs."""
   sources = tuple(Source(run, np.ones(1, np.float32)) for run in runs)
