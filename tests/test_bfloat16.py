@@ -148,7 +148,9 @@ def test_the_loss_sees_float32(family):
   assert kinds == {jnp.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"]
+)
 def test_a_network_learns(dtype):
   """Bright squares left or right, told apart after a few steps."""
   rng = np.random.default_rng(0)

@@ -317,7 +317,7 @@ def test_impossible_configurations(changes, message):
 @pytest.mark.parametrize(
   ("name", "dtype"),
   [
-    ("cnn", "float32"),
+    pytest.param("cnn", "float32", marks=pytest.mark.slow),
     ("mlp", "bfloat16"),
     pytest.param("resnet18", "bfloat16", marks=pytest.mark.slow),
   ],
