@@ -306,7 +306,7 @@ with Feed(
   for rows in feed(range(2)):
     whole = parallel.to_host(rows)
     print(int(whole["image"].astype(np.int64).sum()), flush=True)
-    np.save({output!r}, whole["image"])
+    np.save({output!r}, whole["image"][0])
 print(len(seen), flush=True)
 """
 

@@ -275,6 +275,8 @@ def configured_as(
 ) -> ml_collections.ConfigDict:
   """`config` with the network that the run `name` is of."""
   model = processes.on_main(_model_of, run_path(workdir, name))
+  if model is None or model == config.model.to_dict():
+    return config
   return config_lib.changed(config, {f"model.{k}": v for k, v in model.items()})
 
 
@@ -284,11 +286,11 @@ def _note_model(run: epath.Path, model: ml_collections.ConfigDict) -> None:
   files.write_json(run / _MODEL, {"model": content, "digest": digest})
 
 
-def _model_of(run: epath.Path) -> dict[str, Any]:
-  """Nothing for a run of a version that made all of them alike."""
+def _model_of(run: epath.Path) -> dict[str, Any] | None:
+  """None for a run of a version that made all of them alike."""
   note = run / _MODEL
   if not note.exists():
-    return {}
+    return None
   content = files.read_json(note)
   model = content.get("model") if isinstance(content, dict) else None
   if model is None or content.get("digest") != files.digest(model):
