@@ -224,6 +224,22 @@ def digest(value: Any) -> str:
   return hashlib.sha256(content).hexdigest()[:16]
 
 
+_DIGEST = "digest"
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+  """`content` with a digest of its values, to tell whether they are unchanged."""
+  return {**content, _DIGEST: digest(content)}
+
+
+def unsealed(content: Any) -> dict[str, Any] | None:
+  """What `sealed` was given; None where it is no longer that."""
+  if not isinstance(content, dict):
+    return None
+  rest = {key: value for key, value in content.items() if key != _DIGEST}
+  return rest if content.get(_DIGEST) == digest(rest) else None
+
+
 def _plain(value: Any) -> Any:
   if isinstance(value, Mapping):
     return {str(k): _plain(v) for k, v in value.items()}

@@ -251,7 +251,8 @@ def test_replicate_owns_its_memory_and_shard_keeps_order():
 
 
 def test_shard_names_what_does_not_divide():
-  with pytest.raises(ValueError, match=r"axis 0 of \(6,\) does not"):
+  message = r"axis 0 of \(6,\) does not divide over 4"
+  with pytest.raises(ValueError, match=message):
     parallel.shard(np.zeros(6), mesh_of(4))
 
 

@@ -17,8 +17,6 @@ from kfkd_jax.config import rules, tree
 from kfkd_jax.config.keys import default_config
 from kfkd_jax.config.tree import ConfigError
 
-_DIGEST = "digest"
-
 
 def parse_arguments(text: str, **defaults: Any) -> ml_collections.ConfigDict:
   """A config file's string argument, `"noise=pair,rate=0.4,runlocal"`.
@@ -135,8 +133,7 @@ def to_json(config: ml_collections.ConfigDict) -> str:
 
 def sealed(config: ml_collections.ConfigDict) -> str:
   """`to_json` with a digest of the values, for a file to be continued from."""
-  content = config.to_dict()
-  return _as_text({**content, _DIGEST: files.digest(content)})
+  return _as_text(files.sealed(config.to_dict()))
 
 
 def _as_text(content: Mapping[str, Any]) -> str:
@@ -145,9 +142,8 @@ def _as_text(content: Mapping[str, Any]) -> str:
 
 def read_sealed(path: epath.Path) -> dict[str, Any]:
   """The sections of a file that `sealed` wrote."""
-  content = files.read_json(path)
-  found = content.pop(_DIGEST, None) if isinstance(content, dict) else None
-  if found != files.digest(content):
+  content = files.unsealed(files.read_json(path))
+  if content is None:
     raise ConfigError(
       f"{path} is not as it was written, by accident or by hand; remove it and "
       "run again with the --config that it had, or name a --config now (keys "

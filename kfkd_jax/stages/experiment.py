@@ -336,10 +336,14 @@ SAME_SIZE = Size(1.0, 1.0)  # in networks like the teacher's
 
 def network_size(config: ml_collections.ConfigDict, task: Task) -> Size:
   """What the configured network takes to run on an image and to keep."""
-  module = make_module(config, task)
-  image = jax.ShapeDtypeStruct((1, *task.images.shape[1:]), jnp.float32)
+  return _network_size(make_module(config, task), task.images.shape[1:])
+
+
+@functools.lru_cache(maxsize=8)
+def _network_size(module: nn.Module, shape: tuple[int, ...]) -> Size:
+  image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   variables = jax.eval_shape(
-    lambda: models.init(module, jax.random.key(0), task.images[:1])
+    lambda: models.init(module, jax.random.key(0), np.zeros((1, *shape)))
   )
   lowered = jax.jit(eval_apply(module)).lower(variables, image)
   cost: Any = lowered.cost_analysis()

@@ -7,6 +7,7 @@ weights by name. A card says what they are and what they scored.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.resources
 import os
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -114,8 +116,15 @@ def methods(config: ml_collections.ConfigDict) -> list[str]:
 def make_apply_fn(config: ml_collections.ConfigDict) -> ApplyFn:
   """`(variables, images u8[B, H, W, Ch]) -> logits[B, K]`, in eval mode."""
   task = experiment.load_task(config)
-  views = experiment.make_views(config, task)
-  logits = step.eval_apply(experiment.make_module(config, task))
+  return _apply_fn(
+    experiment.make_module(config, task), experiment.make_views(config, task)
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _apply_fn(module: nn.Module, views: step.Views) -> ApplyFn:
+  """The same function for the same network, so that it is compiled once."""
+  logits = step.eval_apply(module)
   return lambda variables, images: logits(variables, views.clean(images))
 
 

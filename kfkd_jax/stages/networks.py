@@ -281,9 +281,8 @@ def configured_as(
 
 
 def _note_model(run: epath.Path, model: ml_collections.ConfigDict) -> None:
-  content = model.to_dict()
-  digest = files.digest(content)
-  files.write_json(run / _MODEL, {"model": content, "digest": digest})
+  content = files.sealed({"model": model.to_dict()})
+  files.write_json(run / _MODEL, content)
 
 
 def _model_of(run: epath.Path) -> dict[str, Any] | None:
@@ -291,11 +290,10 @@ def _model_of(run: epath.Path) -> dict[str, Any] | None:
   note = run / _MODEL
   if not note.exists():
     return None
-  content = files.read_json(note)
-  model = content.get("model") if isinstance(content, dict) else None
-  if model is None or content.get("digest") != files.digest(model):
+  content = files.unsealed(files.read_json(note))
+  if content is None:
     raise ValueError(f"{note} is damaged; remove it and run again")
-  return model
+  return content["model"]
 
 
 def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:
