@@ -228,7 +228,7 @@ _DIGEST = "digest"
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-  """`content` with a digest of its values, to tell whether they are unchanged."""
+  """`content` with a digest, which tells whether it was changed since."""
   return {**content, _DIGEST: digest(content)}
 
 
