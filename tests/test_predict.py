@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from PIL import Image
 
 from kfkd_jax import cli, files
 from kfkd_jax.data import pictures as data_pictures
-from kfkd_jax.stages import predict
+from kfkd_jax.stages import predict, trailer
 
 SHAPE = (4, 5, 3)
 NAMES = ["ant", "bee", "cat"]
@@ -35,7 +36,7 @@ def serialised(function=network, shape=SHAPE, dtype=np.uint8, num=1, **options):
   (batch,) = export.symbolic_shape("b")
   images = jax.ShapeDtypeStruct((batch, *shape), dtype)
   done = export.export(jax.jit(function), **options)(*[images] * num)
-  return bytes(done.serialize())
+  return trailer.appended(bytes(done.serialize()))
 
 
 def write_card(path):
@@ -252,7 +253,7 @@ def test_wrong_pictures(tmp_path):
 )
 def test_files_that_are_no_models(tmp_path, content):
   path = tmp_path / "a.jaxexp"
-  path.write_bytes(content)
+  path.write_bytes(trailer.appended(content))
   with pytest.raises(ValueError, match="is not a model that `kfkd export`"):
     predict.load(path)
 
@@ -261,19 +262,128 @@ def test_files_that_are_no_models(tmp_path, content):
 def test_truncated_models(model, kept):
   content = model.read_bytes()
   model.write_bytes(content[: int(len(content) * kept)])
-  with pytest.raises(ValueError, match="is damaged or not the file that"):
+  with pytest.raises(ValueError, match=r"is damaged: its SHA-256|not the file"):
     predict.load(model)
+
+
+def test_truncated_models_that_nothing_vouches_for(model):
   (model.parent / "card.json").unlink()
+  content = model.read_bytes()
+  model.write_bytes(content[: len(content) // 2])
   with pytest.raises(ValueError, match="or is damaged: "):
     predict.load(model)
 
 
 def test_a_flipped_bit_is_noticed(model):
-  content = bytearray(model.read_bytes())
+  write_card(model)
+  original = bytearray(model.read_bytes())
+  content = original.copy()
   content[len(content) // 2] ^= 1
-  model.write_bytes(content)
+  body = bytes(content[: -len(trailer.appended(b""))])
+  model.write_bytes(trailer.appended(body))  # the card alone notices
   with pytest.raises(ValueError, match="SHA-256 sums differ"):
     predict.load(model)
+  (model.parent / "card.json").unlink()
+  model.write_bytes(content)
+  with pytest.raises(ValueError, match="sum is not the one at its end") as said:
+    predict.load(model)
+  assert "\n" not in str(said.value)
+
+
+def test_a_model_alone_is_checked_wherever_a_bit_is_flipped(model, monkeypatch):
+  def nothing_is_read(content):
+    raise AssertionError("damaged bytes were read")
+
+  (model.parent / "card.json").unlink()
+  original = model.read_bytes()
+  assert predict.load(model).checked
+  monkeypatch.setattr(export, "deserialize", nothing_is_read)
+  end = len(original) - len(trailer.appended(b""))
+  rng = np.random.default_rng(0)
+  for place in [*rng.integers(0, end, 60), len(original) - 1]:
+    content = bytearray(original)
+    content[place] ^= 1 << rng.integers(8)
+    model.write_bytes(content)
+    with pytest.raises(ValueError, match="sum is not the one at its end"):
+      predict.load(model)
+
+
+def without_trailer(model):
+  content = model.read_bytes()
+  model.write_bytes(content[: -len(trailer.appended(b""))])
+
+
+def test_a_model_that_nothing_vouches_for_is_tried_and_it_is_said(
+  model, tmp_path
+):
+  (model.parent / "card.json").unlink()
+  without_trailer(model)
+  image = save(tmp_path / "a.png", pictures(1)[0])
+  arrays, said = run(model, [image], tmp_path)
+  np.testing.assert_allclose(arrays["probs"], reference(pictures(1)), atol=1e-6)
+  assert f"note: {model} is unchecked" in said
+
+
+def test_an_older_export_is_checked_by_its_card(model, tmp_path):
+  without_trailer(model)
+  write_card(model)
+  exported = predict.load(model)
+  assert exported.checked and exported.class_names == NAMES
+
+
+@pytest.mark.parametrize(
+  ("body", "message"),
+  [
+    ("import os\nos.kill(os.getpid(), 11)", "reads it with SIGSEGV$"),
+    ("raise ValueError('bad' + chr(10) + 'worse')", "is damaged: worse$"),
+    ("import time\ntime.sleep(60)", "not done with one image in 1 s$"),
+  ],
+)
+def test_a_crash_of_the_trial_is_one_line(
+  model, tmp_path, monkeypatch, body, message
+):
+  (model.parent / "card.json").unlink()
+  without_trailer(model)
+  (tmp_path / "trial.py").write_text(body)
+  monkeypatch.setattr(predict.importlib.resources, "files", lambda _: tmp_path)
+  monkeypatch.setattr(predict, "_TRIAL_SECONDS", 1 if "sleep" in body else 60)
+  with pytest.raises(ValueError, match=message) as said:
+    predict.load(model)
+  assert "\n" not in str(said.value)
+
+
+def test_plain_jax_reads_what_carries_a_digest(model):
+  read = export.deserialize(bytearray(model.read_bytes()))
+  probs = read.call(pictures(3))
+  np.testing.assert_allclose(probs, reference(pictures(3)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    (lambda card: None, "has no JSON object"),
+    (lambda card: [], "has no JSON object"),
+    (lambda card: float("nan"), "has no JSON object"),
+    (lambda card: {}, r"has no models \(an object belongs there\)"),
+    (lambda card: card | {"models": []}, "has other models"),
+    (lambda card: card | {"models": {"bugs": 1}}, "no JSON object models.bugs"),
+    (lambda card: card | {"models": {"bugs": {}}}, "has no models.bugs.files"),
+    (
+      lambda card: card | {"models": {"bugs": {"files": {"bugs.jaxexp": {}}}}},
+      r"has no models.bugs.files.bugs.jaxexp.sha256 \(text",
+    ),
+    (lambda card: {"models": card["models"]}, "has no class_names"),
+    (lambda card: card | {"class_names": "abc"}, "has other class_names"),
+    (lambda card: card | {"class_names": [1, 2, 3]}, "that are not all text"),
+    (lambda card: card | {"class_names": ["a"]}, "has 1 class_names for the 3"),
+  ],
+)
+def test_cards_that_lack_a_part(model, change, message):
+  card = model.parent / "card.json"
+  card.write_text(json.dumps(change(json.loads(card.read_text()))))
+  with pytest.raises(ValueError, match=rf"card\.json is .*{message}") as said:
+    predict.load(model)
+  assert "\n" not in str(said.value)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from kfkd_jax.stages import (
   fuse,
   networks,
   saved_model,
+  trailer,
 )
 from kfkd_jax.training import step
 
@@ -191,7 +192,7 @@ def serialise(model: Model) -> bytes:
     exported = jax.export.export(predict, platforms=saved_model.PLATFORMS)(
       images
     )
-    return bytes(exported.serialize(vjp_order=0))
+    return trailer.appended(bytes(exported.serialize(vjp_order=0)))
 
 
 def check_parity(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources
 import io
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.export
@@ -16,6 +21,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kfkd_jax import files
 from kfkd_jax.data import pictures
+from kfkd_jax.stages import trailer
+
+T = TypeVar("T")
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
@@ -23,6 +31,8 @@ _PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
 _WIDE_MODES = ("I", "F")
 _BATCH = 1024
 _SHOWN = 5
+_TRIAL_SECONDS = 600
+_KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "text"}
 
 
 class Exported(NamedTuple):
@@ -33,12 +43,14 @@ class Exported(NamedTuple):
     call: `u8[B, H, W, Ch] -> f32[B, K]`, compiled once a batch size.
     image_shape: H, W, Ch.
     class_names: K names; numbers where no card tells.
+    checked: whether its bytes are known to be those that were exported.
   """
 
   path: epath.Path
   call: Callable[[np.ndarray], jax.Array]
   image_shape: tuple[int, int, int]
   class_names: list[str]
+  checked: bool
 
 
 class Inputs(NamedTuple):
@@ -80,6 +92,11 @@ def run(
     classes=np.array(exported.class_names),
   )
   notes = [f"note: {note}" for note in found.notes]
+  if not exported.checked:
+    notes.append(
+      f"note: {exported.path} is unchecked: it carries no SHA-256 sum, and no "
+      "card.json beside it lists it"
+    )
   return "\n".join([
     *notes,
     *summary(probs, found.names, exported.class_names),
@@ -108,19 +125,31 @@ def find(model: str, workdir: epath.Path) -> epath.Path:
 def load(path: epath.Path) -> Exported:
   """Reads an exported model and checks that it is whole and takes images.
 
-  A `card.json` beside it that lists the file must agree with its bytes.
+  The digest at its end and a `card.json` beside it that lists the file must
+  agree with its bytes. A file with neither is tried in another process first.
   """
   path = epath.Path(path)
   content = path.read_bytes()
+  whole = trailer.agrees(content)
+  if whole is False:
+    raise ValueError(
+      f"{path} is damaged: its SHA-256 sum is not the one at its end; run "
+      "`kfkd export` again"
+    )
   class_names = _names_on_card(path, content)
+  checked = whole or class_names is not None
+  if not checked:
+    _try_elsewhere(path, content)
   try:
     exported = jax.export.deserialize(bytearray(content))
     image_shape, num_classes = _signature(exported)
   except Exception as error:  # the reader fails in as many ways as bytes can
-    raise ValueError(
-      f"{path} is not a model that `kfkd export` wrote, or is damaged: "
-      f"{_first_line(error)}"
-    ) from error
+    raise _unreadable(path, _first_line(error)) from error
+  if class_names and len(class_names) != num_classes:
+    raise _not_a_card(
+      path.parent / "card.json",
+      f"{len(class_names)} class_names for the {num_classes} of {path.name}",
+    )
   _check_runs_here(path, exported)
   call = jax.jit(exported.call)
   one = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
@@ -132,7 +161,45 @@ def load(path: epath.Path) -> Exported:
       f"{_first_line(error)}; run `kfkd export` again"
     ) from error
   names = class_names or [str(k) for k in range(num_classes)]
-  return Exported(path, call, image_shape, names)
+  return Exported(path, call, image_shape, names, checked)
+
+
+def _try_elsewhere(path: epath.Path, content: bytes) -> None:
+  """Reads and runs the model where a crash costs nothing."""
+  script = importlib.resources.files("kfkd_jax.stages") / "trial.py"
+  with (
+    importlib.resources.as_file(script) as main,
+    tempfile.NamedTemporaryFile(suffix=".jaxexp") as copy,
+  ):
+    copy.write(content)  # what is tried is what is used
+    copy.flush()
+    try:
+      done = subprocess.run(
+        [sys.executable, "-P", str(main), copy.name],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        timeout=_TRIAL_SECONDS,
+      )
+    except subprocess.TimeoutExpired:
+      raise _unreadable(
+        path, f"it was not done with one image in {_TRIAL_SECONDS} s"
+      ) from None
+  if done.returncode < 0:
+    name = signal.Signals(-done.returncode).name
+    raise _unreadable(path, f"it ends the process that reads it with {name}")
+  if done.returncode:
+    last = (done.stderr.strip() or "no message").splitlines()[-1]
+    raise _unreadable(path, last)
+
+
+def _unreadable(path: epath.Path, why: str) -> ValueError:
+  return ValueError(
+    f"{path} is not a model that `kfkd export` wrote, or is damaged: {why}"
+  )
 
 
 def _first_line(error: Exception) -> str:
@@ -167,16 +234,49 @@ def _check_runs_here(path: epath.Path, exported: jax.export.Exported) -> None:
 def _names_on_card(path: epath.Path, content: bytes) -> list[str] | None:
   """Class names from the card beside the file, if it knows the file."""
   card = path.parent / "card.json"
-  described = files.read_json(card) if card.exists() else {}
-  listed = described.get("models", {}).get(path.stem, {}).get("files", {})
-  if path.name not in listed:
+  if not card.exists():
     return None
-  if listed[path.name]["sha256"] != hashlib.sha256(content).hexdigest():
+  described = files.read_json(card)
+  model = _part(card, described, "models", dict).get(path.stem)
+  if model is None:
+    return None
+  where = f"models.{path.stem}"
+  listed = _part(card, model, "files", dict, within=where).get(path.name)
+  if listed is None:
+    return None
+  where = f"{where}.files.{path.name}"
+  if (
+    _part(card, listed, "sha256", str, within=where)
+    != hashlib.sha256(content).hexdigest()
+  ):
     raise ValueError(
       f"{path} is damaged or not the file that {card} describes: their "
       "SHA-256 sums differ; run `kfkd export` again"
     )
-  return described["class_names"]
+  names = _part(card, described, "class_names", list)
+  if not all(isinstance(name, str) for name in names):
+    raise _not_a_card(card, "class_names that are not all text")
+  return names
+
+
+def _part(
+  card: epath.Path, value: Any, name: str, kind: type[T], *, within: str = ""
+) -> T:
+  """A part of the card, of the kind that it must have."""
+  if not isinstance(value, dict):
+    raise _not_a_card(card, f"no JSON object {within}".rstrip())
+  if not isinstance(value.get(name), kind):
+    part = f"{within}.{name}" if within else name
+    said = "other" if name in value else "no"
+    raise _not_a_card(card, f"{said} {part} ({_KINDS[kind]} belongs there)")
+  return value[name]
+
+
+def _not_a_card(card: epath.Path, what: str) -> ValueError:
+  return ValueError(
+    f"{card} is damaged or no card of `kfkd export`: it has {what}; run "
+    "`kfkd export` again, or move the model away from it"
+  )
 
 
 def read_inputs(
