@@ -242,8 +242,19 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
       "strategy.relational_weights=.*0 or more",
     ),
     ({"strategy__propagation_decay": "1"}, "propagation_decay=1.0 .*0.9999"),
+    *[
+      ({key: f"{values}"}, f"{key.split('__')[1]}=.*two ")
+      for values in ("True,False", "1,True", f"1{'0' * 400},1")
+      for key in (
+        "strategy__dkd_weights", "baselines__sce_weights",
+        "baselines__fge_rates", "augment__crop_scale",
+      )
+    ],
+    ({"optim__boundaries": "0.5,True"}, "optim.boundaries=.*ascending"),
+    ({"train__epochs": "True"}, "train.epochs=True has type bool"),
+    ({"noise__rate": "True"}, "noise.rate=True has type bool"),
   ],
-)
+)  # fmt: skip
 def test_mistakes_name_key_and_value(changes, message):
   with pytest.raises(config_lib.ConfigError, match=message) as caught:
     config_lib.validate(configured(**changes))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import reprlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,9 +151,13 @@ def _strategy_rules() -> list[Rule]:
 
 
 def _are_numbers(values: Any, count: int) -> bool:
-  return len(values) == count and all(
-    isinstance(v, (int, float)) and math.isfinite(v) for v in values
-  )
+  return len(values) == count and all(map(_is_number, values))
+
+
+def _is_number(value: Any) -> bool:
+  """Whether it is a finite number; True is none, whatever Python says."""
+  most = sys.float_info.max
+  return type(value) in (int, float) and -most <= value <= most
 
 
 def _rules() -> list[Rule]:
@@ -210,7 +214,7 @@ def _rules() -> list[Rule]:
       "optim.boundaries",
       "ascending shares of the run between 0 and 1",
       lambda v: (
-        all(isinstance(b, (int, float)) and 0 < b < 1 for b in v)
+        all(_is_number(b) and 0 < b < 1 for b in v)
         and list(v) == sorted(set(v))
       ),
     ),
