@@ -106,6 +106,8 @@ def _dispatch(options, overrides) -> int:
 
     overrides = [*studies.find(options.inputs[0]).changes, *overrides]
     config = config_lib.read(options.config, overrides)
+  elif options.predictions is not None:  # no run's configuration is theirs
+    config = config_lib.read(options.config, overrides)
   else:
     config = config_lib.read(options.config, overrides, saved=saved)
   _connect(options.multihost)
@@ -193,17 +195,19 @@ def _foreign(options, config) -> str:
   """`diagnose` and `fuse` on somebody's saved probabilities."""
   from etils import epath
 
-  from kfkd_jax import files, lock
+  from kfkd_jax import files
   from kfkd_jax.predictions import read_foreign
   from kfkd_jax.stages import diagnose, fuse
 
+  name = {"diagnose": "diagnosis.json", "fuse": "fusion.json"}[options.stage]
+  path = _foreign_output(options, name)
   probs, labels, numbers = read_foreign(epath.Path(options.predictions))
   epochs = numbers.tolist()
-  workdir = epath.Path(options.workdir)
+  points = f"points of {options.predictions}"
   if options.stage == "diagnose":
     split = diagnose.diagnose(probs, labels, probs.shape[2])
     content = {"epochs": epochs, "splits": {"test": split}}
-    name, line = "diagnosis.json", diagnose.summary(split, epochs)
+    lines = [diagnose.summary(split, epochs, points=points)]
   else:
     methods = fuse.fuse(config, probs, labels)
     fold = {
@@ -212,10 +216,37 @@ def _foreign(options, config) -> str:
       "methods": methods,
     }
     content = {"epochs": epochs, "folds": [fold]}
-    name, line = "fusion.json", fuse.summary(methods, epochs)
-  with lock.held(workdir):
-    files.write_json(workdir / name, content)
-  return f"{line}\nwritten to {workdir / name}"
+    lines = [
+      fuse.summary(methods, epochs, points=points),
+      "These points chose the weights: expect less of a gain on others, and "
+      "measure it there with",
+      f"  chosen = json.loads(pathlib.Path({os.fspath(path)!r}).read_text())",
+      '  weights = chosen["folds"][0]["methods"]["kf"]["weights"]',
+      '  fused = numpy.einsum("c,cnk->nk", weights, probs)  # probs[C, N, K]',
+    ]
+  files.write_json(path, content)
+  return "\n".join([*lines, f"written to {path}"])
+
+
+_OF_A_RUN = ("config.json", "manifest.json", "base.json", "runs")
+
+
+def _foreign_output(options, name: str):
+  """Where `name` of somebody's probabilities goes: never into a run."""
+  from etils import epath
+
+  if options.output is None:
+    file = epath.Path(options.predictions)
+    return file.parent / f"{file.name.removesuffix('.npz')}.{name}"
+  folder = epath.Path(options.output)
+  if any((folder / part).exists() for part in _OF_A_RUN):
+    raise ValueError(
+      f"{folder} holds a run, whose {name} stays its own; name another folder "
+      "by --output, or none to write beside the file"
+    )
+  if folder.exists() and not folder.is_dir():
+    raise ValueError(f"--output={folder} is a file; name a folder")
+  return folder / name
 
 
 def _connect(multihost: str | None) -> None:

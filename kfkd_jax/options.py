@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ _OPTIONS = (
     "--predictions",
     ("diagnose", "fuse"),
     "saved probabilities of your own: probs[C,N,K], labels[N] and optionally "
-    "epochs[C]",
+    "epochs[C]; what comes out goes beside the file, or to --output",
     {"metavar": "FILE.npz"},
   ),
   Option(
@@ -82,10 +83,11 @@ _OPTIONS = (
   ),
   Option(
     "--output",
-    ("predict", "report"),
-    "where the probabilities go (default: probs.npz), or the folder of a page "
-    "that compares several DIRs (default: kfkd-report)",
-    {"metavar": "FILE"},
+    ("predict", "report", "diagnose", "fuse"),
+    "where the probabilities go (default: probs.npz), the folder of a page "
+    "that compares several DIRs (default: kfkd-report), or the folder for what "
+    "comes out of --predictions",
+    {"metavar": "FILE or DIR"},
   ),
 )
 
@@ -96,6 +98,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   What argparse itself refuses, an unknown stage say, ends the program.
   """
   options, rest = _parser().parse_known_intermixed_args(argv)
+  if options.predictions is not None:
+    # Never a run's: such a working directory is another name for --output.
+    options.output = options.output or options.workdir
+    beside = os.path.dirname(options.predictions) or "."
+    options.workdir = options.output or beside
+    return options, rest
   if options.workdir is None:
     study = options.stage == "study"
     options.workdir = _STUDIES_WORKDIR if study else _DEFAULT_WORKDIR
@@ -216,6 +224,13 @@ def _check_options(options, overrides) -> None:
     raise ConfigError(
       f"--multihost does not go with {stage}; start a sweep on every host "
       "with the same --workdir instead, and they share its cells"
+    )
+  if stage in ("diagnose", "fuse") and (
+    options.output is not None and options.predictions is None
+  ):
+    raise ConfigError(
+      f"--output goes with {stage} --predictions=FILE.npz, not with {stage} "
+      "alone, which writes to its --workdir"
     )
   if stage != "report":
     return

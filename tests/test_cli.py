@@ -1,6 +1,7 @@
 """The command a person types: help, mistakes, foreign predictions."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -77,21 +78,75 @@ def test_mistakes_are_found_before_jax_starts():
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_foreign_predictions_are_diagnosed_and_fused(capsys, tmp_path):
+def test_foreign_predictions_are_diagnosed_and_fused(
+  capsys, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
   path = save_predictions(tmp_path / "p.npz", epochs=np.arange(6) * 10)
-  where = f"--workdir={tmp_path / 'w'}"
-  code, out, _ = kfkd("diagnose", f"--predictions={path}", where, capsys=capsys)
+  code, out, _ = kfkd("diagnose", f"--predictions={path}", capsys=capsys)
   assert code == 0
   assert "max F_e" in out
   assert "at epoch 20" in out
-  code, out, _ = kfkd("fuse", f"--predictions={path}", where, capsys=capsys)
+  assert f"points of {path} wrong at the end" in out
+  code, out, _ = kfkd("fuse", f"--predictions={path}", capsys=capsys)
   assert code == 0
-  content = json.loads((tmp_path / "w" / "fusion.json").read_text())
+  assert out.startswith(f"on the points of {path} KF of epochs ")
+  content = json.loads((tmp_path / "p.fusion.json").read_text())
   assert content["epochs"] == [0, 10, 20, 30, 40, 50]
   kf = content["folds"][0]["methods"]["kf"]
   assert 2 in kf["members"]
   assert sum(kf["weights"]) == pytest.approx(1)
   assert kf["gain"] > 0
+  assert {p.name for p in tmp_path.iterdir()} == {
+    "p.npz", "p.diagnosis.json", "p.fusion.json",
+  }  # fmt: skip
+
+
+def test_fuse_says_how_its_weights_are_applied(capsys, tmp_path):
+  path = save_predictions(tmp_path / "p'1.npz")
+  _, out, _ = kfkd("fuse", f"--predictions={path}", capsys=capsys)
+  assert "These points chose the weights: expect less" in out
+  arrays = np.load(path)
+  known = {
+    "json": json, "numpy": np, "pathlib": pathlib, "probs": arrays["probs"],
+  }  # fmt: skip
+  exec("\n".join(x[2:] for x in out.splitlines() if x[:2] == "  "), known)
+  right = np.mean(known["fused"].argmax(-1) == arrays["labels"])
+  stored = json.loads((tmp_path / "p'1.fusion.json").read_text())
+  assert right == pytest.approx(
+    stored["folds"][0]["methods"]["kf"]["accuracy"], abs=1e-6
+  )
+
+
+@pytest.mark.parametrize("option", ["--output", "--workdir"])
+@pytest.mark.parametrize("stage", ["diagnose", "fuse"])
+def test_foreign_results_never_go_into_a_run(
+  stage, option, capsys, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  path = save_predictions(tmp_path / "p.npz")
+  run = tmp_path / "kfkd-workdir"  # where runs are unless told otherwise
+  (run / "runs").mkdir(parents=True)
+  for name in ("config.json", "diagnosis.json", "fusion.json"):
+    (run / name).write_text("of a run")
+  foreign = (stage, f"--predictions={path}")
+  assert kfkd(*foreign, capsys=capsys)[0] == 0
+  code, _, err = kfkd(*foreign, f"{option}=kfkd-workdir", capsys=capsys)
+  assert code == 2 and err.count("\n") == 1
+  assert "kfkd-workdir holds a run, whose" in err
+  assert {p.name for p in run.iterdir() if p.is_file()} == {
+    "config.json", "diagnosis.json", "fusion.json",
+  }  # fmt: skip
+  assert all(p.read_text() == "of a run" for p in run.glob("*.json"))
+  code, out, _ = kfkd(*foreign, f"{option}=new/deep", capsys=capsys)
+  assert code == 0 and "written to new/deep/" in out
+  code, _, err = kfkd(*foreign, f"{option}={path}", capsys=capsys)
+  assert code == 2 and "is a file; name a folder" in err
+
+
+def test_output_of_a_run_is_its_workdir(capsys):
+  code, _, err = kfkd("fuse", "--output=x", capsys=capsys)
+  assert code == 2 and "--output goes with fuse --predictions" in err
 
 
 def test_logits_by_mistake(capsys, tmp_path):

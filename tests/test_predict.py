@@ -478,7 +478,7 @@ def test_command_line_in_any_order(model, tmp_path, monkeypatch, capsys, order):
     (["predict", "--model=x", "a.png"], "run `kfkd export` first"),
     (["run", "a.png"], "argument 'a.png' is unknown; only predict"),
     (["run", "--model=x"], "--model goes with predict, not with 'run'"),
-    (["fuse", "--output=x.npz"], "--output goes with predict"),
+    (["train", "--output=x.npz"], "--output goes with predict"),
   ],
 )
 def test_command_line_mistakes(

@@ -72,14 +72,18 @@ def diagnose(
   }
 
 
-def summary(split: dict[str, Any], epochs: Sequence[float]) -> str:
-  """One line about a split's diagnosis."""
+def summary(
+  split: dict[str, Any],
+  epochs: Sequence[float],
+  *,
+  points: str = "test points",
+) -> str:
+  """One line about a split's diagnosis; `points` says of which."""
   worst = split["max_forget_checkpoint"]
   return (
     f"max F_e {split['max_forget']:.3f} at epoch {epochs[worst]} (null "
     f"{split['null'][worst]:.3f}); {split['num_once_right']} of the "
-    f"{split['num_wrong_at_end']} test points wrong at the end were right "
-    "before"
+    f"{split['num_wrong_at_end']} {points} wrong at the end were right before"
   )
 
 

@@ -92,15 +92,20 @@ def weights_of(workdir: epath.Path, method: str, fold: int = 0) -> np.ndarray:
   return np.asarray(weights, np.float32)
 
 
-def summary(methods: dict[str, Any], epochs: Sequence[float]) -> str:
-  """One line about the fusions of a fold."""
+def summary(
+  methods: dict[str, Any],
+  epochs: Sequence[float],
+  *,
+  points: str = "selecting points",
+) -> str:
+  """One line about the fusions of a fold; `points` says what chose them."""
   kf, mixture = methods["kf"], methods["mixture"]
   members = [epochs[m] for m in kf["members"]]
   used = int(np.count_nonzero(mixture["weights"]))
   return (
-    f"KF takes epochs {members}, select accuracy {kf['accuracy']:.3f} "
-    f"({kf['gain']:+.3f}); mixture of {used} checkpoints "
-    f"{mixture['accuracy']:.3f} ({mixture['gain']:+.3f})"
+    f"on the {points} KF of epochs {members} has accuracy "
+    f"{kf['accuracy']:.3f} ({kf['gain']:+.3f}), the mixture of {used} "
+    f"checkpoints {mixture['accuracy']:.3f} ({mixture['gain']:+.3f})"
   )
 
 
