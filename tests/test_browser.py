@@ -257,6 +257,21 @@ def test_tables_download_as_shown(several):
   assert markdown.count("\n") == 6
 
 
+def test_downloaded_tables_run_nothing(single):
+  text, markdown = single.do(
+    """
+    const lines = [["a"], ["=1+1"], ["+x"], [" @x"], ["-0.5"], ["+1.2"],
+      ["<b>[x](y)`|"], ["a_b _c_"]];
+    return [asCsv(lines), asMarkdown(lines)];
+    """
+  )
+  assert text.splitlines() == [
+    "a", "'=1+1", "'+x", "' @x", "-0.5", "+1.2", "<b>[x](y)`|", "a_b _c_",
+  ]  # fmt: skip
+  assert "| &lt;b&gt;\\[x\\](y)\\`\\| |" in markdown
+  assert "| a_b \\_c\\_ |" in markdown
+
+
 def test_figures_download_as_pictures(several):
   svg, kind, size, header = several.do(
     """

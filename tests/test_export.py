@@ -10,6 +10,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 from flax import traverse_util
+from test_text import HOSTILE, rendered
 
 from kfkd_jax import cli, files, fusion, history, models, stages
 from kfkd_jax import config as config_lib
@@ -19,7 +20,9 @@ from kfkd_jax.stages import (
   formats,
   networks,
   onnx_model,
+  predict,
   saved_model,
+  text,
 )
 
 METHODS = ["final", "kf", "mixture", "kf_kd"]
@@ -40,8 +43,8 @@ def tiny_config(**changes):
   config.compare.bootstrap_samples = 100
   config.export.parity_examples = 50
   config.export.saved_model = config.export.onnx = False
-  for key, text in changes.items():
-    config_lib.override(config, key.replace("__", "."), text)
+  for key, value in changes.items():
+    config_lib.override(config, key.replace("__", "."), value)
   config_lib.validate(config)
   return config
 
@@ -144,16 +147,39 @@ def test_card_tells_the_results(finished, exported):
 
 def test_readable_card_tells_the_same(exported):
   card = files.read_json(exported / "card.json")
-  text = (exported / "README.md").read_text()
+  said = (exported / "README.md").read_text()
   for method, model in card["models"].items():
     row = model["result"]
     low, high = (f"{100 * x:.1f}" for x in row["accuracy_interval"])
-    (line,) = [x for x in text.splitlines() if x.startswith(f"| `{method}`")]
+    (line,) = [x for x in said.splitlines() if x.startswith(f"| `{method}`")]
     assert f"{100 * row['accuracy']:.1f} [{low}, {high}]" in line
     assert f"| {row['selected_on'] or 'nothing'} |" in line
-  assert "45.8 % of the training labels were wrong" in text
-  assert "{{" not in text and "{%" not in text
-  assert text.endswith("\n") and not text.endswith("\n\n")
+  assert "45.8 % of the training labels were wrong" in said
+  assert "{{" not in said and "{%" not in said
+  assert said.endswith("\n") and not said.endswith("\n\n")
+
+
+def test_names_of_classes_are_text_wherever_the_card_goes(
+  exported, restored, finished, monkeypatch
+):
+  task = experiment.load_task(tiny_config())
+  names = tuple((HOSTILE * 10)[:10])
+  hostile = task._replace(name=HOSTILE[0], class_names=names)
+  monkeypatch.setattr(experiment, "load_task", lambda config: hostile)
+  export.run(tiny_config(export__models="final"), finished)
+  written = (restored / "card.json").read_text()
+  assert not set("<>&") & set(written)
+  assert json.loads(written)["class_names"] == list(names)
+  shown = rendered((restored / "README.md").read_text())
+  plain = rendered(export.render_card({
+    **json.loads(written),
+    "class_names": ["a"] * 10,
+    "data": {"name": "b", "num_train": 120},
+  }))  # fmt: skip
+  assert shown.tags == plain.tags
+  for name in names:
+    assert text.printable(name) in shown.text
+  assert predict.load(restored / "final.jaxexp").class_names == list(names)
 
 
 def test_clean_labels_are_called_clean(exported):

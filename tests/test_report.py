@@ -404,7 +404,6 @@ def test_run_writes_the_page(made, page):
 
 def test_tables_as_text():
   rows = [{"name": "a|b\n,c", "value": 0.25}, {"name": "", "value": None}]
-  assert page_lib.to_csv(rows) == 'name,value\n"a|b\n,c",0.25\n,\n'
   assert page_lib.to_markdown(rows) == (
     "| name | value |\n| --- | --- |\n| a\\|b ,c | 0.2500 |\n|  |  |\n"
   )

@@ -41,6 +41,7 @@ from kfkd_jax.stages import (
   fuse,
   networks,
   saved_model,
+  text,
   trailer,
 )
 from kfkd_jax.training import step
@@ -92,7 +93,9 @@ def _export(config, workdir, found: Sequence[Model]) -> str:
   said = _other_formats(config, found, folder)
   card = make_card(config, workdir, found, written, gaps)
   files.write_text(folder / "README.md", render_card(card))
-  files.write_json(folder / "card.json", card)
+  files.write_text(
+    folder / "card.json", text.without_markup(files.to_json(card))
+  )
   size = sum(f["bytes"] for part in written.values() for f in part.values())
   return (
     f"export/ with {', '.join(programs)}, {size / 1e6:.1f} MB; differs from "
@@ -354,6 +357,7 @@ def render_card(card: Mapping[str, Any]) -> str:
     lstrip_blocks=True,
     keep_trailing_newline=True,
   )
+  environment.filters["text"] = text.to_markdown
   environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
   source = importlib.resources.files("kfkd_jax.stages").joinpath("card.md")
   return environment.from_string(source.read_text("utf-8")).render(card)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.resources
 import io
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from kfkd_jax import files, plots
 from kfkd_jax.method_names import method_name
+from kfkd_jax.stages import text
 
 _PNG_DPI = 200
 _FOLDER = "pages"  # of templates, style and script
@@ -67,7 +67,7 @@ def write(page: Page, path: epath.Path) -> str:
       files.write_bytes(path.parent / "figures" / f"{name}.{kind}", content)
   for name, rows in page.tables.items():
     folder = path.parent / "tables"
-    files.write_text(folder / f"{name}.csv", to_csv(rows))
+    files.write_text(folder / f"{name}.csv", text.to_csv(rows))
     files.write_text(folder / f"{name}.md", to_markdown(rows))
   return f"{len(page.html.encode()) / 1000:.0f} kB"
 
@@ -94,18 +94,9 @@ def flat(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
   return found
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Rows of equal keys; None becomes an empty cell."""
-  buffer = io.StringIO()
-  writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  return buffer.getvalue()
-
-
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
   """Rows of equal keys, floats with four digits after the point."""
-  head = list(rows[0])
+  head = [text.to_markdown(key) for key in rows[0]]
   lines = [head, ["---"] * len(head)]
   lines += [[_cell(value) for value in row.values()] for row in rows]
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -114,8 +105,8 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(value: Any) -> str:
   if value is None:
     return ""
-  text = f"{value:.4f}" if isinstance(value, float) else str(value)
-  return " ".join(text.split()).replace("|", "\\|")
+  shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+  return text.to_markdown(shown)
 
 
 def _environment() -> jinja2.Environment:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kfkd_jax import files
 from kfkd_jax.data import pictures
-from kfkd_jax.stages import trailer
+from kfkd_jax.stages import text, trailer
 
 T = TypeVar("T")
 
@@ -412,7 +412,7 @@ def summary(
   """The top class of the first few inputs."""
   top = probs.argmax(-1)
   lines = [
-    f"{name}: {class_names[k]} ({row[k]:.3f})"
+    text.printable(f"{name}: {class_names[k]} ({row[k]:.3f})")
     for name, row, k in zip(names[:_SHOWN], probs, top, strict=False)
   ]
   rest = len(names) - len(lines)

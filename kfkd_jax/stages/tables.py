@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics as plain
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kfkd_jax import statistics
+from kfkd_jax.stages import text
 from kfkd_jax.stages.compare import Hits
 
 _MEANS = (
@@ -177,7 +176,7 @@ def _title(point: tuple[str, ...], seeds: int, num_seeds: int) -> str:
   count = (
     f"{seeds} seeds" if seeds == num_seeds else f"{seeds} of {num_seeds} seeds"
   )
-  return f"{', '.join(point)}: {count}" if point else count
+  return f"{text.to_markdown(', '.join(point))}: {count}" if point else count
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -207,14 +206,10 @@ def _percent(row: dict[str, Any], name: str, sign: str) -> str:
 
 def csv_text(summaries: Summaries) -> str:
   """The summaries as one table with a column an axis; in shares, not %."""
-  buffer = io.StringIO()
-  writer: csv.DictWriter | None = None
-  for point, rows in summaries.items():
-    axes = dict(part.split("=", 1) for part in point)
-    for row in rows:
-      content = {**axes, **row}
-      if writer is None:
-        writer = csv.DictWriter(buffer, list(content), lineterminator="\n")
-        writer.writeheader()
-      writer.writerow(content)
-  return buffer.getvalue()
+  return text.to_csv(
+    [
+      {**dict(part.split("=", 1) for part in point), **row}
+      for point, rows in summaries.items()
+      for row in rows
+    ]
+  )

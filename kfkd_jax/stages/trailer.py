@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-# Names this package and the sum; 32 bytes of SHA-256 follow.
-_MARK = b"kfkd_jax sha256:"
+_MARK = b"kfkd sha256 sum:"  # 32 bytes follow
 _LENGTH = len(_MARK) + hashlib.sha256().digest_size
 
 

@@ -273,13 +273,22 @@ function contentOf(table) {
   return lines;
 }
 
+// As stages/text.py: what a spreadsheet would run begins with an apostrophe.
 function asCsv(lines) {
-  const quote = (text) => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const inert = (text) => /^\s*[=+\-@＝＋－＠]/.test(text) && Number.isNaN(Number(text))
+    ? `'${text}` : text;
+  const quote = (cell) => {
+    const text = inert(cell);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
   return lines.map((line) => `${line.map(quote).join(",")}\n`).join("");
 }
 
 function asMarkdown(lines) {
-  const [head, ...rest] = lines.map((line) => line.map((t) => t.replaceAll("|", "\\|")));
+  const entities = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
+  const inert = (text) => text.replace(/[&<>]/g, (c) => entities[c])
+    .replace(/[\\`*[\]|~$]|(?<![\p{L}\p{N}])_|_(?![\p{L}\p{N}])/gu, "\\$&");
+  const [head, ...rest] = lines.map((line) => line.map(inert));
   const all = [head, head.map(() => "---"), ...rest];
   return all.map((line) => `| ${line.join(" | ")} |\n`).join("");
 }
