@@ -1,6 +1,8 @@
 """Notebooks are clean, run from top to bottom, and show what they say."""
 
 import ast
+import importlib.machinery
+import importlib.util
 import json
 import os
 import pathlib
@@ -55,14 +57,70 @@ def test_cells_parse_and_begin_with_the_installation(name):
   cells = code_cells(read(name))
   for cell in cells:
     ast.parse(TransformerManager().transform_cell(cell.source))
-  assert 'find_spec("kfkd_jax")' in cells[0].source
-  assert "pip install -q kfkd-jax" in cells[0].source
-  assert "upgrade" not in cells[0].source
+  assert cells[0].source == code_cells(read(NAMES[0]))[0].source
   assert cells[1].metadata["tags"] == ["parameters"]
   assert "KFKD_SMOKE" in cells[1].source
   assert cells[-1].source.startswith('print("RESULTS"') or (
     "print(\"RESULTS\"" in cells[-1].source
   )  # fmt: skip
+
+
+def install(monkeypatch, source, spec=None):
+  """What the first cell installs where `spec` is all that is found."""
+  if source is None:
+    monkeypatch.delenv("KFKD_SOURCE", raising=False)
+  else:
+    monkeypatch.setenv("KFKD_SOURCE", source)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+  asked = []
+
+  class Shell:
+    def run_line_magic(self, magic, line):
+      asked.append((magic, line.format(**known)))
+
+  known = {"get_ipython": Shell}
+  (cell, *_) = code_cells(read("quickstart"))
+  exec(TransformerManager().transform_cell(cell.source), known)
+  return asked
+
+
+def test_the_first_cell_installs_from_where_the_reader_says(
+  monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)
+  folder = tmp_path / "kfkd_jax"  # a checkout, which pip takes for a name
+  folder.mkdir()
+  checkout = importlib.machinery.ModuleSpec("kfkd_jax", None, is_package=True)
+  installed = [("pip", f'install -q "{folder}"')]
+  assert install(monkeypatch, "kfkd_jax", checkout) == installed
+  address = "git+https://example.org/kfkd_jax"
+  assert install(monkeypatch, address) == [("pip", f'install -q "{address}"')]
+  there = importlib.machinery.ModuleSpec("kfkd_jax", None, origin="here")
+  assert install(monkeypatch, None, there) == []
+
+
+@pytest.mark.parametrize(
+  "source", [None, "", "kfkd-jax", "kfkd_jax[tpu]", "http://example.org/a.whl"]
+)
+def test_the_first_cell_installs_no_bare_name(monkeypatch, tmp_path, source):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=r"^KFKD_SOURCE=.* clone or upload") as e:
+    install(monkeypatch, source)
+  assert "\n" not in str(e.value)
+
+
+def test_nothing_tells_to_install_us_from_an_index():
+  tracked = ["", "colabs", "configs", "configs/paper", ".github", ".ci"]
+  told = [
+    f"{path.relative_to(ROOT)}: {line.strip()}"
+    for folder in tracked
+    for path in (ROOT / folder).iterdir()
+    if path.is_file()
+    for line in path.read_text("utf-8", "ignore").splitlines()
+    if re.search(r"""install\b.*[ '"]kfkd[-_]jax""", line, re.I)
+    or (path.name.startswith("requirements") and line.startswith("kfkd"))
+  ]
+  assert told == []
 
 
 @pytest.mark.parametrize("name", NAMES)
