@@ -5,7 +5,9 @@ import functools
 import hypothesis
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from hypothesis import strategies as st
 from jax import numpy as jnp
 
@@ -73,8 +75,8 @@ def test_stack_take_unstack():
   for got, wanted in zip(history.unstack_checkpoints(stacked), checkpoints):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
   some = history.take_checkpoints(stacked, [3, 0, -1])
-  wanted = history.stack_checkpoints([checkpoints[i] for i in (3, 0, 3)])
-  jax.tree.map(np.testing.assert_array_equal, some, wanted)
+  for got, index in zip(history.unstack_checkpoints(some), (3, 0, 3)):
+    jax.tree.map(np.testing.assert_array_equal, got, checkpoints[index])
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -88,6 +90,98 @@ def test_stack_stays_where_the_leaves_are(on_device):
   ):
     kind = jax.Array if on_device else np.ndarray
     assert all(isinstance(leaf, kind) for leaf in jax.tree.leaves(stacked))
+
+
+def test_what_changes_in_place_is_kept_only_as_a_copy():
+  weights, kept = {"w": np.zeros(2), "frozen": jnp.ones(2)}, []
+  for _ in range(3):
+    weights["w"] += 1
+    kept.append(dict(weights))
+  with pytest.raises(ValueError, match="checkpoints 0 and 1 share 'w'"):
+    history.stack_checkpoints(kept)
+  views = [{"w": kept[0]["w"][:]}, {"w": kept[0]["w"][:]}]
+  with pytest.raises(ValueError, match="checkpoints 0 and 1 share 'w'"):
+    history.stack_checkpoints(views)
+  copies = [{"w": np.full(2, c), "frozen": jnp.ones(2)} for c in (0.0, 1.0)]
+  assert history.stack_checkpoints(copies)["w"].tolist() == [[0, 0], [1, 1]]
+
+
+def test_a_frozen_layer_may_be_shared_but_not_every_array():
+  frozen, heads = jnp.ones(2), [jnp.full(2, c) for c in range(3)]
+  kept = [{"frozen": frozen, "head": head} for head in heads]
+  stacked = history.stack_checkpoints(kept)
+  assert stacked["head"].tolist() == [[0, 0], [1, 1], [2, 2]]
+  with pytest.raises(ValueError, match="checkpoints 1 and 3 share every array"):
+    history.stack_checkpoints([*kept, dict(kept[1])])
+
+
+class _Dropped(nnx.Module):
+  def __init__(self):
+    self.linear = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+    self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+
+  def __call__(self, x):
+    return self.linear(self.dropout(x))
+
+
+@pytest.fixture(scope="module")
+def nnx_run():
+  """A network with dropout, and its live and copied states of three steps."""
+  net, live, copies = _Dropped(), [], []
+  optimizer = nnx.Optimizer(net, optax.sgd(0.1), wrt=nnx.Param)
+
+  @nnx.jit
+  def step(net, optimizer, x):
+    loss = lambda net: (net(x) ** 2).sum()
+    optimizer.update(net, nnx.grad(loss)(net))
+
+  with jax.numpy_rank_promotion("allow"):  # flax's own
+    for _ in range(3):
+      step(net, optimizer, _inputs(4))
+      live.append(nnx.split(net)[1])
+      copies.append(jax.tree.map(jnp.copy, nnx.state(net)))
+  net.eval()
+  return net, live, copies
+
+
+def test_live_states_of_nnx_are_refused(nnx_run):
+  _, live, copies = nnx_run
+  with pytest.raises(ValueError, match="0 and 1 share 'dropout/.*jnp.copy"):
+    history.stack_checkpoints(live)
+  with pytest.raises(ValueError, match="checkpoints 2 and 4 share 'dropout/"):
+    history.stack_checkpoints([*copies[:2], live[0], copies[2], live[1]])
+  # Not every leaf is one object here, but the parameters are.
+  numbered = [
+    {"net": state, "epoch": np.array(e)} for e, state in enumerate(live)
+  ]
+  with pytest.raises(ValueError, match="0 and 1 share 'net/dropout/"):
+    history.stack_checkpoints(numbered)
+
+
+@pytest.mark.parametrize("options", _IMPLS, ids=str)
+def test_copied_states_of_nnx_predict_without_dropping(nnx_run, options):
+  net, _, copies = nnx_run
+  graph = nnx.graphdef(net)
+  stacked = history.stack_checkpoints(copies)
+  with jax.numpy_rank_promotion("allow"):
+    probs = history.predict_checkpoints(
+      lambda v, x: nnx.merge(graph, v)(x), stacked, _inputs(6), **options
+    )
+  for found, state in zip(probs, copies, strict=True):
+    linear = state["linear"]
+    logits = _inputs(6) @ linear["kernel"][...] + linear["bias"][...][None]
+    np.testing.assert_allclose(found, jax.nn.softmax(logits), atol=1e-6)
+
+
+def test_donated_checkpoints_are_named():
+  kept = [{"w": jnp.full(2, c)} for c in range(3)]
+  kept[1]["w"].delete()
+  with pytest.raises(ValueError, match="checkpoint 1 is gone: 'w' was donated"):
+    history.stack_checkpoints(kept)
+  stacked = {"w": jnp.ones((2, 3))}
+  stacked["w"].delete()
+  with pytest.raises(ValueError, match="stacked is gone: 'w' was donated"):
+    history.predict_checkpoints(lambda v, x: x @ v["w"], stacked, _inputs(2))
 
 
 @pytest.mark.parametrize("options", _IMPLS, ids=str)

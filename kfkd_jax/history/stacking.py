@@ -3,7 +3,8 @@
 C checkpoints are leaves `[C, ...]`, in time order.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,12 @@ from jax.typing import ArrayLike
 
 def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
   """Stacks checkpoints of one structure along a new leading axis C.
+
+  What may change in place has to be copied when it is kept, or every entry is
+  the last network. So no two checkpoints may hold one NumPy array that can be
+  written to, or one variable of Flax NNX (`nnx.state` and `nnx.split` give the
+  live ones). JAX arrays do not change: a frozen layer may be shared, but not
+  every array.
 
   Args:
     checkpoints: C pytrees, in time order.
@@ -40,6 +47,8 @@ def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
         f"checkpoints must be built of the same containers; checkpoint {index} "
         f"is {jax.tree.structure(checkpoint)}, checkpoint 0 is {structure}."
       )
+    _check_alive(f"checkpoint {index}", _leaves(checkpoint))
+  _check_apart(checkpoints)
 
   def stack(*leaves):
     on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
@@ -111,7 +120,9 @@ def num_checkpoints(stacked: Any) -> int:
 
 def leading_size(name: str, tree: Any) -> int:
   """Returns the leading size that all leaves share."""
-  shapes = {path: np.shape(leaf) for path, leaf in _leaves(tree).items()}
+  leaves = _leaves(tree)
+  _check_alive(name, leaves)
+  shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
   if not shapes:
     raise ValueError(f"{name} has no leaves.")
   first_path, first = next(iter(shapes.items()))
@@ -124,13 +135,68 @@ def leading_size(name: str, tree: Any) -> int:
   return first[0]
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
+def _leaves(
+  tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> dict[str, Any]:
   """Returns {leaf path: leaf}."""
-  leaves, _ = jax.tree.flatten_with_path(tree)
+  leaves, _ = jax.tree.flatten_with_path(tree, is_leaf)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in leaves
   }
+
+
+def _check_alive(name: str, leaves: dict[str, Any]) -> None:
+  for path, leaf in leaves.items():
+    if (
+      isinstance(leaf, jax.Array)
+      and not isinstance(leaf, jax.core.Tracer)
+      and leaf.is_deleted()
+    ):
+      raise ValueError(
+        f"{name} is gone: {path!r} was donated to a jitted function; "
+        "jax.tree.map(jnp.copy, ...) before that keeps it."
+      )
+
+
+def _check_apart(checkpoints: Sequence[Any]) -> None:
+  """Refuses checkpoints that are one network under two numbers."""
+  owners: dict[Any, int] = {}
+  for index, checkpoint in enumerate(checkpoints):
+    found = _changeable(checkpoint)
+    arrays = tuple(
+      id(leaf)
+      for leaf in jax.tree.leaves(checkpoint)
+      if isinstance(leaf, (np.ndarray, jax.Array))
+    )
+    if arrays:
+      found["every array"] = arrays
+    for what, identity in found.items():
+      owner = owners.setdefault(identity, index)
+      if owner != index:
+        raise ValueError(
+          f"checkpoints {owner} and {index} share {what}, so they are one "
+          "network, whatever it was when they were kept; keep "
+          "jax.tree.map(jnp.copy, ...) of each."
+        )
+
+
+def _changeable(checkpoint: Any) -> dict[str, Any]:
+  """Returns what tells apart all that can change in place, by its path."""
+  nnx: Any = sys.modules.get("flax.nnx")  # else nobody has its variables
+
+  def is_variable(node):
+    return nnx is not None and isinstance(node, nnx.Variable)
+
+  found: dict[str, Any] = {
+    repr(path): leaf.ctypes.data
+    for path, leaf in _leaves(checkpoint).items()
+    if isinstance(leaf, np.ndarray) and leaf.flags.writeable and leaf.size
+  }
+  for path, node in _leaves(checkpoint, is_variable).items():
+    if is_variable(node):
+      found[repr(path)] = ("variable", id(node))
+  return found
 
 
 def _check_same_leaves(
