@@ -14,7 +14,7 @@ import numpy as np
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
-from kfkd_jax import history
+from kfkd_jax import history, stacks
 
 
 def ema_update(average: Any, new: Any, *, decay: ArrayLike) -> Any:
@@ -61,17 +61,13 @@ def weighted_average(stacked: Any, weights: ArrayLike) -> Any:
 
   Args:
     stacked: pytree with leaves [C, ...].
-    weights: [C], used as they are.
+    weights: [C], not negative, of sum 1 (not looked at where traced).
 
   Returns:
     The pytree without the leading axis.
   """
   size = history.num_checkpoints(stacked)
-  if np.shape(weights) != (size,):
-    raise ValueError(
-      f"weights must have shape ({size},), one for each stacked checkpoint; "
-      f"got {np.shape(weights)}."
-    )
+  stacks.check_weights(weights, size)
   weights = jnp.asarray(weights, jnp.float32)
 
   def average(leaf):

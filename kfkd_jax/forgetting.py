@@ -302,14 +302,14 @@ def _with_reference(
   correct: ArrayLike, reference: ArrayLike | None
 ) -> tuple[jax.Array, jax.Array]:
   """Returns correct as bool[C, N] and the reference as bool[1, N]."""
-  correct = jnp.asarray(correct, bool)
+  correct = jnp.asarray(stacks.as_booleans("correct", correct))
   if correct.ndim != 2 or correct.size == 0:
     raise ValueError(
       f"correct must be [C, N], neither of them 0; got {correct.shape}."
     )
   if reference is None:
     return correct, correct[-1:]
-  reference = jnp.asarray(reference, bool)
+  reference = jnp.asarray(stacks.as_booleans("reference", reference))
   if reference.shape != correct.shape[1:]:
     raise ValueError(
       f"reference must be [N] where correct is [C, N]; got shapes "

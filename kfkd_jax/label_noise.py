@@ -128,7 +128,7 @@ def _targets(
   if isinstance(mapping, Mapping):
     if num_classes is None:
       raise ValueError("num_classes is needed when mapping is a dict.")
-    classes = np.asarray([*mapping.keys(), *mapping.values()], int)
+    classes = np.asarray([*mapping.keys(), *mapping.values()])
     _check_range("mapping", classes, num_classes)
     target = np.arange(num_classes)
     target[list(mapping)] = list(mapping.values())
@@ -313,8 +313,10 @@ def estimate_transition(
 
 
 def _check_classes_and_rate(num_classes: int, rate: float) -> None:
-  if num_classes < 2:
-    raise ValueError(f"num_classes must be at least 2; got {num_classes}.")
+  if num_classes < 2 or num_classes % 1:
+    raise ValueError(
+      f"num_classes must be at least 2 and whole; got {num_classes}."
+    )
   if not 0 <= rate <= 1:
     raise ValueError(f"rate must lie in [0, 1]; got {rate}.")
 
@@ -328,6 +330,8 @@ def _check_labels(name: str, labels: ArrayLike, num_classes: int) -> None:
 
 
 def _check_range(name: str, classes: np.ndarray, num_classes: int) -> None:
+  if classes.size and not np.issubdtype(classes.dtype, np.integer):
+    raise ValueError(f"{name} must hold whole numbers; got {classes.dtype}.")
   outside = (classes < 0) | (classes >= num_classes)
   if outside.any():
     raise ValueError(

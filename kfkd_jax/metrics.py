@@ -49,7 +49,7 @@ class Mean(NamedTuple):
     values = jnp.asarray(values, jnp.float32)
     if where is None:
       return cls(values.sum(), jnp.asarray(values.size, jnp.float32))
-    where = jnp.asarray(where, bool)
+    where = jnp.asarray(stacks.as_booleans("where", where))
     if where.shape != values.shape:
       raise ValueError(
         f"where must have the shape of the values, {values.shape}; "
@@ -131,7 +131,7 @@ def accuracy(
   """Returns the share of examples whose most probable class is right.
 
   Args:
-    probs: [N, K].
+    probs: [N, K]; logits do as well.
     labels: int[N].
     where: optional bool[N], the examples that count.
 
@@ -141,6 +141,7 @@ def accuracy(
   >>> float(accuracy([[0.9, 0.1], [0.2, 0.8]], [0, 0]))
   0.5
   """
+  _check_classes(probs, labels, where)
   return Mean.of(hits(probs, labels), where).value
 
 
@@ -159,6 +160,7 @@ def top_k_accuracy(
     k: number of classes that may contain the label.
     where: optional bool[N], the examples that count.
   """
+  _check_classes(probs, labels, where)
   return Mean.of(hits(probs, labels, k=k), where).value
 
 
@@ -226,8 +228,8 @@ def calibration_error(
   >>> float(calibration_error([[0.75, 0.25], [1.0, 0.0]], [0, 0]))
   0.125
   """
-  if num_bins < 1:
-    raise ValueError(f"num_bins must be at least 1; got {num_bins}.")
+  if num_bins < 1 or num_bins % 1:
+    raise ValueError(f"num_bins must be at least 1 and whole; got {num_bins}.")
   _check_values(probs, labels, where)
   right = hits(probs, labels)
   confidence = jnp.asarray(probs, jnp.float32).max(axis=1)
@@ -345,7 +347,7 @@ def _checked(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns f32[N, K] and int[N] after checking that they fit."""
   probs, labels = jnp.asarray(probs, jnp.float32), jnp.asarray(labels)
-  if probs.ndim != 2:
+  if probs.ndim != 2 or probs.shape[1] == 0:
     raise ValueError(
       f"probs must be [N, K] and labels [N]; got shapes {probs.shape} and "
       f"{labels.shape}."
@@ -357,11 +359,34 @@ def _checked(
 def _check_values(
   probs: ArrayLike, labels: ArrayLike, where: ArrayLike | None
 ) -> None:
-  """Raises ValueError at logits or at labels that are no classes.
+  """Raises ValueError at logits or at labels that are no classes."""
+  counted = _check_classes(probs, labels, where)
+  if counted is None:
+    return
+  if not isinstance(probs, jax.Array):
+    probs = np.asarray(probs)
+  if not isinstance(probs, jax.core.Tracer):
+    stacks.check_rows("probs", probs[counted])
+
+
+def _check_classes(
+  probs: ArrayLike, labels: ArrayLike, where: ArrayLike | None
+) -> slice | np.ndarray | None:
+  """Raises ValueError at labels that are no classes.
 
   What a mask leaves out may hold anything, so masked batches pass.
+
+  Returns:
+    Places of rows that count, where that is known: all, or some of a mask's.
   """
   probs, labels = _checked(probs, labels)
   if where is None:
     stacks.check_classes(labels, probs.shape[1])
-    stacks.check_rows("probs", probs)
+    return slice(None)
+  where = stacks.as_booleans("where", where)
+  if isinstance(where, jax.core.Tracer) or where.shape != labels.shape:
+    return None
+  counted = np.flatnonzero(where)
+  if not isinstance(labels, jax.core.Tracer):
+    stacks.check_classes(np.asarray(labels)[counted], probs.shape[1])
+  return counted[:: max(1, counted.size // 64)]

@@ -70,6 +70,41 @@ def check_classes(labels: Any, num_classes: int) -> None:
     )
 
 
+def check_weights(weights: Any, num_checkpoints: int) -> None:
+  """Raises ValueError unless weights, if not traced, are convex [C]."""
+  if np.shape(weights) != (num_checkpoints,):
+    raise ValueError(
+      f"weights must have shape ({num_checkpoints},), one for each "
+      f"checkpoint; got {np.shape(weights)}."
+    )
+  if isinstance(weights, jax.core.Tracer):
+    return
+  values = np.asarray(weights, np.float64)
+  total = values.sum()
+  if not (values.min() >= 0 and abs(total - 1) < 1e-3):  # a nan fails as well
+    raise ValueError(
+      f"weights must be 0 or more and sum to 1; got a minimum of "
+      f"{values.min():.4g} and a sum of {total:.4g}"
+      f"{'; divide them by it' if values.min() >= 0 < total < np.inf else ''}."
+    )
+
+
+def as_booleans(name: str, values: ArrayLike) -> Any:
+  """Returns values as booleans; other numbers than 0 and 1 are refused.
+
+  Traced values are taken as they are.
+  """
+  if not isinstance(values, jax.Array):
+    values = np.asarray(values)
+  is_known = values.dtype == bool or isinstance(values, jax.core.Tracer)
+  if not is_known and not np.isin(np.asarray(values), (0, 1)).all():
+    raise ValueError(
+      f"{name} must hold booleans, or 0 and 1; got {values.dtype} of shape "
+      f"{values.shape} with other values."
+    )
+  return values.astype(bool)
+
+
 def _labels_advice(labels: Any, shape: tuple[int, ...]) -> str:
   """Guesses what happened to labels that do not fit probs of this shape."""
   if labels.shape == shape[-2:]:

@@ -190,3 +190,101 @@ def test_checkpoints_of_another_number_of_classes_are_told():
 def test_checkpoints_that_differ_are_told(checkpoints, message):
   with pytest.raises(ValueError, match=message):
     kfkd.stack_checkpoints(checkpoints)
+
+
+@pytest.mark.parametrize(
+  "weights, message",
+  [
+    ([1.0, 1.0, 1.0], "sum of 3; divide them by it"),
+    ([0.0, 0.0, 0.0], r"sum of 0\."),
+    ([-0.5, 0.5, 1.0], "a minimum of -0.5 and a sum of 1"),
+    ([np.nan, 0.5, 0.5], "sum of nan"),
+    ([np.inf, 0.0, 0.0], r"sum of inf\."),
+  ],
+)
+def test_weights_that_are_not_convex_are_refused(weights, message):
+  weights, stacked = np.array(weights), np.ones((3, 5, 2), np.float32)
+  probs = np.full((3, 4, 2), 0.5)
+  calls = [
+    lambda w: kfkd.fuse(probs, w),
+    lambda w: kfkd.fuse(jnp.asarray(probs), jnp.asarray(w)),
+    lambda w: kfkd.fused_predict(
+      lambda v, x: x @ v, stacked, w, np.ones((1, 5), np.float32)
+    ),
+    lambda w: kfkd.averaging.weighted_average(stacked, w),
+    lambda w: kfkd.fusion.mixture_gap(probs[:, :, 0], w),
+  ]
+  for call in calls:
+    with pytest.raises(ValueError, match=message) as caught:
+      call(weights)
+    assert "\n" not in str(caught.value)
+  traced = jax.jit(calls[0])(weights)  # their values are not known
+  assert traced.shape == (4, 2)
+
+
+@pytest.mark.parametrize(
+  "call, message",
+  [
+    (lambda: kfkd.accuracy(np.eye(2), [0, 2]), "labels must lie in 0..1"),
+    (lambda: kfkd.accuracy(np.eye(2), [0, -1]), "labels must lie in 0..1"),
+    (
+      lambda: kfkd.brier_score(np.eye(2), [0, 2], where=[False, True]),
+      "labels must lie in 0..1",
+    ),
+    (
+      lambda: kfkd.calibration_error(5 * np.eye(2), [0, 1], where=[True, True]),
+      "If these are logits",
+    ),
+    (lambda: kfkd.accuracy(np.eye(3), [0, 1, 2], where=[0, 1, 2]), "booleans"),
+    (
+      lambda: kfkd.accuracy(np.zeros((2, 0)), [0, 0]),
+      r"probs must be \[N, K\]",
+    ),
+    (lambda: kfkd.cross_entropy(np.eye(2), [0, 2]), "labels must lie in 0..1"),
+    (
+      lambda: kfkd.cross_entropy(np.eye(2), [0, 1], label_smoothing=2.0),
+      "label_smoothing must be in 0..1; got 2.0",
+    ),
+    (
+      lambda: kfkd.distillation(np.eye(2), np.eye(2), [0, 1], alpha=np.ones(3)),
+      r"alpha must be a scalar or \[B\]",
+    ),
+    (
+      lambda: kfkd.forgetting_curves([[0, 2], [1, 1]]),
+      "correct must hold bool",
+    ),
+    (lambda: kfkd.last_right([[0.5, 1], [1, 1]]), "correct must hold booleans"),
+    (
+      lambda: kfkd.learn_fractions([[0, 1], [1, 1]], [3, 1]),
+      "reference must hold booleans",
+    ),
+    (lambda: kfkd.asymmetric({0: 1.5}, 0.2, num_classes=3), "whole numbers"),
+    (
+      lambda: kfkd.corrupt_labels(jax.random.key(0), [0.5, 1], np.eye(2)),
+      "labels must hold whole numbers; got float64",
+    ),
+    (lambda: kfkd.symmetric(2.5, 0.2), "at least 2 and whole; got 2.5"),
+    (lambda: kfkd.horizontal(3, 1.5), "num_members must .* got 1.5"),
+    (lambda: kfkd.final_only(2.5), "num_checkpoints must be a whole number"),
+    (
+      lambda: kfkd.knowledge_fusion(np.full((1, 1, 2), 0.5), [0], window=0.5),
+      "window must be a whole number; got 0.5",
+    ),
+  ],
+)
+def test_plain_misuse_is_told_in_one_line(call, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    call()
+  assert "\n" not in str(caught.value)
+
+
+def test_what_a_mask_leaves_out_may_hold_anything():
+  probs, where = np.array([[0.5, 0.5], [9.0, np.nan]]), [True, False]
+  assert kfkd.accuracy(probs, [0, 7], where=where) == 1
+  assert kfkd.brier_score(probs, [0, 7], where=where) == 0.5
+
+
+def test_a_teacher_that_is_not_a_number_is_no_loss_of_zero():
+  teacher = np.array([[np.nan, np.nan], [0.5, 0.5]])
+  found = kfkd.distillation(np.zeros((2, 2)), teacher)
+  assert np.isnan(found).tolist() == [True, False]

@@ -668,8 +668,9 @@ def test_best_checkpoint_takes_the_latest_of_equals():
 def test_fuse_equals_loop(shape):
   rng = np.random.default_rng(0)
   probs = rng.dirichlet(np.ones(shape[-1]), size=shape[:-1]).astype(np.float32)
-  weights = rng.dirichlet(np.ones(shape[0])).astype(np.float32)
-  weights[0] = 0
+  # The first checkpoint is left out, where there are others.
+  others = rng.dirichlet(np.ones(max(shape[0] - 1, 1))).astype(np.float32)
+  weights = np.pad(others, (shape[0] - len(others), 0))
   expected = np.zeros(shape[1:])
   for c in range(shape[0]):
     expected += weights[c].astype(np.float64) * probs[c]

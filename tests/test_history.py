@@ -192,6 +192,7 @@ def test_every_way_gives_the_same(options, num_checkpoints, batch_size):
   stacked = history.stack_checkpoints(checkpoints)
   expected = _plain_probs(checkpoints, inputs)
   weights = np.arange(1.0, num_checkpoints + 1)
+  weights /= weights.sum()
   options = {**options, "batch_size": batch_size}
   probs = history.predict_checkpoints(_network, stacked, inputs, **options)
   fused = history.fused_predict(_network, stacked, weights, inputs, **options)
@@ -410,7 +411,7 @@ def _predict(**changes):
     ),
     (
       lambda: history.fused_predict(_network, _STACKED, [0, 0, 0], _inputs(4)),
-      "weights are all 0",
+      "weights must be 0 or more and sum to 1; .* a sum of 0",
     ),
     (lambda: _predict(impl="scan"), "impl must be one of .* got 'scan'"),
     (lambda: _predict(chunk=0), "chunk must be at least 1; got 0"),

@@ -148,6 +148,7 @@ def mixture_gap(likelihoods: ArrayLike, weights: ArrayLike) -> jax.Array:
       f"weights must be [C] where likelihoods is [C, N]; got shapes "
       f"{weights.shape} and {likelihoods.shape}."
     )
+  stacks.check_weights(weights, len(weights))
   return _gap_at(likelihoods, weights)
 
 

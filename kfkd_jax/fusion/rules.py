@@ -151,7 +151,7 @@ def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
 
   Args:
     probs: [C, ..., K], or a list of C arrays, or an object with `shape`, `[c]`.
-    weights: [C].
+    weights: [C], not negative, of sum 1 (not looked at where traced).
 
   Returns:
     f32[..., K], a JAX array where the product was used, else a NumPy array.
@@ -160,11 +160,12 @@ def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
   [0.25, 0.75]
   """
   shape = stacks.shape_of(probs)
-  if len(shape) < 2 or np.shape(weights) != shape[:1]:
+  if len(shape) < 2 or not shape[-1] or np.shape(weights) != shape[:1]:
     raise ValueError(
       f"weights must be [C] where probs is [C, ..., K]; got shapes "
       f"{np.shape(weights)} and {shape}."
     )
+  stacks.check_weights(weights, shape[0])
   if isinstance(probs, Sequence) and isinstance(probs[0], jax.Array):
     probs = jnp.stack(probs)
   if isinstance(probs, jax.Array) or isinstance(weights, jax.core.Tracer):
@@ -189,11 +190,13 @@ def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
 def check_at_least(name: str, value: int, least: int) -> None:
   if value < least:
     raise ValueError(f"{name} must be at least {least}; got {value}.")
+  if value % 1:
+    raise ValueError(f"{name} must be a whole number; got {value}.")
 
 
 def _check_members(num_checkpoints: int, num_members: int) -> None:
   check_at_least("num_checkpoints", num_checkpoints, 1)
-  if not 1 <= num_members <= num_checkpoints:
+  if not 1 <= num_members <= num_checkpoints or num_members % 1:
     raise ValueError(
       f"num_members must lie in 1..{num_checkpoints} for num_checkpoints = "
       f"{num_checkpoints}; got {num_members}."

@@ -9,6 +9,7 @@ import numpy as np
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
+from kfkd_jax import stacks
 from kfkd_jax.history.stacking import (
   leading_size,
   num_checkpoints,
@@ -115,7 +116,7 @@ def fused_predict(
   Args:
     apply_fn: (variables, inputs) -> logits [N, K].
     stacked: pytree with leaves [C, ...].
-    weights: [C], usually convex.
+    weights: [C], not negative, of sum 1 (not looked at where traced).
     inputs: array or pytree with leaves [N, ...].
     batch_size: examples at a time, see `predict_checkpoints`.
     chunk: checkpoints per vmap, see `predict_checkpoints`.
@@ -173,15 +174,9 @@ def with_room(
 def _members(stacked: Any, weights: ArrayLike) -> tuple[Any, jax.Array]:
   """Returns the checkpoints to run and their weights f32[M]."""
   size = num_checkpoints(stacked)
-  if np.shape(weights) != (size,):
-    raise ValueError(
-      f"weights must have shape ({size},), one for each stacked checkpoint; "
-      f"got {np.shape(weights)}."
-    )
+  stacks.check_weights(weights, size)
   if not isinstance(weights, jax.core.Tracer):
     used = np.flatnonzero(np.asarray(weights))
-    if used.size == 0:
-      raise ValueError("weights are all 0.")
     if used.size < size:
       stacked = take_checkpoints(stacked, used)
       weights = np.asarray(weights)[used]

@@ -26,10 +26,14 @@ def cross_entropy(
   """
   log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)
   labels = jnp.asarray(labels)
+  is_known = not isinstance(label_smoothing, jax.core.Tracer)
+  if is_known and not 0 <= label_smoothing <= 1:
+    raise ValueError(f"label_smoothing must be in 0..1; got {label_smoothing}.")
   if labels.shape == log_probs.shape:
     stacks.check_rows("labels", labels)
     loss = -jnp.sum(labels.astype(jnp.float32) * log_probs, axis=-1)
   elif labels.shape == log_probs.shape[:-1] and _is_integer(labels):
+    stacks.check_classes(labels, log_probs.shape[-1])
     loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
   else:
     raise ValueError(
@@ -72,10 +76,15 @@ def distillation(
       f"logits and teacher_probs must be [B, K] both; got shapes "
       f"{logits.shape} and {np.shape(teacher_probs)}."
     )
+  if np.shape(alpha) not in ((), logits.shape[:-1]):
+    raise ValueError(
+      f"alpha must be a scalar or [B] where logits is [B, K]; got shapes "
+      f"{np.shape(alpha)} and {logits.shape}."
+    )
   stacks.check_rows("teacher_probs", teacher_probs)
   teacher = jax.lax.stop_gradient(temper(teacher_probs, temperature))
   log_student = jax.nn.log_softmax(logits / temperature, axis=-1)
-  positive = teacher > 0  # 0 log 0 = 0
+  positive = ~(teacher <= 0)  # 0 log 0 = 0, but a nan stays one
   log_teacher = jnp.log(jnp.where(positive, teacher, 1))
   terms = jnp.where(positive, teacher * (log_teacher - log_student), 0)
   soft_loss = jnp.square(temperature) * terms.sum(axis=-1)
@@ -183,14 +192,14 @@ def temper(probs: ArrayLike, temperature: float | jax.Array) -> jax.Array:
   if not isinstance(temperature, jax.core.Tracer) and not temperature > 0:
     raise ValueError(f"temperature must be above 0; got {temperature}.")
   probs = jnp.asarray(probs, jnp.float32)
-  positive = probs > 0
+  positive = ~(probs <= 0)  # a nan stays one
   # The largest becomes 1, or low temperatures would underflow every class.
   logs = jnp.log(jnp.where(positive, probs, 1))
   peak = jnp.max(logs, axis=-1, keepdims=True, where=positive, initial=-jnp.inf)
   peak = jax.lax.stop_gradient(jnp.where(jnp.isfinite(peak), peak, 0))
   powers = jnp.where(positive, jnp.exp((logs - peak) / temperature), 0)
   total = powers.sum(axis=-1, keepdims=True)
-  return powers / jnp.where(total > 0, total, 1)
+  return powers / jnp.where(total <= 0, 1, total)
 
 
 def hard_targets(probs: ArrayLike) -> jax.Array:
