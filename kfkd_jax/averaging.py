@@ -137,6 +137,9 @@ def reestimate_batch_stats(
 
   Args:
     batch_stats_fn: (variables, batch) -> the statistics of that batch alone.
+      Variances stay those of the batches, over B as Flax has them in training:
+      the mean of them is below that of all examples by what lies between the
+      batches' means, about 1/B.
     variables: passed to `batch_stats_fn`.
     batches: pytrees with leaves [B, ...]; B may vary and weights each batch.
 

@@ -292,6 +292,19 @@ def test_operations_keep_size_and_mode_and_do_something(name, mode):
     np.testing.assert_array_equal(operation(image, 0.0, 1.0), np.asarray(image))
 
 
+def test_solarize_and_shifts_grow_with_the_strength():
+  ramp = Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (2, 1)))
+  for strength in (0.0, 0.25, 1.0):
+    found = np.asarray(rand_augment.OPERATIONS["solarize"](ramp, strength, 1.0))
+    changed = np.count_nonzero(found[0] != np.arange(256))
+    assert changed == 256 * strength
+  white = Image.new("L", (331, 662), 255)
+  for name, axis, size in (("translate_x", 1, 331), ("translate_y", 0, 662)):
+    moved = np.asarray(rand_augment.OPERATIONS[name](white, 1.0, 1.0))
+    covered = np.count_nonzero((moved == 255).all(axis=1 - axis))
+    assert abs(size - covered - 150 * size / 331) <= 1
+
+
 def test_rand_augment_chooses_all_operations_evenly(monkeypatch):
   chosen = []
   for name in rand_augment.OPERATIONS:

@@ -77,7 +77,7 @@ def test_standardized_distillation_against_loops(shape):
 
   def standard(row):
     mean = sum(row) / len(row)
-    deviation = np.sqrt(sum((x - mean) ** 2 for x in row) / len(row))
+    deviation = np.sqrt(sum((x - mean) ** 2 for x in row) / (len(row) - 1))
     return [(x - mean) / deviation for x in row]
 
   expected = [
@@ -86,6 +86,14 @@ def test_standardized_distillation_against_loops(shape):
   ]
   actual = losses.standardized_distillation(logits, teacher)
   np.testing.assert_allclose(actual, expected, rtol=2e-4, atol=2e-6)
+
+
+def test_standardized_distillation_hears_a_very_confident_teacher_whole():
+  logits = np.random.default_rng(0).standard_normal((1, 4)).astype(np.float32)
+  own = jax.nn.softmax(60 * logits)  # down to 1e-20
+  assert own.min() < 1e-12
+  found = losses.standardized_distillation(logits, own)
+  np.testing.assert_allclose(found, 0, atol=1e-6)
 
 
 def test_standardized_distillation_minds_neither_size_nor_shift():

@@ -480,3 +480,8 @@ def test_an_option_that_a_model_lacks_is_refused(name, option, value):
 def test_images_that_do_not_fit_are_refused(name, side, options, message):
   with pytest.raises(ValueError, match=message):
     shapes_of(name, side, 10, **options)
+
+
+def test_no_classes_at_all_are_refused():
+  with pytest.raises(ValueError, match="num_classes must be at least 1; got 0"):
+    models.create("resnet18", 0)

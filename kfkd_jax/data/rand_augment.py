@@ -1,7 +1,10 @@
 """RandAugment (Cubuk et al. 2019): a few random operations, one strength.
 
 The fourteen operations and their ranges are those of the paper's table, which
-AutoAugment (Cubuk et al. 2018) introduced.
+AutoAugment (Cubuk et al. 2018) introduced. All of them grow with the magnitude,
+as the paper says of it; in the authors' code `solarize` and `posterize` do most
+at 0. A shift is AutoAugment's 150 pixels of 331 as a share of the side, where
+that code has 100 pixels whatever the image: a small one would be pushed out.
 """
 
 from __future__ import annotations

@@ -135,6 +135,8 @@ def symmetric_cross_entropy(
   """Returns a CE + b RCE, labels and prediction in both roles (Wang 2019).
 
   The reverse term, -sum_k p_k log y_k with log 0 read as -4, is 4 (1 - p_y).
+  That is the paper's A = -4; the authors' code has log 1e-4 = -9.21 in its
+  place, which a b 2.303 times as large gives.
 
   Args:
     logits: [B, K].

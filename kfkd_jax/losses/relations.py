@@ -65,8 +65,9 @@ def standardized_distillation(
 
   Logit standardisation of Sun et al. 2024: the student has to match the order
   and the proportions of the teacher's logits, not their size. The teacher's
-  probabilities suffice, as their logarithms are logits; those of 0 count as
-  1e-7.
+  probabilities suffice, as their logarithms are logits; those of 0 count as the
+  smallest number of float32. The deviation is that of the authors' code, over
+  K - 1.
 
   Args:
     logits: [B, K] of the student.
@@ -77,7 +78,10 @@ def standardized_distillation(
     f32[B].
   """
   student = jax.nn.log_softmax(_standard(logits) / temperature)
-  teacher = jax.nn.log_softmax(_standard(_log(teacher_probs)) / temperature)
+  probs = jnp.asarray(teacher_probs, jnp.float32)
+  logs = jnp.log(jnp.maximum(probs, jnp.finfo(jnp.float32).tiny))
+  given = _standard(jax.lax.stop_gradient(logs))
+  teacher = jax.nn.log_softmax(given / temperature)
   return jnp.square(temperature) * _kl(teacher, student)
 
 
@@ -193,7 +197,8 @@ def _standard(values: ArrayLike) -> jax.Array:
   """Rows with mean 0 and deviation 1; rows of one value become 0."""
   values = jnp.asarray(values, jnp.float32)
   centred = values - values.mean(axis=-1, keepdims=True)
-  deviation = _root(jnp.square(centred).mean(axis=-1, keepdims=True))
+  others = max(values.shape[-1] - 1, 1)
+  deviation = _root(jnp.square(centred).sum(axis=-1, keepdims=True) / others)
   return _ratio(centred, deviation)
 
 

@@ -54,6 +54,8 @@ def create(name: str, num_classes: int, **options: Any) -> nn.Module:
     **options: fields of that model, such as `width`, `dtype`, `axis_name`; an
       option of `None` keeps the model's own default.
   """
+  if num_classes < 1:
+    raise ValueError(f"num_classes must be at least 1; got {num_classes}")
   given = {k: v for k, v in options.items() if v is not None}
   known = option_names(name)
   for option, value in given.items():

@@ -45,8 +45,8 @@ def load(
 ) -> dict[str, Any]:
   """Fills a model's variables from a file.
 
-  Where the file's classifier has another number of classes, the model keeps
-  its own. Position embeddings of another grid are resized. Apart from these,
+  Where the file has no classifier, or one of another number of classes, the
+  model keeps its own. Position embeddings of another grid are resized. Apart from these,
   every tensor has to be used and every parameter filled.
 
   Args:
@@ -224,9 +224,11 @@ def _resize_positions(found: Tensors, own: Tensors) -> None:
 
 
 def _fresh_head(found: Tensors, own: Tensors) -> list[str]:
-  """Names of the classifier's tensors if its number of classes differs."""
+  """Names of the classifier's tensors if the file has none that fits."""
   head = next(h for h in _HEADS if f"{h}.weight" in own)
   names = [f"{head}.weight", f"{head}.bias"]
+  if not any(n in found for n in names):
+    return [n for n in names if n in own]
   if not all(n in found and n in own for n in names):
     return []
   classes = {found[n].shape[0] for n in names}

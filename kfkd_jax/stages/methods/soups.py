@@ -60,14 +60,17 @@ def with_statistics(
     return updates.get("batch_stats", {})
 
   seeds = experiment.seeds_for(config)
-  index, _ = order.epoch_batches(
+  index, weight = order.epoch_batches(
     order.epoch_order(seeds.order, 0, len(task.images)),
     config.train.batch_size,
   )
 
   def renew(variables: Variables) -> Variables:
     statistics = averaging.reestimate_batch_stats(
-      batch_stats, variables, (task.images[rows] for rows in index)
+      batch_stats,
+      variables,
+      # Without the rows that fill a batch up: each image counts once.
+      (task.images[r[w > 0]] for r, w in zip(index, weight, strict=True)),
     )
     return {**variables, "batch_stats": statistics}
 
