@@ -70,6 +70,8 @@ class Checkpoints:
     # As NumPy, which the checksums need anyway: `jax.Array`s take Orbax half as
     # long again, and TensorStore keeps some 15 kB of memory of every save.
     tree = parallel.to_host(tree)
+    # What the caller may go on writing to must not change under the save.
+    tree = jax.tree.map(lambda x: x.copy() if x.flags.writeable else x, tree)
     if dtype is not None:
       tree = jax.tree.map(
         lambda x: x.astype(dtype) if x.dtype == np.float32 else x, tree

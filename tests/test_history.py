@@ -132,7 +132,9 @@ def nnx_run():
 
   @nnx.jit
   def step(net, optimizer, x):
-    loss = lambda net: (net(x) ** 2).sum()
+    def loss(net):
+      return (net(x) ** 2).sum()
+
     optimizer.update(net, nnx.grad(loss)(net))
 
   with jax.numpy_rank_promotion("allow"):  # flax's own
@@ -146,7 +148,7 @@ def nnx_run():
 
 def test_live_states_of_nnx_are_refused(nnx_run):
   _, live, copies = nnx_run
-  with pytest.raises(ValueError, match="0 and 1 share 'dropout/.*jnp.copy"):
+  with pytest.raises(ValueError, match=r"0 and 1 share 'dropout/.*jnp\.copy"):
     history.stack_checkpoints(live)
   with pytest.raises(ValueError, match="checkpoints 2 and 4 share 'dropout/"):
     history.stack_checkpoints([*copies[:2], live[0], copies[2], live[1]])

@@ -46,8 +46,8 @@ def load(
   """Fills a model's variables from a file.
 
   Where the file has no classifier, or one of another number of classes, the
-  model keeps its own. Position embeddings of another grid are resized. Apart from these,
-  every tensor has to be used and every parameter filled.
+  model keeps its own. Position embeddings of another grid are resized. Apart
+  from these, every tensor has to be used and every parameter filled.
 
   Args:
     path: of a `.safetensors` file.
