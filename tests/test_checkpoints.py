@@ -120,3 +120,12 @@ def test_every_flipped_data_byte_is_noticed(tmp_path):
 def test_other_structure_is_refused(saved):
   with pytest.raises(checkpoints.DamagedCheckpointError):
     saved.restore(1, {"w": np.zeros((2, 2), np.float32)})
+
+
+def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path):
+  tree = {"w": np.zeros(1 << 18, np.float32)}
+  with checkpoints.Checkpoints(epath.Path(tmp_path)) as store:
+    store.save(1, tree)
+    tree["w"] += 1  # while it is being written
+    store.wait()
+    assert not store.restore(1, tree)["w"].any()
