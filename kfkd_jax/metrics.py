@@ -14,9 +14,6 @@ from jax.typing import ArrayLike
 
 from kfkd_jax import stacks
 
-# Bootstrap draws held in memory at once.
-_CHUNK = 1 << 22
-
 
 class Mean(NamedTuple):
   """A mean in two parts, so that unequal batches and devices add up.
@@ -261,85 +258,6 @@ def disagreement(
   classes_a = jnp.argmax(jnp.asarray(probs_a), axis=1)
   classes_b = jnp.argmax(jnp.asarray(probs_b), axis=1)
   return Mean.of(classes_a != classes_b, where).value
-
-
-class BootstrapIntervals(NamedTuple):
-  """Percentile intervals of mean scores and of their gains.
-
-  Attributes:
-    low: f64[M] lower end for each method's mean score.
-    high: f64[M] upper end.
-    gain_low: f64[M] lower end for mean score minus the reference's.
-    gain_high: f64[M] upper end.
-  """
-
-  low: np.ndarray
-  high: np.ndarray
-  gain_low: np.ndarray
-  gain_high: np.ndarray
-
-
-def paired_bootstrap(
-  seed: int,
-  scores: ArrayLike,
-  reference: ArrayLike,
-  *,
-  num_samples: int = 2000,
-  level: float = 0.95,
-) -> BootstrapIntervals:
-  """Bootstraps the examples, with the same resamples for every method.
-
-  Any score per example will do: whether it was right, its log loss, ... A gain
-  is a method's score minus the reference's, whichever sign is the better one.
-  Runs on the host, in NumPy.
-
-  Args:
-    seed: seed of the resamples.
-    scores: [M, N] score of each method on each example.
-    reference: [N] scores of the method compared with.
-    num_samples: number of resamples of the N examples.
-    level: probability mass inside an interval.
-
-  Returns:
-    BootstrapIntervals of arrays [M].
-  """
-  scores = np.asarray(scores, np.float64)
-  reference = np.asarray(reference, np.float64)
-  if scores.ndim != 2 or reference.shape != scores.shape[1:]:
-    raise ValueError(
-      f"scores must be [M, N] and reference [N]; got shapes {scores.shape} "
-      f"and {reference.shape}."
-    )
-  if not 0 < level < 1:
-    raise ValueError(f"level must lie between 0 and 1; got {level}.")
-  if num_samples < 1 or reference.size == 0:
-    raise ValueError(
-      f"num_samples and the number of examples must be at least 1; got "
-      f"{num_samples} and {reference.size}."
-    )
-  gains = scores - reference[None]
-  means = _resampled_means(seed, np.concatenate([scores, gains]), num_samples)
-  tails = [(1 - level) / 2, (1 + level) / 2]
-  low, high = np.quantile(means, tails, axis=0)
-  half = len(scores)
-  return BootstrapIntervals(low[:half], high[:half], low[half:], high[half:])
-
-
-def _resampled_means(
-  seed: int, values: np.ndarray, num_samples: int
-) -> np.ndarray:
-  """Returns the means of values[R, N] over resamples, [num_samples, R]."""
-  generator = np.random.default_rng(seed)
-  size = values.shape[1]
-  chunk = max(1, _CHUNK // size)
-  means = []
-  for start in range(0, num_samples, chunk):
-    rows = min(chunk, num_samples - start)
-    draws = generator.integers(size, size=(rows, size))
-    draws += size * np.arange(rows)[:, None]
-    counts = np.bincount(draws.ravel(), minlength=rows * size)
-    means.append(counts.reshape(rows, size) @ values.T / size)
-  return np.concatenate(means)
 
 
 def _checked(

@@ -1,8 +1,8 @@
 """Which labels to believe, and what the neighbours say instead.
 
 Label propagation over the features of a network: labels that look clean spread
-along a graph of nearest neighbours and replace the others. NumPy and SciPy, on
-the host. Letters: N examples, K classes, F features, G neighbours.
+along a graph of nearest neighbours and replace the others. All on the host.
+Letters: N examples, K classes, F features, G neighbours.
 """
 
 from __future__ import annotations
@@ -12,12 +12,8 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from scipy.sparse import linalg
 
-_BLOCK = 2**24  # similarities held at once
 
-
-def clean_probabilities(
-  values: ArrayLike, *, num_steps: int = 100
-) -> np.ndarray:
+def clean_probabilities(values: ArrayLike) -> np.ndarray:
   """Returns how likely each example's label is clean, by its loss alone.
 
   Networks fit clean labels first, so losses are a mixture of small ones and
@@ -26,11 +22,12 @@ def clean_probabilities(
 
   Args:
     values: [N] losses with the given labels.
-    num_steps: of EM.
 
   Returns:
     f64[N]; all 1 where the losses are all the same.
   """
+  from sklearn import mixture  # takes its time to load
+
   given = np.asarray(values, np.float64)
   if given.ndim != 1 or not given.size or not np.isfinite(given).all():
     raise ValueError(
@@ -40,35 +37,20 @@ def clean_probabilities(
   spread = np.ptp(given)
   if spread == 0:
     return np.ones(len(given))
-  scaled = (given - given.min()) / spread
-  means, variances = np.array([0.0, 1.0]), np.full(2, scaled.var())
-  shares = np.full(2, 0.5)
-  for _ in range(num_steps):
-    parts = _responsibilities(scaled, means, variances, shares)
-    counts = np.maximum(parts.sum(axis=1), 1e-12)
-    shares = counts / counts.sum()
-    means = parts @ scaled / counts
-    gaps = np.square(scaled[None] - means[:, None])
-    # A floor on the variance: one component must not vanish on a single value.
-    variances = np.maximum((parts * gaps).sum(axis=1) / counts, 1e-3)
-  parts = _responsibilities(scaled, means, variances, shares)
-  clean = parts[np.argmin(means)]
-  # The wider component would win again far below the smaller mean.
-  return np.where(scaled <= means.min(), clean.max(), clean)
-
-
-def _responsibilities(
-  values: np.ndarray,
-  means: np.ndarray,
-  variances: np.ndarray,
-  shares: np.ndarray,
-) -> np.ndarray:
-  """Each component's part in each value, `[2, N]`."""
-  gaps = np.square(values[None] - means[:, None]) / variances[:, None]
-  logs = np.log(np.maximum(shares, 1e-300) / np.sqrt(variances))[:, None]
-  logs = logs - gaps / 2
-  powers = np.exp(logs - logs.max(axis=0))
-  return powers / powers.sum(axis=0)
+  scaled = ((given - given.min()) / spread)[:, None]
+  fitted = mixture.GaussianMixture(
+    2,
+    # A floor on the variance: one part must not vanish on a single value.
+    reg_covar=1e-3,
+    weights_init=[0.5, 0.5],
+    means_init=[[0.0], [1.0]],
+    precisions_init=np.full((2, 1, 1), 1 / scaled.var()),
+  ).fit(scaled)
+  lower = np.argmin(fitted.means_)
+  clean = fitted.predict_proba(scaled)[:, lower]
+  # The wider part would win again far below the smaller mean.
+  below = scaled[:, 0] <= fitted.means_[lower]
+  return np.where(below, clean.max(), clean)
 
 
 def neighbour_graph(
@@ -88,45 +70,26 @@ def neighbour_graph(
   Returns:
     Sparse f64[N, N], symmetric, eigenvalues in -1..1.
   """
+  from sklearn import neighbors  # takes its time to load
+
   rows = np.asarray(features, np.float32)
   if rows.ndim != 2 or not rows.size:
     raise ValueError(f"features must be [N, F]; got shape {rows.shape}.")
   if num_neighbours < 1:
     raise ValueError(f"num_neighbours must be at least 1; got {num_neighbours}")
-  norms = np.linalg.norm(rows, axis=1, keepdims=True)
-  rows = np.divide(rows, np.where(norms > 0, norms, 1), dtype=np.float32)
   num, count = len(rows), min(num_neighbours, len(rows) - 1)
-  step = max(1, _BLOCK // num)
-  sources, targets, weights = [], [], []
-  for start in range(0, num if count else 0, step):
-    near, cosines = _nearest(rows, start, step, count)
-    here = np.arange(start, start + len(near))
-    sources.append(np.repeat(here, count))
-    targets.append(near.ravel())
-    weights.append(np.maximum(cosines.ravel(), 0).astype(np.float64) ** power)
-  shape = (num, num)
   if not count:
-    return sparse.csr_array(shape, dtype=np.float64)
-  places = (np.concatenate(sources), np.concatenate(targets))
-  edges = sparse.csr_array((np.concatenate(weights), places), shape=shape)
-  edges = edges + edges.T
+    return sparse.csr_array((num, num), dtype=np.float64)
+  search = neighbors.NearestNeighbors(n_neighbors=count, metric="cosine")
+  edges = search.fit(rows).kneighbors_graph(mode="distance")
+  edges.data = np.maximum(1 - edges.data.astype(np.float64), 0) ** power
+  edges = sparse.csr_array(edges + edges.T)
   degrees = np.asarray(edges.sum(axis=1)).ravel()
   scale = np.where(
     degrees > 0, 1 / np.sqrt(np.where(degrees > 0, degrees, 1)), 0
   )
-  scaling = sparse.dia_array((scale[None], [0]), shape=shape)
+  scaling = sparse.dia_array((scale[None], [0]), shape=(num, num))
   return sparse.csr_array(scaling @ edges @ scaling)
-
-
-def _nearest(
-  rows: np.ndarray, start: int, step: int, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """The `count` nearest others of some rows, and their cosines."""
-  cosines = rows[start : start + step] @ rows.T
-  own = np.arange(len(cosines))
-  cosines[own, start + own] = -np.inf
-  near = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
-  return near, np.take_along_axis(cosines, near, axis=1)
 
 
 def propagate(

@@ -1,7 +1,5 @@
 """Metrics against plain loops, masks against subsets, intervals."""
 
-import time
-
 import hypothesis
 import jax
 import numpy as np
@@ -204,57 +202,6 @@ def _plain_bootstrap(seed, scores, reference, num_samples):
   return np.asarray(means), np.asarray(means) - np.asarray(bases)[:, None]
 
 
-@pytest.mark.parametrize("num_methods, size", [(1, 1), (3, 20), (2, 57)])
-def test_bootstrap_against_loops(num_methods, size):
-  rng = np.random.default_rng(size)
-  scores = rng.standard_normal((num_methods, size))
-  reference = rng.standard_normal(size)
-  means, gains = _plain_bootstrap(5, scores, reference, 40)
-  actual = metrics.paired_bootstrap(
-    5, scores, reference, num_samples=40, level=0.8
-  )
-  expected = [
-    *np.quantile(means, [0.1, 0.9], axis=0),
-    *np.quantile(gains, [0.1, 0.9], axis=0),
-  ]
-  for got, wanted in zip(actual, expected):
-    np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-12)
-
-
-def test_bootstrap_matches_the_normal_interval():
-  rng = np.random.default_rng(0)
-  right = rng.random(4000) < 0.8
-  result = metrics.paired_bootstrap(0, right[None], right)
-  half = 1.96 * (0.8 * 0.2 / 4000) ** 0.5
-  np.testing.assert_allclose(right.mean() - result.low, half, rtol=0.1)
-  np.testing.assert_allclose(result.high - right.mean(), half, rtol=0.1)
-
-
-def test_bootstrap_is_paired():
-  """A method ahead by the same on every example has a gain without spread."""
-  reference = np.random.default_rng(0).standard_normal(100)
-  result = metrics.paired_bootstrap(0, (reference + 0.5)[None], reference)
-  assert result.high - result.low > 0.1
-  np.testing.assert_allclose(result.gain_low, 0.5, rtol=1e-9)
-  np.testing.assert_allclose(result.gain_high, 0.5, rtol=1e-9)
-
-
-def test_bootstrap_chunks_cover_every_sample(monkeypatch):
-  scores = np.random.default_rng(0).random((2, 30))
-  whole = metrics.paired_bootstrap(1, scores, scores[0], num_samples=101)
-  monkeypatch.setattr(metrics, "_CHUNK", 30 * 7)
-  parts = metrics.paired_bootstrap(1, scores, scores[0], num_samples=101)
-  for a, b in zip(whole, parts):
-    np.testing.assert_allclose(a, b, rtol=1e-12)
-
-
-def test_bootstrap_is_fast():
-  scores = np.random.default_rng(0).random((20, 10_000)) < 0.7
-  start = time.perf_counter()
-  metrics.paired_bootstrap(0, scores, scores[0])
-  assert time.perf_counter() - start < 3  # 0.3 s on two cores
-
-
 _PROBS = np.full((4, 3), 1 / 3, np.float32)
 
 
@@ -292,22 +239,6 @@ _PROBS = np.full((4, 3), 1 / 3, np.float32)
     (
       lambda: metrics.disagreement(_PROBS, _PROBS[:2]),
       r"probs_a and probs_b .* \(4, 3\) and \(2, 3\)",
-    ),
-    (
-      lambda: metrics.paired_bootstrap(0, np.ones(4), np.ones(4)),
-      r"got shapes \(4,\) and \(4,\)",
-    ),
-    (
-      lambda: metrics.paired_bootstrap(0, np.ones((2, 4)), np.ones(3)),
-      r"got shapes \(2, 4\) and \(3,\)",
-    ),
-    (
-      lambda: metrics.paired_bootstrap(0, np.ones((2, 0)), np.ones(0)),
-      "got 2000 and 0",
-    ),
-    (
-      lambda: metrics.paired_bootstrap(0, _PROBS, np.ones(3), level=95),
-      "level must lie between 0 and 1; got 95",
     ),
   ],
 )

@@ -53,9 +53,7 @@ def _plain_graph(features, count, power):
 
 
 @pytest.mark.parametrize("num, count", [(2, 1), (7, 3), (7, 20)])
-@pytest.mark.parametrize("block", [1, 10_000])
-def test_graph_against_loops(monkeypatch, num, count, block):
-  monkeypatch.setattr(relabelling, "_BLOCK", block)
+def test_graph_against_loops(num, count):
   features = np.random.default_rng(2).normal(0.5, 1, (num, 4))
   graph = relabelling.neighbour_graph(features, num_neighbours=count, power=2.0)
   np.testing.assert_allclose(

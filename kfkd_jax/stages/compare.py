@@ -16,7 +16,7 @@ from etils import epath
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, metrics, processes
+from kfkd_jax import files, metrics, processes, statistics
 from kfkd_jax.stages import experiment, methods, networks
 from kfkd_jax.stages.methods import variants
 
@@ -145,13 +145,16 @@ def score(
   probs = [entry.probs[rows] for entry in entries]
   hits = np.stack([p.argmax(-1) == labels for p in probs])
   final = [e.method for e in entries].index("final")
-  intervals = metrics.paired_bootstrap(
+  # Of one run, so that only the points vary; gains are paired.
+  totals = np.concatenate([hits, hits - 1.0 * hits[final]])[:, None]
+  intervals = statistics.bootstrap_runs(
     0,
-    hits,
-    hits[final],
+    totals,
+    np.ones((len(totals), len(rows))),
     num_samples=config.compare.bootstrap_samples,
     level=config.compare.level,
   )
+  bounds = np.stack(intervals, axis=1).tolist()
   return [
     {
       "method": entry.method,
@@ -159,9 +162,9 @@ def score(
       "split": split,
       "selected_on": entry.selected_on,
       "accuracy": float(hits[i].mean()),
-      "accuracy_interval": [intervals.low[i], intervals.high[i]],
+      "accuracy_interval": bounds[i],
       "gain": float(hits[i].mean() - hits[final].mean()),
-      "gain_interval": [intervals.gain_low[i], intervals.gain_high[i]],
+      "gain_interval": bounds[len(entries) + i],
       "nll": float(metrics.negative_log_likelihood(probs[i], labels)),
       "ece": float(metrics.calibration_error(probs[i], labels)),
       "brier": float(metrics.brier_score(probs[i], labels)),
