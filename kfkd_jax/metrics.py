@@ -302,7 +302,7 @@ def _check_classes(
     stacks.check_classes(labels, probs.shape[1])
     return slice(None)
   where = stacks.as_booleans("where", where)
-  if isinstance(where, jax.core.Tracer) or where.shape != labels.shape:
+  if isinstance(where, jax.core.Tracer) or np.shape(where) != labels.shape:
     return None
   counted = np.flatnonzero(where)
   if not isinstance(labels, jax.core.Tracer):
