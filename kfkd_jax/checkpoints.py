@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from kfkd_jax import parallel, processes
+from kfkd_jax import files, parallel, processes
 
 # A line a save otherwise, and every failure at length before it is raised.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -126,6 +126,7 @@ class Checkpoints:
     try:
       tree = self._read(step, template)
     except Exception as error:
+      files.check_readable(self.path / str(step))
       cause = error
     # Together, so that no process goes on while another goes back.
     if processes.anywhere(cause is not None):

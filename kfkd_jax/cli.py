@@ -98,9 +98,11 @@ def _dispatch(options, overrides) -> int:
     print(overview.run(options.inputs, options.output))
     return 0
   workdir = epath.Path(options.workdir)
-  saved = workdir / "config.json"
-  if options.stage == "sweep" and (workdir / "base.json").exists():
-    saved = workdir / "base.json"
+  if options.stage == "clean":
+    from kfkd_jax.stages import keeping
+
+    print(keeping.clean(workdir, force=bool(options.force)))
+    return 0
   if options.stage == "study":
     from kfkd_jax.stages import studies
 
@@ -109,6 +111,7 @@ def _dispatch(options, overrides) -> int:
   elif options.predictions is not None:  # no run's configuration is theirs
     config = config_lib.read(options.config, overrides)
   else:
+    saved = None if options.config else _to_continue(options, workdir)
     config = config_lib.read(options.config, overrides, saved=saved)
   _connect(options.multihost)
   with _exit_on_sigterm():  # again: connecting takes the signal
@@ -117,6 +120,21 @@ def _dispatch(options, overrides) -> int:
   if line and processes.is_main_process():
     print(line)
   return code
+
+
+def _to_continue(options, workdir):
+  """The configuration of the working directory, which is said to be used."""
+  if options.stage in ("predict", "bench") or options.predictions is not None:
+    saved = workdir / "config.json"  # what they do loses nothing
+    return saved if saved.exists() else None
+  from kfkd_jax import stages
+  from kfkd_jax.stages import keeping, sweep
+
+  of = sweep if options.stage == "sweep" else keeping
+  saved = of.configuration(workdir)
+  if saved is not None and options.stage in stages.STAGES | {"run": None}:
+    print(f"continuing with {saved}")
+  return saved
 
 
 def _work(options, config, workdir) -> tuple[int, str]:
@@ -147,9 +165,9 @@ def _work(options, config, workdir) -> tuple[int, str]:
     table, passed = processes.on_main(sanity.run, config, workdir)
     return 0 if passed else _FAILED, table
   if options.stage != "run":
-    stages.run_stage(config, workdir, options.stage)
+    stages.run_stage(config, workdir, options.stage, redo=bool(options.redo))
     return 0, _check_traced(options, workdir)
-  ran = stages.run(config, workdir)
+  ran = stages.run(config, workdir, redo=bool(options.redo))
   page = workdir / "report" / "index.html"
   line = f"The report is at {page}" if ran else f"Nothing to do; see {page}"
   return 0, "\n".join(filter(None, (_check_traced(options, workdir), line)))
@@ -289,7 +307,7 @@ def _advice(error: Exception, workdir: str) -> str:
   if number in _NO_ROOM:
     return f"; make room in {workdir} and run again: what is written stays"
   if number in _FORBIDDEN:
-    return f"; {workdir} must be writable, or choose another --workdir"
+    return f"; {workdir} must be yours to read and write, or choose another"
   return ""
 
 

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +22,45 @@ from etils import epath
 
 _REMEDY = "remove it and run again"
 _IS_A_FOLDER = f"is a folder where a file belongs; {_REMEDY}"
+
+
+def exists(path: epath.Path) -> bool:
+  """Whether there is something; what cannot be looked at is not absent."""
+  return _mode(path) is not None
+
+
+def is_folder(path: epath.Path) -> bool:
+  """Whether there is a folder; what cannot be looked at is not absent."""
+  mode = _mode(path)
+  return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: epath.Path) -> int | None:
+  """None where nothing is; pathlib and epath say so of what is forbidden."""
+  if "://" in os.fspath(path):
+    kind = stat.S_IFDIR if path.is_dir() else stat.S_IFREG
+    return kind if path.exists() else None
+  try:
+    return os.stat(path).st_mode
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+
+
+def check_readable(folder: epath.Path) -> None:
+  """Raises the `OSError` of what in a local folder cannot be read, if any.
+
+  For what others report as damaged: only what was read is.
+  """
+
+  def refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+      raise error
+
+  for parent, _, names in os.walk(folder, onerror=refuse):
+    for path in (os.path.join(parent, name) for name in names):
+      if os.path.isfile(path):
+        with open(path, "rb") as f:
+          f.read(1)
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
@@ -81,7 +121,7 @@ def append_json_line(path: epath.Path, row: Mapping) -> None:
   """Adds one line to a JSON-lines file."""
   path, line = epath.Path(path), json.dumps(_plain(row), sort_keys=True) + "\n"
   if "://" in os.fspath(path):  # objects cannot be appended to
-    before = path.read_bytes() if path.exists() else b""
+    before = path.read_bytes() if exists(path) else b""
     write_bytes(path, before + line.encode())
     return
   with path.open("a") as f:

@@ -20,6 +20,7 @@ STAGES = {
   "sanity": "check on the history that fusing finds nothing in nothing",
   "sweep": "the whole run for a grid of keys and several seeds, and tables",
   "study": "run a NAMEd study of forgetting and fusing, and its page",
+  "clean": "list what --redo set aside in the working directory, or free it",
   "bench": "measure speed and memory on this machine",
 }
 _DEFAULT_WORKDIR = "kfkd-workdir"
@@ -73,6 +74,19 @@ _OPTIONS = (
     "--only-table",
     ("sweep",),
     "run nothing, show the table of what is finished",
+    {"action": "store_const", "const": True},
+  ),
+  Option(
+    "--redo",
+    ("run", "train", "distill", "compare"),
+    "where changed keys would replace trained networks, set these aside and "
+    "train again",
+    {"action": "store_const", "const": True},
+  ),
+  Option(
+    "--force",
+    ("clean",),
+    "free what is listed, for good",
     {"action": "store_const", "const": True},
   ),
   Option(
@@ -164,8 +178,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--config",
     metavar="FILE.py[:ARGS]",
-    help="a config file; without it, that of the working directory, or digits "
-    "with 40 %% pair label noise in a new one",
+    help="a config file, or `default`: digits with 40 %% pair label noise. "
+    "Without it, the working directory's own, or the default in a new one",
   )
   parser.add_argument(
     "--workdir",
@@ -220,7 +234,12 @@ def _check_options(options, overrides) -> None:
         f"{option.name} goes with {' and '.join(option.stages)}, not with "
         f"{stage!r}"
       )
-  if stage in ("sweep", "study", "bench") and options.multihost is not None:
+  if stage == "clean" and (options.config or overrides):
+    raise ConfigError("clean takes no --config; only --workdir and --force")
+  if (
+    stage in ("sweep", "study", "bench", "clean")
+    and options.multihost is not None
+  ):
     raise ConfigError(
       f"--multihost does not go with {stage}; start a sweep on every host "
       "with the same --workdir instead, and they share its cells"

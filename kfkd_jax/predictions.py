@@ -49,7 +49,7 @@ class PredictionStore:
   ) -> Self:
     """Makes an empty store, or opens one made for the same examples."""
     path = epath.Path(path)
-    if not (path / "examples.npz").exists():
+    if not files.exists(path / "examples.npz"):
       files.write_npz(
         path / "examples.npz",
         labels=np.asarray(labels, np.int32),

@@ -41,8 +41,11 @@ def parse_arguments(text: str, **defaults: Any) -> ml_collections.ConfigDict:
 
 
 def load_config(spec: str | None) -> ml_collections.ConfigDict:
-  """The config of `FILE.py` or `FILE.py:arguments`; None: the default."""
-  if spec is None:
+  """The config of `FILE.py` or `FILE.py:arguments`.
+
+  None and `default` stand for the one that is built in.
+  """
+  if spec in (None, "default"):
     return default_config()
   path, _, arguments = spec.partition(":")
   if not epath.Path(path).exists():
@@ -79,10 +82,10 @@ def read(
   Args:
     spec: for `load_config`.
     overrides: keys and their values as text, set on top.
-    saved: `config.json` of a working directory, which is continued where
-      there is one and no `spec`.
+    saved: a file that `sealed` wrote, which is continued where there is one
+      and no `spec`.
   """
-  if spec is None and saved is not None and saved.exists():
+  if spec is None and saved is not None and files.exists(saved):
     config = _from_json(saved)
   else:
     config = load_config(spec)
@@ -145,9 +148,9 @@ def read_sealed(path: epath.Path) -> dict[str, Any]:
   content = files.unsealed(files.read_json(path))
   if content is None:
     raise ConfigError(
-      f"{path} is not as it was written, by accident or by hand; remove it and "
-      "run again with the --config that it had, or name a --config now (keys "
-      "change by --config.KEY=VALUE)"
+      f"{path} is not as it was written, by accident or by hand (keys change "
+      "by --config.KEY=VALUE); remove it and run again, which takes its copy "
+      "or asks for what it said"
     )
   return content
 

@@ -24,6 +24,7 @@ from kfkd_jax.stages import (
   distill,
   export,
   fuse,
+  keeping,
   networks,
   train,
 )
@@ -44,6 +45,8 @@ class Stage(NamedTuple):
     needs: stages whose artefacts it reads.
     artefacts: what it leaves in the working directory, by configuration: files,
       and folders of runs.
+    plans: the networks that it trains.
+    cost: of those that are not trained yet, to be said before.
   """
 
   run: Callable[[ml_collections.ConfigDict, epath.Path], str]
@@ -51,6 +54,12 @@ class Stage(NamedTuple):
   needs: tuple[str, ...]
   artefacts: Callable[[ml_collections.ConfigDict], Sequence[str]]
   alone: bool = False
+  plans: Callable[
+    [ml_collections.ConfigDict, epath.Path], list[networks.Plan]
+  ] = lambda config, workdir: []
+  cost: Callable[
+    [ml_collections.ConfigDict, list[networks.Plan]], list[str]
+  ] = lambda config, plans: []
 
 
 STAGES: dict[str, Stage] = {
@@ -59,6 +68,8 @@ STAGES: dict[str, Stage] = {
     keys=networks.TRAINING_KEYS,
     needs=(),
     artefacts=train.artefacts,
+    plans=train.plans,
+    cost=train.cost,
   ),
   "diagnose": Stage(
     diagnose.run,
@@ -79,12 +90,16 @@ STAGES: dict[str, Stage] = {
     keys=("distill",),
     needs=("train", "fuse"),
     artefacts=distill.artefacts,
+    plans=distill.plans,
+    cost=distill.cost,
   ),
   "compare": Stage(
     compare.run,
     keys=("compare", "baselines", "strategy"),
     needs=("train", "fuse", "distill"),
     artefacts=lambda config: ("results.jsonl", "hits.npz"),
+    plans=compare.plans,
+    cost=compare.cost,
   ),
   "report": Stage(
     _report,
@@ -152,9 +167,9 @@ def _seals(config, workdir, name) -> dict[str, str]:
 
 def _seal(path: epath.Path) -> str:
   """What changes with a file's content, or with what a run's folder holds."""
-  if not path.exists():
+  if not files.exists(path):
     return "missing"
-  if path.is_dir():
+  if files.is_folder(path):
     whole = networks.is_whole(path)
     return files.digest(networks.contents(path)) if whole else "incomplete"
   return files.digest(path.read_bytes())
@@ -165,15 +180,26 @@ def run_stage(
   workdir: epath.Path,
   name: str,
   say: Callable[[str], None] = print,
+  *,
+  redo: bool = False,
 ) -> bool:
   """Runs one stage unless it is up to date; returns whether it ran.
 
+  Args:
+    config: the configuration.
+    workdir: the working directory.
+    name: of the stage.
+    say: what to tell of it with.
+    redo: set trained networks aside that were made from something else.
+
   Raises:
     lock.LockedError: another program is at work in `workdir`.
+    networks.WouldReplaceError: such networks are there, without `redo`.
   """
   workdir = epath.Path(workdir)
   with held(workdir):
-    return _run_stage(config, workdir, name, say)
+    place = keeping.new_place(workdir) if redo else None
+    return _run_stage(config, workdir, name, say, place)
 
 
 @contextlib.contextmanager
@@ -187,12 +213,20 @@ def held(workdir: epath.Path) -> Iterator[None]:
   with contextlib.ExitStack() as stack:
 
     def take() -> str:
+      if not files.exists(workdir):
+        stack.callback(_remove_if_empty, workdir)
       stack.enter_context(lock.held(workdir))
-      return path.read_text() if path.exists() else ""  # none in a bucket
+      return path.read_text() if files.exists(path) else ""  # none in a bucket
 
     holder = processes.on_main(take)
     _check_shared(path, holder)
     yield
+
+
+def _remove_if_empty(workdir: epath.Path) -> None:
+  """A run that was refused leaves nothing."""
+  if files.is_folder(workdir) and not any(workdir.iterdir()):
+    workdir.rmdir()
 
 
 _SHARED_SECONDS = 40  # a shared file system may be as late
@@ -202,7 +236,9 @@ def _check_shared(path: epath.Path, content: str) -> None:
   """Refuses a working directory that is another one on every host."""
 
   def is_missing() -> bool:
-    return bool(content) and not (path.exists() and path.read_text() == content)
+    return bool(content) and not (
+      files.exists(path) and path.read_text() == content
+    )
 
   # Together every second: processes that wait for others longer may give up.
   for _ in range(_SHARED_SECONDS):
@@ -215,10 +251,13 @@ def _check_shared(path: epath.Path, content: str) -> None:
   )
 
 
-def _run_stage(config, workdir, name, say) -> bool:
+def _run_stage(config, workdir, name, say, place) -> bool:
   stage = _KNOWN[name]
-  if not processes.on_main(_begin, config, workdir, name, say):
+  if not processes.on_main(_is_due, config, workdir, name, say):
     return False
+  _protect(config, workdir, [name], place, say)
+  plans = stage.plans(config, workdir)
+  processes.on_main(_begin, config, workdir, name, plans, say)
   if stage.alone:
     result = processes.on_main(stage.run, config, workdir)
   else:
@@ -227,20 +266,127 @@ def _run_stage(config, workdir, name, say) -> bool:
   return True
 
 
-def _begin(config, workdir, name, say) -> bool:
-  """Notes that a stage is under way; False if there is nothing to do."""
+def _protect(config, workdir, names, place, say) -> None:
+  """Refuses to replace what took long, or sets it aside in `place`.
+
+  Raises:
+    networks.WouldReplaceError: trained networks would be lost; `place` is None.
+  """
+  runs, keys = _replaced(config, workdir, names)
+  if place is None:
+    taught = _taught_anew(config, workdir, names)
+    if runs or taught:
+      processes.on_main(
+        _refuse, config, workdir, [*dict.fromkeys(runs + taught)],
+        [*keys, *(STAGES["fuse"].keys if taught else ())],
+      )  # fmt: skip
+  elif runs:
+    processes.on_main(keeping.set_aside, config, workdir, runs, place)
+    processes.on_main(say, f"set aside in {place}: {', '.join(runs)}")
+
+
+def _refuse(config, workdir, runs, keys) -> None:
+  raise networks.WouldReplaceError(keeping.refusal(config, workdir, runs, keys))
+
+
+def _replaced(config, workdir, names) -> tuple[list[str], list[str]]:
+  """Runs with work that stages would replace, and the keys that decide them."""
+  runs: list[str] = []
+  keys: list[str] = []
+  for name in names:
+    if not processes.on_main(_is_to_plan, config, workdir, name):
+      continue
+    plans = _KNOWN[name].plans(config, workdir)
+    found = processes.on_main(
+      _with_other_work,
+      workdir,
+      [(p.name, networks.origin(config, p)) for p in plans],
+    )
+    if found:
+      runs, keys = runs + found, [*keys, *_KNOWN[name].keys]
+    if found and not _KNOWN[name].needs:  # all others learnt from it
+      return processes.on_main(keeping.runs_with_work, workdir), keys
+  return runs, keys
+
+
+def _is_to_plan(config, workdir, name) -> bool:
+  """Whether a stage may train, and what its plans read is there."""
+  return not is_up_to_date(config, workdir, name) and all(
+    _is_as_left(workdir, need)
+    for need in ("train", "fuse")
+    if need in _KNOWN[name].needs
+  )
+
+
+def _with_other_work(workdir, origins) -> list[str]:
+  return [
+    name
+    for name, origin in origins
+    if networks.would_be_replaced(networks.run_path(workdir, name), origin)
+  ]
+
+
+def _is_as_left(workdir, name) -> bool:
+  """Whether a stage finished, from whatever, and its artefacts are whole."""
+  note = _manifest(workdir).get(name)
+  return note is not None and all(
+    _seal(workdir / artefact) == seal
+    for artefact, seal in note["outputs"].items()
+  )
+
+
+def _taught_anew(config, workdir, names) -> list[str]:
+  """Runs taught by a fusion that will be chosen in another way."""
+  if "fuse" not in names or not processes.on_main(_fuses_anew, config, workdir):
+    return []
+  taught = [
+    plan.name
+    for name in ("distill", "compare")
+    for plan in STAGES[name].plans(config, workdir)
+    if {"weights", "student"} & set(plan.inputs)
+  ]
+  return processes.on_main(
+    lambda: [
+      name
+      for name in taught
+      if networks.holds_work(networks.run_path(workdir, name))
+    ]
+  )
+
+
+def _fuses_anew(config, workdir) -> bool:
+  if not all(_is_as_left(workdir, name) for name in ("train", "fuse")):
+    return False
+  ours = inputs_of(config, "fuse")["config"]
+  return _manifest(workdir)["fuse"]["inputs"]["config"] != ours
+
+
+def _is_due(config, workdir, name, say) -> bool:
+  """Whether there is something to do, for which all is there."""
   if is_up_to_date(config, workdir, name):
-    _write_config(config, workdir)
+    keeping.write_config(config, workdir)
     say(f"{name}: up to date")
     return False
   for need in _KNOWN[name].needs:
     check_ran(config, workdir, name, need)
+  return True
+
+
+def _begin(config, workdir, name, plans, say) -> None:
+  """Notes that a stage is under way."""
+  left = [
+    p
+    for p in plans
+    if not networks.is_whole(networks.run_path(workdir, p.name))
+  ]
+  cost = _KNOWN[name].cost(config, left) if left else []
   for artefact in _spoilt(config, workdir, name):
     say(f"{name}: {artefact} is damaged or incomplete, making it again")
+  # First, so that whatever is there says what it is of.
+  keeping.write_config(config, workdir)
   _note(workdir, name, None)
-  _write_config(config, workdir)
-  say(f"{name} ...")
-  return True
+  for line in (f"{name} ...", *cost):
+    say(line)
 
 
 def _end(config, workdir, name, result, say) -> None:
@@ -272,28 +418,33 @@ def run(
   config: ml_collections.ConfigDict,
   workdir: epath.Path,
   say: Callable[[str], None] = print,
+  *,
+  redo: bool = False,
 ) -> bool:
   """Runs every stage that is not up to date; returns whether any ran.
 
+  Args:
+    config: the configuration.
+    workdir: the working directory.
+    say: what to tell of it with.
+    redo: set trained networks aside that were made from something else.
+
   Raises:
     lock.LockedError: another program is at work in `workdir`.
+    networks.WouldReplaceError: such networks are there, without `redo`.
   """
   workdir = epath.Path(workdir)
   with held(workdir):
-    ran = [_run_stage(config, workdir, name, say) for name in STAGES]
+    place = keeping.new_place(workdir) if redo else None
+    _protect(config, workdir, STAGES, place, say)
+    ran = [_run_stage(config, workdir, name, say, place) for name in STAGES]
   return any(ran)
-
-
-def _write_config(config, workdir) -> None:
-  path, content = workdir / "config.json", config_lib.sealed(config)
-  if _seal(path) != files.digest(content.encode()):
-    files.write_text(path, content)
 
 
 def _manifest(workdir: epath.Path) -> dict[str, Any]:
   """`inputs` and `outputs` of the stages that finished."""
   path = workdir / "manifest.json"
-  if not path.exists():
+  if not files.exists(path):
     return {}
   manifest = files.read_json(path)
   try:

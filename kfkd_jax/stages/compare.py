@@ -63,6 +63,21 @@ class Hits(NamedTuple):
   scored: np.ndarray
 
 
+def plans(
+  config: ml_collections.ConfigDict, workdir: epath.Path
+) -> list[networks.Plan]:
+  """Every network that the stage trains."""
+  configured = methods.configured(config)
+  return [p for method in configured for p in method.plans(config, workdir)]
+
+
+def cost(
+  config: ml_collections.ConfigDict, plans: list[networks.Plan]
+) -> list[str]:
+  """What the networks beside the teacher take."""
+  return [f"{len(plans)} more networks: {networks.work(config, plans)}"]
+
+
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Scores every method; returns the table.
 

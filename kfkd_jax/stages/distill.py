@@ -25,7 +25,7 @@ from kfkd_jax import (
   processes,
 )
 from kfkd_jax.data import Stored
-from kfkd_jax.stages import experiment, fuse, networks
+from kfkd_jax.stages import experiment, forecast, fuse, networks
 from kfkd_jax.training import evaluation, objective, step
 
 LESSON_KEYS = (
@@ -85,17 +85,64 @@ def artefacts(config: ml_collections.ConfigDict) -> list[str]:
   ]
 
 
+def plans(
+  config: ml_collections.ConfigDict, workdir: epath.Path
+) -> list[networks.Plan]:
+  """Every student there may be, round by round."""
+  return [
+    plan
+    for teacher in config.distill.teachers
+    for plan in _rounds(config, workdir, teacher)
+  ]
+
+
+def _rounds(config, workdir, teacher) -> list[networks.Plan]:
+  found: list[networks.Plan] = []
+  for number in range(1, config.distill.rounds + 1):
+    name = student_name(teacher, number)
+    before = found[-1] if found else None
+    found.append(_plan(config, workdir, name, teacher, before))
+  return found
+
+
+_LARGE = 10  # times the teacher's operations
+
+
+def cost(
+  config: ml_collections.ConfigDict, plans: list[networks.Plan]
+) -> list[str]:
+  """What the students take, and a warning where that is far more."""
+  student = config_lib.changed(config, student_changes(config))
+  size = experiment.network_size(student, experiment.load_task(config))
+  count = f"{len(plans)} student{'s' * (len(plans) > 1)}"
+  described = forecast.described(student, size)
+  line = f"{count}: {described}, {networks.work(config, plans)}"
+  return [line, *warnings(config)]
+
+
+def warnings(config: ml_collections.ConfigDict) -> list[str]:
+  """A line where a student takes many times its teacher's operations."""
+  times = student_size(config).compute if config.distill.teachers else 0
+  if times <= _LARGE:
+    return []
+  name = config.distill.model or config.model.name
+  return [
+    f"WARNING: a student {name} takes {times:.3g} times its teacher's "
+    f"operations on every image; distill.model and distill.width decide it"
+  ]
+
+
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Trains `runs/<fusion>_kd/` and its successors for every teacher."""
   accuracies = []
   for teacher in config.distill.teachers:
-    before = None
-    for name in students(config, workdir, teacher):
-      plan = _plan(config, workdir, name, teacher, before)
+    planned = _rounds(config, workdir, teacher)
+    for name, plan in zip(
+      students(config, workdir, teacher), planned, strict=False
+    ):
       networks.train(config, workdir, plan)
       accuracy = processes.on_main(_accuracy, workdir, name)
       accuracies.append(f"{name} {accuracy:.3f}")
-      before = name
   return f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
 
 
@@ -110,8 +157,8 @@ def _plan(config, workdir, name, teacher, before) -> networks.Plan:
     run, weights = experiment.TEACHER, fuse.weights_of(workdir, teacher)
     taught_by = {"weights": files.digest(weights.tobytes())}
   else:
-    run, weights = before, np.ones(1, np.float32)
-    taught_by = {"student": networks.origin(workdir, before)}
+    run, weights = before.name, np.ones(1, np.float32)
+    taught_by = {"student": networks.origin(config, before)}
   return networks.Plan(
     name,
     lambda: _lesson(config, workdir, run, weights),

@@ -1,4 +1,4 @@
-"""How much disk a run will take, said before it begins."""
+"""What disk and work a run will take, said before it begins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from typing import NamedTuple
 
 import jax
+import ml_collections
 from etils import epath
 
 from kfkd_jax import checkpoints, predictions
@@ -111,6 +112,21 @@ def check(run: epath.Path, expected: Forecast) -> str:
       "float16 or predictions.train=False"
     )
   return f"{line}, which may not be enough" if missing > free else line
+
+
+def described(config: ml_collections.ConfigDict, size: experiment.Size) -> str:
+  """A network's name and what it takes: `cnn, 72 k parameters, ...`."""
+  return (
+    f"{config.model.name}, {_counted(size.storage)} parameters, "
+    f"{_counted(size.compute)}FLOP an image"
+  )
+
+
+def _counted(number: float) -> str:
+  for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+    if number >= 10**power:
+      return f"{number / 10**power:.3g} {unit}"
+  return f"{number:.3g} "
 
 
 def used(folder: epath.Path) -> int:

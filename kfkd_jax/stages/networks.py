@@ -1,15 +1,17 @@
 """The networks of a working directory: trained, finished, read again.
 
 `runs/<name>/` holds one network: `history/`, `resume/`, `predictions/<split>/`,
-`metrics.jsonl`, `model.json` that says what network it is, and `inputs.json`
-that stands for what it was trained from. A run made from other inputs is thrown
-away and started again.
+`metrics.jsonl`, `seconds.json`, `model.json` that says what network it is, and
+`inputs.json` that stands for what it was trained from. A run made from other
+inputs is never trained over.
 """
 
 from __future__ import annotations
 
+import contextlib
+import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -46,6 +48,7 @@ TRAINING_KEYS = (
 
 
 _MODEL = "model.json"
+_SECONDS = "seconds.json"
 
 
 class Lesson(NamedTuple):
@@ -108,10 +111,15 @@ def run_names(config: ml_collections.ConfigDict, name: str) -> list[str]:
   return [name, f"{name}_ema"] if averages else [name]
 
 
-def origin(workdir: epath.Path, name: str) -> str:
-  """What stands for all that the run `name` was trained from."""
-  note = run_path(workdir, name) / "inputs.json"
-  return processes.on_main(files.read_json, note)["digest"]
+def origin(config: ml_collections.ConfigDict, plan: Plan) -> str:
+  """What stands for all that the planned network is trained from."""
+  config = config_lib.changed(config, plan.changes)
+  return files.digest({
+    "training": config_lib.subset(config, TRAINING_KEYS),
+    "member": plan.member,
+    "keep_history": plan.keep_history,
+    **plan.inputs,
+  })  # fmt: skip
 
 
 def contents(run: epath.Path) -> list[str]:
@@ -132,13 +140,50 @@ def is_whole(run: epath.Path) -> bool:
 
 
 def _filled(folder: epath.Path) -> list[epath.Path]:
-  if not folder.is_dir():
+  if not files.is_folder(folder):
     return []
   return [
     p
     for p in folder.iterdir()
-    if not p.name.startswith(".") and (p.is_file() or any(p.iterdir()))
+    if not p.name.startswith(".")
+    and (not files.is_folder(p) or any(p.iterdir()))
   ]
+
+
+def holds_work(run: epath.Path) -> bool:
+  """Whether a run has a checkpoint, of its history or to continue from."""
+  found = [*_filled(run / "history"), *_filled(run / "resume")]
+  return any(p.name.isdigit() for p in found)
+
+
+def work(config: ml_collections.ConfigDict, plans: list[Plan]) -> str:
+  """What training the planned networks takes, in trainings of the teacher."""
+  task = experiment.load_task(config)
+  teacher = config.train.epochs * experiment.network_size(config, task).compute
+  total = 0.0
+  for plan in plans:
+    own = config_lib.changed(config, plan.changes)
+    total += own.train.epochs * experiment.network_size(own, task).compute
+  return f"the work of {total / teacher:.3g} trainings of the teacher"
+
+
+def would_be_replaced(run: epath.Path, origin: str) -> bool:
+  """Whether a run holds work that was made from something else."""
+  return _origin_of(run) != origin and holds_work(run)
+
+
+def _origin_of(run: epath.Path) -> str | None:
+  note = run / "inputs.json"
+  if not files.exists(note):
+    return None
+  try:
+    return files.read_json(note)["digest"]
+  except (TypeError, KeyError) as error:
+    raise ValueError(f"{note} is damaged; remove it and run again") from error
+
+
+class WouldReplaceError(ValueError):
+  """What took long to train would be lost; says what, and the ways on."""
 
 
 def train(
@@ -146,14 +191,9 @@ def train(
 ) -> None:
   """Trains the planned network unless it is finished already."""
   run = run_path(workdir, plan.name)
+  made_from = origin(config, plan)
   config = config_lib.changed(config, plan.changes)
-  inputs = {
-    "training": config_lib.subset(config, TRAINING_KEYS),
-    "member": plan.member,
-    "keep_history": plan.keep_history,
-    **plan.inputs,
-  }
-  processes.on_main(_prepare, run, inputs, config.model)
+  processes.on_main(_prepare, run, made_from, config.model)
   folders = [run_path(workdir, n) for n in run_names(config, plan.name)]
   if processes.on_main(lambda: all(map(is_whole, folders))):
     return
@@ -183,6 +223,7 @@ def train(
   with (
     Progress(run, plan.name, config) as show,
     StepTrace(run / "profile" if profiled else None) as trace,
+    _timed(run),
   ):
     trained = loop.train(
       run,
@@ -207,15 +248,41 @@ def train(
   _finish(run)
 
 
-def _prepare(run: epath.Path, inputs: dict[str, Any], model) -> None:
-  """Clears a run made from other inputs; notes what a new one is made from."""
-  note = run / "inputs.json"
-  wanted = {"digest": files.digest(inputs)}
-  if not note.exists() or files.read_json(note) != wanted:
-    if run.exists():
-      print(f"{run.name}: its inputs changed, starting it again")
-      _discard(run)
-    files.write_json(note, wanted)
+@contextlib.contextmanager
+def _timed(run: epath.Path) -> Iterator[None]:
+  """Adds to what the run took so far."""
+  started = time.perf_counter()
+  try:
+    yield
+  finally:
+    # Not waiting for others, which may be gone; nor hiding what ended this.
+    if processes.is_main_process():
+      with contextlib.suppress(OSError):
+        _note_seconds(run, time.perf_counter() - started)
+
+
+def _note_seconds(run: epath.Path, more: float) -> None:
+  total = round((seconds(run) or 0) + more, 1)
+  files.write_json(run / _SECONDS, {"seconds": total})
+
+
+def seconds(run: epath.Path) -> float | None:
+  """How long the run was trained; None if that is not known."""
+  with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+    return float(files.read_json(run / _SECONDS)["seconds"])
+  return None
+
+
+def _prepare(run: epath.Path, made_from: str, model) -> None:
+  """Clears what no work is lost with; notes what a new run is made from."""
+  if would_be_replaced(run, made_from):
+    raise WouldReplaceError(
+      f"{run} was trained from something else; give --workdir=NEW, or --redo "
+      "to set it aside and train it again"
+    )
+  if _origin_of(run) != made_from:
+    _discard(run)
+    files.write_json(run / "inputs.json", {"digest": made_from})
   _note_model(run, model)
 
 
@@ -229,7 +296,7 @@ def _note_finished(run: epath.Path) -> None:
 
 def _discard(run: epath.Path) -> None:
   """Removes a run; one killed half-way is never mistaken for a fresh one."""
-  if not run.exists():
+  if not files.exists(run):
     return
   trash = run.parent / f".{run.name}.discarded"
   trash.rmtree(missing_ok=True)
@@ -288,7 +355,7 @@ def _note_model(run: epath.Path, model: ml_collections.ConfigDict) -> None:
 def _model_of(run: epath.Path) -> dict[str, Any] | None:
   """None for a run of a version that made all of them alike."""
   note = run / _MODEL
-  if not note.exists():
+  if not files.exists(note):
     return None
   content = files.unsealed(files.read_json(note))
   if content is None:

@@ -13,7 +13,7 @@ from etils import epath
 
 from kfkd_jax import files, plots
 from kfkd_jax.config import read_sealed
-from kfkd_jax.stages import page, report
+from kfkd_jax.stages import keeping, page, report
 from kfkd_jax.stages.page import Drawn
 
 _NEEDS = ("config.json", "results.jsonl", "diagnosis.json")
@@ -92,7 +92,11 @@ def _finished(path: epath.Path, depth: int) -> Iterator[epath.Path]:
   if (path / "results.jsonl").exists():
     yield path
   elif depth:
-    folders = [p for p in path.iterdir() if p.is_dir() and p.name[0] != "."]
+    folders = [
+      p
+      for p in path.iterdir()
+      if p.is_dir() and p.name[0] != "." and p.name != keeping.ASIDE
+    ]
     for folder in sorted(folders, key=_counting):
       yield from _finished(folder, depth - 1)
 

@@ -21,7 +21,7 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, stages
-from kfkd_jax.stages import compare, tables
+from kfkd_jax.stages import compare, keeping, tables
 
 BASE = "base.json"  # the configuration that the grid varies
 _NOTE = "sweep.json"
@@ -76,6 +76,43 @@ class Outcome(NamedTuple):
   failed: dict[str, str]
   busy: dict[str, str]
   finished: tuple[Cell, ...]
+
+
+def configuration(workdir: epath.Path) -> epath.Path | None:
+  """The file that a sweep is continued with; None for a new one.
+
+  Where its own is lost, a cell's: it says the same, but for what is varied.
+
+  Raises:
+    ConfigError: there is a sweep, and nothing says of what.
+  """
+  found, base = _base_of(workdir), workdir / BASE
+  if found is not None:
+    return found
+  if files.exists(workdir / _NOTE) or any(_cell_configs(workdir)):
+    raise config_lib.ConfigError(keeping.refusal_without_config(base))
+  return base if files.exists(base) else keeping.configuration(workdir)
+
+
+def _base_of(workdir: epath.Path) -> epath.Path | None:
+  base = workdir / BASE
+  if keeping.content_of(base) is not None:
+    return base
+  for cell in _cell_configs(workdir):
+    if files.unsealed(keeping.content_of(cell)) is not None:
+      return cell
+  return None
+
+
+def _cell_configs(folder: epath.Path) -> Iterator[epath.Path]:
+  """Where the cells below a folder keep their configurations."""
+  if not files.is_folder(folder):
+    return
+  for path in sorted(folder.iterdir()):
+    if path.name.startswith("seed-"):
+      yield path / "config.json"
+    elif "=" in path.name:
+      yield from _cell_configs(path)
 
 
 def run(
@@ -205,9 +242,10 @@ def _agree(config, workdir, num_seeds, grid) -> tuple[Plan, Plan]:
     pass
   with _briefly_held(workdir):
     noted = _noted(workdir)
+    begun = noted is not None
     if noted is None:
+      _check_grid_named(workdir, axes)
       wanted = noted = Plan(axes, seeds)
-      files.write_text(workdir / BASE, config_lib.sealed(config))
     else:
       _check_same_base(config, workdir, noted)
       wanted = Plan(
@@ -215,6 +253,8 @@ def _agree(config, workdir, num_seeds, grid) -> tuple[Plan, Plan]:
         noted.seeds if num_seeds is None else seeds,
       )
       noted = _united(noted, wanted)
+    if not begun or keeping.content_of(workdir / BASE) is None:
+      files.write_text(workdir / BASE, config_lib.sealed(config))
     files.write_json(workdir / _NOTE, noted._asdict())
   return wanted, noted
 
@@ -238,7 +278,7 @@ def _briefly_held(workdir: epath.Path) -> Iterator[None]:
 def _noted(workdir: epath.Path) -> Plan | None:
   """What the sweep is made of so far; None where there is none."""
   note = workdir / _NOTE
-  if not note.exists() or not (workdir / BASE).exists():
+  if not files.exists(note):
     return None
   content = files.read_json(note)
   try:
@@ -250,8 +290,21 @@ def _noted(workdir: epath.Path) -> Plan | None:
     ) from error
 
 
+def _check_grid_named(workdir: epath.Path, axes) -> None:
+  """Refuses a sweep of seeds alone where the note of a larger one is lost."""
+  inner = [c for c in _cell_configs(workdir) if "=" in c.parent.parent.name]
+  if inner and not axes:
+    raise config_lib.ConfigError(
+      f"{workdir / _NOTE} is lost; give every --grid that the sweep had, of "
+      f"which there is {inner[0].parent}"
+    )
+
+
 def _check_same_base(config, workdir: epath.Path, noted: Plan) -> None:
-  base = config_lib.read(None, saved=workdir / BASE)
+  found = _base_of(workdir)
+  if found is None:
+    return  # lost, and named anew
+  base = config_lib.read(None, saved=found)
   varied = [axis.key for axis in noted.axes]
   for key in config_lib.names(config):
     if key.split(".")[0] in _FREE or key in varied:

@@ -7,13 +7,39 @@ from etils import epath
 
 from kfkd_jax import processes
 from kfkd_jax.data import splits
-from kfkd_jax.stages import experiment, networks
+from kfkd_jax.stages import distill, experiment, forecast, networks
 
 
 def artefacts(config: ml_collections.ConfigDict) -> list[str]:
   """What the stage leaves in the working directory."""
   names = networks.run_names(config, experiment.TEACHER)
   return ["noise.npz", *(f"runs/{name}" for name in names)]
+
+
+def plans(
+  config: ml_collections.ConfigDict, workdir: epath.Path
+) -> list[networks.Plan]:
+  """The one network that the stage trains."""
+  del workdir
+  return [
+    networks.Plan(
+      experiment.TEACHER,
+      lambda: networks.supervised(config),
+      inputs={},
+      keep_history=True,
+    )
+  ]
+
+
+def cost(
+  config: ml_collections.ConfigDict, plans: list[networks.Plan]
+) -> list[str]:
+  """What the teacher takes, and a warning of students that take far more."""
+  del plans
+  size = experiment.network_size(config, experiment.load_task(config))
+  epochs = f"{config.train.epochs} epochs"
+  line = f"teacher: {forecast.described(config, size)}, {epochs}"
+  return [line, *distill.warnings(config)]
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
@@ -23,13 +49,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     experiment.extra_images(config)  # what is missing shows before training
   ledger = workdir / "noise.npz"
   processes.on_main(splits.write_ledger, ledger, task.ledger)
-  plan = networks.Plan(
-    experiment.TEACHER,
-    lambda: networks.supervised(config),
-    inputs={},
-    keep_history=True,
-  )
-  networks.train(config, workdir, plan)
+  for plan in plans(config, workdir):
+    networks.train(config, workdir, plan)
   return processes.on_main(_summary, workdir, task)
 
 

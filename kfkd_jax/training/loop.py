@@ -349,7 +349,7 @@ def _resumed(run, state, clock: Clock, history, resume, stores) -> Position:
 
 def _truncate_metrics(run: epath.Path, done: float) -> None:
   path = run / "metrics.jsonl"
-  if path.exists():
+  if files.exists(path):
     rows = files.read_json_lines(path)
     files.write_json_lines(path, [r for r in rows if r["epoch"] <= done])
 
