@@ -363,7 +363,7 @@ def test_no_mutation_of_a_shipped_config_ends_in_a_traceback(
   """Anything but the exit codes 0 and 2 would be an exception here."""
   taken = []
   monkeypatch.setattr(
-    stages, "run", lambda config, workdir: taken.append(config)
+    stages, "run", lambda config, workdir, **_: taken.append(config)
   )
   monkeypatch.setattr(cli, "_set_up_jax", lambda config: None)
   codes = []

@@ -75,7 +75,8 @@ def cost(
   config: ml_collections.ConfigDict, plans: list[networks.Plan]
 ) -> list[str]:
   """What the networks beside the teacher take."""
-  return [f"{len(plans)} more networks: {networks.work(config, plans)}"]
+  count = f"{len(plans)} more network{'s' * (len(plans) > 1)}"
+  return [f"{count}: {networks.work(config, plans)}"]
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:

@@ -122,13 +122,13 @@ def cost(
 
 def warnings(config: ml_collections.ConfigDict) -> list[str]:
   """A line where a student takes many times its teacher's operations."""
-  times = student_size(config).compute if config.distill.teachers else 0
-  if times <= _LARGE:
+  ratio = student_size(config).compute if config.distill.teachers else 0
+  if ratio <= _LARGE:
     return []
   name = config.distill.model or config.model.name
   return [
-    f"WARNING: a student {name} takes {times:.3g} times its teacher's "
-    f"operations on every image; distill.model and distill.width decide it"
+    f"WARNING: a student {name} takes {forecast.times(ratio)} its teacher's "
+    "operations on every image; distill.model and distill.width decide it"
   ]
 
 

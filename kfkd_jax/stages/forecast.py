@@ -117,16 +117,19 @@ def check(run: epath.Path, expected: Forecast) -> str:
 def described(config: ml_collections.ConfigDict, size: experiment.Size) -> str:
   """A network's name and what it takes: `cnn, 72 k parameters, ...`."""
   return (
-    f"{config.model.name}, {_counted(size.storage)} parameters, "
+    f"{config.model.name}, {_counted(size.storage)}parameters, "
     f"{_counted(size.compute)}FLOP an image"
   )
 
 
+def times(number: float) -> str:
+  """`1.5 times`, `27,400 times` and the like."""
+  return f"{float(f'{number:.3g}'):,.10g} times"
+
+
 def _counted(number: float) -> str:
-  for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-    if number >= 10**power:
-      return f"{number / 10**power:.3g} {unit}"
-  return f"{number:.3g} "
+  power = max((p for p in (3, 6, 9, 12) if number >= 10**p), default=0)
+  return f"{number / 10**power:.3g} {['', 'k', 'M', 'G', 'T'][power // 3]}"
 
 
 def used(folder: epath.Path) -> int:

@@ -83,8 +83,13 @@ def refusal(
     keys: of the configuration, or sections, that decide them.
   """
   changes = _shortened(_changes(config, workdir, keys))
-  cause = changes or "what decides them, though no key of the configuration,"
-  shown = _shortened([_described(workdir, name) for name in runs])
+  cause = changes or "another configuration or version"
+  trained = [
+    _described(workdir, name)
+    for name in runs
+    if files.exists(networks.run_path(workdir, name) / "metrics.jsonl")
+  ]
+  shown = _shortened(trained or list(runs))
   return (
     f"{cause} would train again what is there in {workdir}: {shown}; give "
     "--workdir=NEW to keep it as it is, or --redo to set it aside first"
@@ -143,6 +148,17 @@ def runs_with_work(workdir: epath.Path) -> list[str]:
   return sorted(names, key=lambda name: (name != "teacher", name))
 
 
+def cells_below(folder: epath.Path) -> Iterator[epath.Path]:
+  """The working directories of a sweep's cells."""
+  if not files.is_folder(folder):
+    return
+  for path in sorted(folder.iterdir()):
+    if path.name.startswith("seed-"):
+      yield path
+    elif "=" in path.name:
+      yield from cells_below(path)
+
+
 def new_place(workdir: epath.Path) -> epath.Path:
   """Where to set aside what is replaced now."""
   now = datetime.datetime.now().isoformat(timespec="milliseconds")
@@ -196,9 +212,7 @@ def clean(workdir: epath.Path, *, force: bool) -> str:
 
 def _working_directories(workdir: epath.Path) -> list[epath.Path]:
   """The folder itself, and the cells of a sweep below it."""
-  notes = workdir.rglob("manifest.json")
-  found = {note.parent for note in notes if ASIDE not in note.parts}
-  return sorted({workdir, *found})
+  return [workdir, *cells_below(workdir)]
 
 
 def _left(folder: epath.Path) -> Iterator[epath.Path]:

@@ -157,14 +157,14 @@ def holds_work(run: epath.Path) -> bool:
 
 
 def work(config: ml_collections.ConfigDict, plans: list[Plan]) -> str:
-  """What training the planned networks takes, in trainings of the teacher."""
+  """What training the planned networks takes, beside the teacher's."""
   task = experiment.load_task(config)
   teacher = config.train.epochs * experiment.network_size(config, task).compute
   total = 0.0
   for plan in plans:
     own = config_lib.changed(config, plan.changes)
     total += own.train.epochs * experiment.network_size(own, task).compute
-  return f"the work of {total / teacher:.3g} trainings of the teacher"
+  return f"{forecast.times(total / teacher)} the work of training the teacher"
 
 
 def would_be_replaced(run: epath.Path, origin: str) -> bool:

@@ -89,7 +89,7 @@ def configuration(workdir: epath.Path) -> epath.Path | None:
   found, base = _base_of(workdir), workdir / BASE
   if found is not None:
     return found
-  if files.exists(workdir / _NOTE) or any(_cell_configs(workdir)):
+  if files.exists(workdir / _NOTE) or any(keeping.cells_below(workdir)):
     raise config_lib.ConfigError(keeping.refusal_without_config(base))
   return base if files.exists(base) else keeping.configuration(workdir)
 
@@ -98,21 +98,11 @@ def _base_of(workdir: epath.Path) -> epath.Path | None:
   base = workdir / BASE
   if keeping.content_of(base) is not None:
     return base
-  for cell in _cell_configs(workdir):
-    if files.unsealed(keeping.content_of(cell)) is not None:
-      return cell
+  for cell in keeping.cells_below(workdir):
+    config = cell / "config.json"
+    if files.unsealed(keeping.content_of(config)) is not None:
+      return config
   return None
-
-
-def _cell_configs(folder: epath.Path) -> Iterator[epath.Path]:
-  """Where the cells below a folder keep their configurations."""
-  if not files.is_folder(folder):
-    return
-  for path in sorted(folder.iterdir()):
-    if path.name.startswith("seed-"):
-      yield path / "config.json"
-    elif "=" in path.name:
-      yield from _cell_configs(path)
 
 
 def run(
@@ -292,11 +282,11 @@ def _noted(workdir: epath.Path) -> Plan | None:
 
 def _check_grid_named(workdir: epath.Path, axes) -> None:
   """Refuses a sweep of seeds alone where the note of a larger one is lost."""
-  inner = [c for c in _cell_configs(workdir) if "=" in c.parent.parent.name]
+  inner = [c for c in keeping.cells_below(workdir) if "=" in c.parent.name]
   if inner and not axes:
     raise config_lib.ConfigError(
       f"{workdir / _NOTE} is lost; give every --grid that the sweep had, of "
-      f"which there is {inner[0].parent}"
+      f"which there is {inner[0]}"
     )
 
 
