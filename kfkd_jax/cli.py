@@ -132,7 +132,10 @@ def _to_continue(options, workdir):
 
   of = sweep if options.stage == "sweep" else keeping
   saved = of.configuration(workdir)
-  if saved is not None and options.stage in stages.STAGES | {"run": None}:
+  first = options.multihost is None or options.multihost.endswith(",0")
+  if (
+    saved is not None and first and options.stage in {**stages.STAGES, "run": 0}
+  ):
     print(f"continuing with {saved}")
   return saved
 

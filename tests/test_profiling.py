@@ -83,7 +83,9 @@ def test_the_flag_sets_the_key_and_says_when_it_comes_too_late(
 ):
   seen = []
   monkeypatch.setattr(
-    stages, "run_stage", lambda config, *_, **__: seen.append(config.runtime.profile)
+    stages,
+    "run_stage",
+    lambda config, *_, **__: seen.append(config.runtime.profile),
   )
   assert cli.main(["train", "--profile", f"--workdir={tmp_path}"]) == 0
   assert cli.main(["train", f"--workdir={tmp_path}"]) == 0
