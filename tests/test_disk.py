@@ -130,7 +130,7 @@ def test_files_that_may_not_grow(whole, tmp_path, limit):
   [
     (errno.ENOSPC, "No space left on device.*make room in"),
     (errno.EDQUOT, "uota exceeded.*make room in"),
-    (errno.EROFS, "Read-only file system.*must be writable"),
+    (errno.EROFS, "Read-only file system.*must be yours to read and write"),
     (errno.EACCES, "Permission denied.*choose another --workdir"),
   ],
 )
