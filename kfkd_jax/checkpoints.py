@@ -11,7 +11,11 @@ import contextlib
 import errno
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import pathlib
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,13 +25,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from kfkd_jax import files, parallel, processes
+from kfkd_jax import files, lock, parallel, processes
 
 # A line a save otherwise, and every failure at length before it is raised.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 _REMEDY = "remove it and run again"
+_STEP_SECONDS = 0.2
+_GRACE_SECONDS = 5  # for Orbax to notice that a thread of its own died
 
 
 class DamagedCheckpointError(ValueError):
@@ -46,6 +52,7 @@ class Checkpoints:
 
   def __init__(self, path: epath.Path, *, keep: int | None = None):
     self.path = _absolute(path)
+    self._deaths: list[BaseException] = []
     self._manager = ocp.CheckpointManager(
       self.path,
       options=ocp.CheckpointManagerOptions(
@@ -65,6 +72,8 @@ class Checkpoints:
       tree: global arrays.
       dtype: that float32 leaves take on disk; None: their own.
     """
+    lock.check()
+    self.wait()  # here and not in Orbax, where it may be for ever
     if step in self._manager.all_steps():
       self.delete(step)
     # As NumPy, which the checksums need anyway: `jax.Array`s take Orbax half as
@@ -99,7 +108,32 @@ class Checkpoints:
   def wait(self) -> None:
     """Returns once everything is on disk."""
     with self._writing():
-      self._manager.wait_until_finished()
+      self._in_steps(self._manager.wait_until_finished)
+
+  def _in_steps(self, wait: Callable[[], Any]) -> None:
+    """Calls `wait` so that signals are heard, and not for what is dead.
+
+    A thread that dies, such as of too little memory, leaves others waiting.
+    """
+    errors: list[BaseException] = []
+
+    def call() -> None:
+      try:
+        wait()
+      except BaseException as error:
+        errors.append(error)
+
+    waiting = threading.Thread(target=call, daemon=True)
+    waiting.start()
+    died = None
+    while waiting.is_alive():
+      waiting.join(_STEP_SECONDS)
+      if self._deaths:
+        died = died or time.monotonic()
+        if time.monotonic() > died + _GRACE_SECONDS:
+          raise self._deaths[0]
+    if errors:
+      raise errors[0]
 
   def delete(self, step: int) -> None:
     """Removes checkpoint `step`."""
@@ -137,6 +171,10 @@ class Checkpoints:
     return tree
 
   def _read(self, step: int, template: Any) -> Any:
+    if "://" not in str(self.path):
+      for path in pathlib.Path(self.path / str(step)).rglob("*"):
+        if not path.is_dir():
+          files.check_is_file(path)
     restored = self._manager.restore(
       step,
       args=ocp.args.Composite(
@@ -158,14 +196,29 @@ class Checkpoints:
     return stacked
 
   def __enter__(self) -> Checkpoints:
+    self._threads_hook = threading.excepthook
+    threading.excepthook = self._note_death
     return self
+
+  def _note_death(self, death: threading.ExceptHookArgs) -> None:
+    """Keeps what ends a thread of Orbax, to be told in one line."""
+    trace = traceback.extract_tb(death.exc_traceback)
+    if any("orbax" in frame.filename for frame in trace):
+      error = death.exc_value or death.exc_type()
+      self._deaths.append(error)
+    else:
+      self._threads_hook(death)
 
   def __exit__(self, kind: type | None, *unused: object) -> None:
     """Waits for what is being saved and releases the background threads."""
     # An error on the way here says more than one that follows from it.
     with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
-      with self._writing():
-        self._manager.close()
+      try:
+        self.wait()
+        with self._writing():
+          self._manager.close()
+      finally:
+        threading.excepthook = self._threads_hook
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:

@@ -9,15 +9,32 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from kfkd_jax import options as options_lib
+from kfkd_jax import signals
 
 _FAILED = 1
 _USER_ERROR = 2
 _DIVERGED = 3
 _DISCONNECTED = 4
-_INTERRUPTED = 130
-_TERMINATED = 143
+_INTERRUPTED = "interrupted; run again to continue"
+
+
+def program() -> NoReturn:
+  """Runs the command line as a process of its own, and leaves it."""
+  sys.excepthook = _report_exception  # threads may print after `main`
+  try:
+    code = main()
+  except SystemExit as leaving:
+    code = int(leaving.code or 0)
+  # Threads of a save that failed may wait for each other for ever.
+  others = [t for t in threading.enumerate() if t != threading.main_thread()]
+  if code and any(not t.daemon for t in others):
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,25 +45,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     what the user can correct, 3 where training left the finite numbers, 4 where
     one of several processes is gone, 130 after Ctrl-C. SIGTERM exits with 143.
   """
-  argv = sys.argv[1:] if argv is None else list(argv)
+  with signals.Orders(f"kfkd: {_INTERRUPTED}") as orders, _restored():
+    try:
+      try:
+        code = _run(sys.argv[1:] if argv is None else list(argv), orders)
+      finally:
+        orders.settle()
+      if orders.code is None:
+        return code
+    except BaseException:  # whatever became of what the signal raised
+      if orders.code is None:
+        raise
+    if orders.code == signals.EXIT_CODES[signal.SIGINT]:
+      return _end(orders.code, _INTERRUPTED)
+    _leave(orders.code, "it was told to leave")
+    raise SystemExit(orders.code)
+
+
+def _run(argv: Sequence[str], orders: signals.Orders) -> int:
   options, rest = options_lib.parse(argv)
   try:
     overrides = options_lib.check(options, rest)
-    with _exit_on_sigterm():
-      return _dispatch(options, overrides)
+    return _dispatch(options, overrides, orders)
   except SystemExit as leaving:
-    _leave(int(leaving.code or 0), "it was told to leave")
+    if orders.code is None:
+      _leave(int(leaving.code or 0), "it was told to leave")
     raise
-  except KeyboardInterrupt:
-    return _end(_INTERRUPTED, "interrupted; run again to continue")
   except (ValueError, OSError, FloatingPointError) as error:
-    if options.debug:
+    if options.debug or orders.code is not None:
       raise
     diverged = isinstance(error, FloatingPointError)
     line = f"{_one_line(error)}{_advice(error, options.workdir)}"
     return _end(_DIVERGED if diverged else _USER_ERROR, line)
   except RuntimeError as error:
-    if options.debug or options.multihost is None:
+    if options.debug or options.multihost is None or orders.code is not None:
       raise
     return _lost(
       f"this process failed, or another is gone ({_one_line(error)[:200]})"
@@ -74,19 +106,21 @@ def _leave(code: int, why: str, line: str = "") -> None:
 
 
 @contextlib.contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-  """Lets SIGTERM leave through every `finally`; training defers it."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-  previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+def _restored() -> Iterator[None]:
+  """Puts back what the command changes in the process it runs in."""
+  import jax
+
+  hook, sys.excepthook = sys.excepthook, _report_exception
+  values = {name: getattr(jax.config, name) for name in _JAX_KEYS}
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+    sys.excepthook = hook
+    for name, value in values.items():
+      jax.config.update(name, value)
 
 
-def _dispatch(options, overrides) -> int:
+def _dispatch(options, overrides, orders) -> int:
   from etils import epath
 
   from kfkd_jax import config as config_lib
@@ -114,9 +148,8 @@ def _dispatch(options, overrides) -> int:
     saved = None if options.config else _to_continue(options, workdir)
     config = config_lib.read(options.config, overrides, saved=saved)
   _connect(options.multihost)
-  with _exit_on_sigterm():  # again: connecting takes the signal
-    code, line = _work(options, config, workdir)
-
+  orders.listen()  # connecting takes SIGTERM
+  code, line = _work(options, config, workdir)
   if line and processes.is_main_process():
     print(line)
   return code
@@ -283,16 +316,21 @@ def _connect(multihost: str | None) -> None:
   processes.connect(*options_lib.parse_multihost(multihost), lost=_lost)
 
 
+_JAX_KEYS = (
+  "jax_compilation_cache_dir",
+  "jax_persistent_cache_min_compile_time_secs",
+)
+
+
 def _set_up_jax(config) -> None:
   import jax
 
-  sys.excepthook = _report_exception
   if config.runtime.compilation_cache:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
       os.path.expanduser("~"), ".cache", "kfkd_jax", "xla"
     )
-    jax.config.update("jax_compilation_cache_dir", cache)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    for name, value in zip(_JAX_KEYS, (cache, 0.2), strict=True):
+      jax.config.update(name, value)
 
 
 def _report_exception(kind, error, trace) -> None:
@@ -319,4 +357,4 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  program()

@@ -14,14 +14,48 @@ import os
 import stat
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from kfkd_jax import lock
+
 _REMEDY = "remove it and run again"
-_IS_A_FOLDER = f"is a folder where a file belongs; {_REMEDY}"
+_KINDS = {
+  stat.S_IFDIR: "a folder",
+  stat.S_IFIFO: "a named pipe",
+  stat.S_IFSOCK: "a socket",
+  stat.S_IFCHR: "a device",
+  stat.S_IFBLK: "a device",
+}
+
+
+class NotAFileError(OSError):
+  """Something else than a file stands where a file belongs."""
+
+
+def check_is_file(path: epath.PathLike) -> None:
+  """Refuses what is no ordinary file, unopened: a pipe may block for ever.
+
+  Raises:
+    NotAFileError: it is a folder, a pipe, a socket or a device.
+    FileNotFoundError: there is nothing.
+  """
+  if "://" in os.fspath(path):
+    return
+  kind = stat.S_IFMT(os.stat(path).st_mode)
+  if kind != stat.S_IFREG:
+    found = _KINDS.get(kind, "something else")
+    raise NotAFileError(f"{path} is {found} where a file belongs")
+
+
+def read_bytes(path: epath.PathLike) -> bytes:
+  """The content of an ordinary file, of whatever origin."""
+  check_is_file(path)
+  return epath.Path(path).read_bytes()
 
 
 def exists(path: epath.Path) -> bool:
@@ -64,14 +98,19 @@ def check_readable(folder: epath.Path) -> None:
 
 
 def write_bytes(path: epath.Path, content: bytes) -> None:
-  """Writes beside `path` and renames, so that no reader sees half a file."""
+  """Writes beside `path` and renames, so that no reader sees half a file.
+
+  Raises:
+    lock.LostError: another program may work in this one's folder.
+  """
+  lock.check()
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
   try:
     temporary.write_bytes(content)
     if path.is_dir():
-      raise IsADirectoryError(f"{path} {_IS_A_FOLDER}")
+      raise NotAFileError(f"{path} is a folder where a file belongs; {_REMEDY}")
     temporary.replace(path)
   except BaseException:
     temporary.unlink(missing_ok=True)
@@ -83,11 +122,11 @@ def write_text(path: epath.Path, content: str) -> None:
   write_bytes(path, content.encode())
 
 
-def _read_bytes(path: epath.Path) -> bytes:
+def _read_own(path: epath.Path) -> bytes:
   try:
-    return path.read_bytes()
-  except IsADirectoryError:
-    raise IsADirectoryError(f"{path} {_IS_A_FOLDER}") from None
+    return read_bytes(path)
+  except NotAFileError as error:
+    raise NotAFileError(f"{error}; {_REMEDY}") from None
 
 
 def to_json(value: Any) -> str:
@@ -100,15 +139,44 @@ def write_json(path: epath.Path, value: Any) -> None:
   write_text(path, to_json(value))
 
 
-def read_json(path: epath.Path) -> Any:
-  """The value in a JSON file; an error names the file."""
+def read_json(path: epath.Path, expected: type = dict) -> Any:
+  """The object, or what else is `expected`, in a JSON file.
+
+  An error names the file.
+  """
   path = epath.Path(path)
   try:
-    return json.loads(_read_bytes(path))
+    return _parsed(_read_own(path), expected)
   except ValueError as error:
+    raise ValueError(f"{path} is damaged, {error}; {_REMEDY}") from error
+
+
+_DEEPEST = 100  # what goes through such values recurses
+
+
+def _parsed(content: bytes | str, expected: type) -> Any:
+  try:
+    value = json.loads(content)
+  except RecursionError:
+    raise ValueError(f"nested deeper than {_DEEPEST} levels") from None
+  except ValueError as error:
+    raise ValueError(f"not valid JSON ({error})") from error
+  if not isinstance(value, expected):
     raise ValueError(
-      f"{path} is damaged, not valid JSON ({error}); {_REMEDY}"
-    ) from error
+      f"holding {json.dumps(value)[:40]} where JSON of type "
+      f"{expected.__name__} belongs"
+    )
+  level = [value]
+  for _ in range(_DEEPEST):
+    level = [
+      child
+      for parent in level
+      if isinstance(parent, (dict, list))
+      for child in (parent.values() if isinstance(parent, dict) else parent)
+    ]
+  if level:
+    raise ValueError(f"nested deeper than {_DEEPEST} levels")
+  return value
 
 
 def write_json_lines(path: epath.Path, rows: Iterable[Mapping]) -> None:
@@ -124,6 +192,9 @@ def append_json_line(path: epath.Path, row: Mapping) -> None:
     before = path.read_bytes() if exists(path) else b""
     write_bytes(path, before + line.encode())
     return
+  lock.check()
+  if path.exists():
+    check_is_file(path)
   with path.open("a") as f:
     f.write(line)
 
@@ -131,12 +202,12 @@ def append_json_line(path: epath.Path, row: Mapping) -> None:
 def read_json_lines(path: epath.Path) -> list[dict]:
   """The rows of a JSON-lines file; a line cut short at the end is left out."""
   rows = []
-  lines = _read_bytes(epath.Path(path)).decode(errors="replace").split("\n")
+  lines = _read_own(epath.Path(path)).decode(errors="replace").split("\n")
   for number, line in enumerate(lines):
     if not line:
       continue
     try:
-      rows.append(json.loads(line))
+      rows.append(_parsed(line, dict))
     except ValueError as error:
       if number == len(lines) - 1:  # no newline: the writer was killed here
         break
@@ -165,9 +236,10 @@ def read_npz(
   Checksums are verified; an error names the file and says what to do.
   """
   path = epath.Path(path)
-  content = _read_bytes(path)
+  content = _read_own(path)
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+      _check_distinct(archive.files)
       return {name: archive[name] for name in names or archive.files}
   except Exception as error:
     raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
@@ -186,6 +258,7 @@ def read_foreign_npz(
   pickles are refused, and no other array is looked at.
   """
   path = epath.Path(path)
+  check_is_file(path)
   with path.open("rb") as f:
     if f.read(6) == b"\x93NUMPY":
       raise RefusedError(
@@ -195,7 +268,9 @@ def read_foreign_npz(
     try:
       with zipfile.ZipFile(f) as archive, warnings.catch_warnings():
         warnings.simplefilter("error")  # NumPy warns of headers it must mend
-        members = {i.filename.removesuffix(".npy"): i for i in archive.filelist}
+        named = [i.filename.removesuffix(".npy") for i in archive.filelist]
+        _check_distinct(named)
+        members = dict(zip(named, archive.filelist, strict=True))
         wanted = {name: members[name] for name in names if name in members}
         sizes = [_declared_size(archive, info) for info in wanted.values()]
         _check_memory(sum(sizes))
@@ -206,6 +281,12 @@ def read_foreign_npz(
       raise ValueError(
         f"{path} is damaged or not an .npz of numpy.savez: {error}"
       ) from error
+
+
+def _check_distinct(names: Sequence[str]) -> None:
+  twice = [name for name, count in Counter(names).items() if count > 1]
+  if twice:
+    raise RefusedError(f"it holds two arrays named {twice[0]!r}")
 
 
 _HEADER_BYTES = 2**16

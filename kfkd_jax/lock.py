@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import socket
+import stat
 from collections.abc import Iterator
 
 from etils import epath
@@ -24,6 +25,10 @@ NAME = ".lock"
 
 class LockedError(ValueError):
   """Another program is at work; says which, and what to do."""
+
+
+class LostError(LockedError):
+  """The lock that this program held is gone, or another program's."""
 
 
 @contextlib.contextmanager
@@ -49,11 +54,55 @@ def held(folder: epath.Path) -> Iterator[None]:
     descriptor = _create(path)
     if descriptor is None:
       descriptor = _take_over(path)
+  _remove_leftovers(path)
+  _held[path] = descriptor
   try:
     yield
   finally:
-    path.unlink(missing_ok=True)
+    del _held[path]
+    if _is_ours(descriptor, path):
+      path.unlink(missing_ok=True)
     os.close(descriptor)
+
+
+_held: dict[pathlib.Path, int] = {}  # by this process, open
+
+
+def check() -> None:
+  """Raises a `LostError` where this program's locks are no longer there.
+
+  Cheap, and asked before anything is written: without a lock another program
+  may write the same files.
+  """
+  for path, descriptor in list(_held.items()):
+    if not _is_ours(descriptor, path):
+      raise LostError(
+        f"{path} was removed or replaced while this program works in "
+        f"{path.parent}; it stops, for another one may have begun there: run "
+        "again once none is at work"
+      )
+
+
+def _is_ours(descriptor: int, path: pathlib.Path) -> bool:
+  """Whether the lock is still the open file, or at least its like."""
+  if _is_same(descriptor, path):
+    return True
+  # In a mounted bucket a renamed file becomes another one.
+  return path.is_file() and path.read_bytes() == os.pread(descriptor, 4096, 0)
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+  """Those of processes of this host that were killed in `_create`."""
+  prefix = f"{NAME}.{socket.gethostname()}."
+  for name in os.listdir(path.parent):
+    process = name.removeprefix(prefix)
+    if name.startswith(prefix) and process.isdecimal():
+      try:
+        os.kill(int(process), 0)
+      except (ProcessLookupError, OverflowError):
+        path.with_name(name).unlink(missing_ok=True)
+      except PermissionError:
+        pass  # it lives, as somebody else's
 
 
 def _create(path: pathlib.Path) -> int | None:
@@ -89,7 +138,11 @@ def _link(temporary: pathlib.Path, path: pathlib.Path) -> None:
 def _take_over(path: pathlib.Path) -> int | None:
   """Takes what a dead process left; None if it is gone meanwhile."""
   try:
-    descriptor = os.open(path, os.O_RDWR)
+    if not stat.S_ISREG(path.lstat().st_mode):
+      raise ValueError(
+        f"{path} must be an ordinary file, as locks are; remove it"
+      )
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
   except FileNotFoundError:
     return None
   try:

@@ -35,7 +35,8 @@ class PredictionStore:
     self._dtype = np.dtype(str(examples["dtype"]))
     # Listed once: reading or writing one of many epochs must not cost all.
     stems = [p.stem for p in self.path.iterdir() if p.suffix == ".npz"]
-    self._epochs = sorted(int(s) for s in stems if s.isdigit())
+    epochs = {s: int(s) for s in stems if s.isascii() and s.isdigit()}
+    self._epochs = sorted(e for s, e in epochs.items() if s == f"{e:05d}")
 
   @classmethod
   def create(

@@ -24,8 +24,9 @@ ROOMS = (
   "history",
   "averaging",
   "theory",
-  "files",
   "lock",
+  "files",
+  "signals",
   "models",
   "data",
   "processes",
@@ -42,7 +43,7 @@ ROOMS = (
   "options",
   "cli",
 )
-CORE = ROOMS[: ROOMS.index("files")]
+CORE = ROOMS[: ROOMS.index("lock")]
 
 
 def room_of(path):

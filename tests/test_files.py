@@ -1,4 +1,6 @@
 import io
+import os
+import socket
 import zipfile
 
 import jax.numpy as jnp
@@ -82,3 +84,66 @@ def test_an_archive_holds_its_arrays_and_nothing_else(tmp_path):
   assert sorted(files.read_npz(path)) == ["x", "y"]
   with pytest.raises(ValueError, match="z holds objects"):
     files.write_npz(path, z=np.array([{}], object))
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("[" * 200_000 + "]" * 200_000, "nested deeper"),
+    ('{"a":' * 300 + "1" + "}" * 300, "nested deeper"),
+    ("null", "holding null where"),
+    ("[]", r"holding \[\] where"),
+    ("NaN", "holding NaN where"),
+    ('"' + "x" * 99 + '"', "holding "),
+  ],
+)
+def test_json_of_another_kind_is_damaged_and_named(folder, text, message):
+  files.write_text(folder / "x.json", text)
+  with pytest.raises(ValueError, match=rf"x\.json is damaged, {message}"):
+    files.read_json(folder / "x.json")
+  files.write_text(folder / "x.jsonl", text + "\n")
+  with pytest.raises(ValueError, match=r"x\.jsonl line 1 is damaged"):
+    files.read_json_lines(folder / "x.jsonl")
+
+
+def make_socket(path):
+  with socket.socket(socket.AF_UNIX) as s:
+    s.bind(str(path))
+
+
+@pytest.mark.parametrize(
+  ("make", "kind"),
+  [
+    (os.mkfifo, "a named pipe"),
+    (os.mkdir, "a folder"),
+    (make_socket, "a socket"),
+    (lambda path: path.symlink_to("/dev/zero"), "a device"),
+  ],
+)
+def test_only_files_are_opened(tmp_path, monkeypatch, make, kind):
+  monkeypatch.chdir(tmp_path)  # a socket's name is short
+  path = epath.Path("x")
+  make(path)
+  readers = (
+    files.read_bytes,
+    files.read_json,
+    files.read_json_lines,
+    files.read_npz,
+    lambda path: files.read_foreign_npz(path, ["a"]),
+    lambda path: files.append_json_line(path, {}),
+  )
+  for read in readers:
+    with pytest.raises(OSError, match=f"^x is {kind} where a file belongs"):
+      read(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+  path = epath.Path(tmp_path) / "a.npz"
+  files.write_npz(path, x=np.arange(3))
+  with zipfile.ZipFile(path, "a") as archive:
+    archive.writestr("x.npy", archive.read("x.npy"))
+  with pytest.raises(ValueError, match=r"a\.npz is damaged .*two arrays named"):
+    files.read_npz(path)
+  with pytest.raises(files.RefusedError, match="two arrays named 'x'"):
+    files.read_foreign_npz(path, ["x"])

@@ -13,7 +13,7 @@ import time
 import pytest
 from etils import epath
 
-from kfkd_jax import cli, lock
+from kfkd_jax import cli, files, lock
 
 HOLD = """
 import sys, time
@@ -149,3 +149,45 @@ def test_never_two_at_once_however_they_start_and_die(tmp_path):
     _, errors = racer.communicate(timeout=60)
     assert racer.returncode in (0, -signal.SIGKILL), errors
   take(tmp_path)
+
+
+def test_lock_removed_by_hand_stops_whoever_writes(tmp_path):
+  folder = epath.Path(tmp_path)
+  with lock.held(folder):
+    files.write_text(folder / "a", "mine")
+    (tmp_path / lock.NAME).unlink()
+    other = hold(tmp_path)
+    with pytest.raises(lock.LostError, match=re.escape(str(tmp_path))):
+      files.write_text(folder / "a", "late")
+    with pytest.raises(lock.LostError):
+      files.append_json_line(folder / "m.jsonl", {})
+  assert (folder / "a").read_text() == "mine"
+  try:  # nor does leaving free what is the other's
+    with pytest.raises(lock.LockedError, match=f"process {other.pid} on"):
+      take(tmp_path)
+  finally:
+    end(other)
+  take(tmp_path)
+
+
+def make_dangling(path):
+  path.symlink_to(path.with_name("nowhere"))
+
+
+@pytest.mark.parametrize("make", [make_dangling, os.mkfifo, os.mkdir])
+def test_lock_that_is_no_file_is_named(tmp_path, make):
+  make(tmp_path / lock.NAME)
+  with pytest.raises(ValueError, match=r"\.lock is no ordinary file"):
+    take(tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == [lock.NAME]
+
+
+def test_what_the_killed_left_while_taking_it_is_removed(tmp_path):
+  child = subprocess.Popen([sys.executable, "-c", ""])
+  child.wait()
+  prefix = f"{lock.NAME}.{socket.gethostname()}."
+  kept = {f"{prefix}{os.getppid()}", f"{lock.NAME}.elsewhere.{child.pid}"}
+  for name in (*kept, f"{prefix}{child.pid}", f"{prefix}{2**80}"):
+    (tmp_path / name).touch()
+  take(tmp_path)
+  assert {p.name for p in tmp_path.iterdir()} == kept

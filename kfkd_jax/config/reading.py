@@ -50,6 +50,7 @@ def load_config(spec: str | None) -> ml_collections.ConfigDict:
   path, _, arguments = spec.partition(":")
   if not epath.Path(path).exists():
     raise ConfigError(f"--config: there is no file {path}")
+  files.check_is_file(path)
   module_spec = importlib.util.spec_from_file_location("kfkd_config", path)
   if module_spec is None or module_spec.loader is None:
     raise ConfigError(f"--config: {path} is not a Python file (.py)")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kfkd_jax.data import splits
+from kfkd_jax.files import check_is_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 NOISY_FIELD = "noisy_label"  # Clothing1M's, where both labels are known
@@ -158,6 +159,7 @@ def clothing1m(root: str, *, label_field: str | None = None) -> Folder:
     "clean_test_key_list.txt",
   )
   _check_has(root, *names)
+  check_is_file(f"{root}/{names[0]}")
   with open(f"{root}/{names[0]}", encoding="utf-8") as file:
     classes = tuple(filter(None, (line.strip() for line in file)))
   noisy, clean = (
@@ -309,6 +311,7 @@ def _subfolders(root: str, name: str = "") -> list[str]:
 
 def _table(path: str, *, num_columns: int) -> list[list[str]]:
   """The first columns of a file of words, line by line."""
+  check_is_file(path)
   with open(path, encoding="utf-8") as file:
     rows = [line.split()[:num_columns] for line in file if line.strip()]
   if any(len(row) < num_columns for row in rows):

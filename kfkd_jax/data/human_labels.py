@@ -20,6 +20,8 @@ import io
 import numpy as np
 from etils import epath
 
+from kfkd_jax import files
+
 BASES = {"cifar10_n": "cifar10", "cifar100_n": "cifar100"}
 _CLEAN = "clean_label"
 
@@ -45,7 +47,7 @@ def read_columns(folder: epath.Path, name: str) -> dict[str, np.ndarray]:
     )
   path = found[0]
   try:
-    columns = readers[path.suffix](path.read_bytes())
+    columns = readers[path.suffix](files.read_bytes(path))
   except ValueError as error:
     raise ValueError(
       f"{path} cannot be read without unpickling or has no named columns:"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from kfkd_jax import files
 from kfkd_jax.data import pictures
 
 _MAX_THREADS = 16
@@ -47,8 +48,7 @@ class Files:
     return len(self.paths)
 
   def read(self, place: int) -> bytes:
-    with open(self.name(place), "rb") as file:
-      return file.read()
+    return files.read_bytes(self.name(place))
 
   def name(self, place: int) -> str:
     return os.path.join(self.folder, str(self.paths[place]))

@@ -20,6 +20,8 @@ import safetensors
 from etils import epath
 from flax import traverse_util
 
+from kfkd_jax import files
+
 Tensors = dict[str, Any]
 
 # Their layers are numbered by the order of calls, and nobody publishes them.
@@ -107,7 +109,7 @@ def _read(path: epath.PathLike) -> Tensors:
   if not path.exists():
     raise ValueError(f"pretrained weights: there is no file {path}")
   try:
-    entries = safetensors.deserialize(path.read_bytes())
+    entries = safetensors.deserialize(files.read_bytes(path))
   except safetensors.SafetensorError as error:
     raise ValueError(
       f"pretrained weights: {path} is not a whole safetensors file: {error}"

@@ -172,7 +172,7 @@ def _seal(path: epath.Path) -> str:
   if files.is_folder(path):
     whole = networks.is_whole(path)
     return files.digest(networks.contents(path)) if whole else "incomplete"
-  return files.digest(path.read_bytes())
+  return files.digest(files.read_bytes(path))
 
 
 def run_stage(

@@ -129,7 +129,7 @@ def load(path: epath.Path) -> Exported:
   agree with its bytes. A file with neither is tried in another process first.
   """
   path = epath.Path(path)
-  content = path.read_bytes()
+  content = files.read_bytes(path)
   whole = trailer.agrees(content)
   if whole is False:
     raise ValueError(
@@ -375,16 +375,15 @@ def read_image(
 
 def _opened(path: epath.Path) -> Image.Image:
   """The decoded image, turned as its EXIF tag says."""
+  content = files.read_bytes(path)
   try:
-    image = Image.open(io.BytesIO(path.read_bytes()), formats=_FORMATS)
+    image = Image.open(io.BytesIO(content), formats=_FORMATS)
     image.load()
   except UnidentifiedImageError as error:
     raise ValueError(
       f"{path} is neither an .npz nor an image of these formats: "
       f"{', '.join(_FORMATS)}"
     ) from error
-  except FileNotFoundError:
-    raise
   except Exception as error:
     raise ValueError(f"{path} is damaged: {error}") from error
   if image.mode.startswith(_WIDE_MODES):

@@ -106,7 +106,7 @@ def _start_wandb(
     name=title,
     group=run.parent.parent.name,
     dir=str(run),
-    id=files.read_json(note)["id"] if files.exists(note) else None,
+    id=files.read_json(note).get("id") if files.exists(note) else None,
     resume="allow",
     config=config.to_dict(),
   )

@@ -193,7 +193,7 @@ def _is_finished(cell: Cell, folder: epath.Path) -> bool:
 def _error_of(workdir: epath.Path, cell: Cell) -> str | None:
   note = workdir / cell.name / _ERROR
   try:
-    return note.read_text()
+    return files.read_bytes(note).decode()
   except FileNotFoundError:
     return None
 

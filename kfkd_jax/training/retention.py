@@ -149,7 +149,8 @@ class History:
         self._checkpoints.delete(epoch)
 
   def _read_note(self) -> list[int]:
-    return files.read_json(self._note) if files.exists(self._note) else []
+    there = files.exists(self._note)
+    return files.read_json(self._note, list) if there else []
 
   def _write_note(self) -> None:
     if self._most is not None:

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from kfkd_jax import files
+
 _SHAPE = (32, 32, 3)
 _NUM_PIXEL_BYTES = 32 * 32 * 3
 
@@ -97,6 +99,7 @@ class Cifar100(Cifar10):
 def _read_members(archive, folder: str, names: list[str]) -> dict[str, bytes]:
   """The named files of a `.tar.gz`, in one pass over it."""
   found = {}
+  files.check_is_file(archive)
   with archive.open("rb") as f, tarfile.open(fileobj=f, mode="r:gz") as tar:
     for member in tar:
       name = member.name.removeprefix("./").removeprefix(f"{folder}/")

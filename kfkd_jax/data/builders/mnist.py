@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from kfkd_jax import files
+
 _FILES = {
   "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
   "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -88,6 +90,7 @@ class FashionMnist(Mnist):
 
 def _read_idx(path, *, num_axes: int) -> np.ndarray:
   """The uint8 array in a gzipped IDX file."""
+  files.check_is_file(path)
   with path.open("rb") as f, gzip.open(f) as content:
     data = content.read()
   magic = int.from_bytes(data[:4], "big")
