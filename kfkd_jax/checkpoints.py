@@ -227,6 +227,8 @@ class Checkpoints:
       yield
     except Exception as error:
       number = getattr(error, "errno", None) or errno.EIO
+      if isinstance(error, MemoryError) or "start new thread" in str(error):
+        number = errno.ENOMEM
       reason = f"a checkpoint cannot be written ({_first_line(error)})"
       raise OSError(number, reason, str(self.path)) from error
 

@@ -139,9 +139,7 @@ def _take_over(path: pathlib.Path) -> int | None:
   """Takes what a dead process left; None if it is gone meanwhile."""
   try:
     if not stat.S_ISREG(path.lstat().st_mode):
-      raise ValueError(
-        f"{path} must be an ordinary file, as locks are; remove it"
-      )
+      raise ValueError(f"{path} is no ordinary file; remove it")
     descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
   except FileNotFoundError:
     return None

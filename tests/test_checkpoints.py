@@ -1,7 +1,11 @@
+import errno
+import os
 import pathlib
+import threading
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -129,3 +133,42 @@ def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path):
     tree["w"] += 1  # while it is being written
     store.wait()
     assert not store.restore(1, tree)["w"].any()
+
+
+def test_thread_that_died_is_not_waited_for(tmp_path, monkeypatch, capsys):
+  hook = threading.excepthook
+  monkeypatch.setattr(checkpoints, "_GRACE_SECONDS", 0.1)
+  failing = threading.Thread(
+    target=ocp.PyTreeCheckpointer().restore, args=(tmp_path / "nowhere",)
+  )
+  with pytest.raises(OSError, match=r"written \(.*nowhere"):
+    with checkpoints.Checkpoints(epath.Path(tmp_path) / "h") as kept:
+      for_ever = threading.Event().wait
+      monkeypatch.setattr(kept._manager, "wait_until_finished", for_ever)
+      failing.start()
+      failing.join()
+      kept.wait()
+  assert threading.excepthook is hook
+  assert not capsys.readouterr().err
+
+
+def test_too_little_memory_is_no_full_disk(tmp_path, monkeypatch):
+  def refuse():
+    raise MemoryError
+
+  with pytest.raises(OSError, match="MemoryError") as raised:
+    with checkpoints.Checkpoints(epath.Path(tmp_path) / "h") as kept:
+      monkeypatch.setattr(kept._manager, "wait_until_finished", refuse)
+  assert raised.value.errno == errno.ENOMEM
+
+
+def test_pipe_inside_a_checkpoint_is_damage(tmp_path):
+  tree = parallel.replicate({"w": np.ones(3)}, parallel.data_mesh())
+  with checkpoints.Checkpoints(epath.Path(tmp_path) / "h") as kept:
+    kept.save(1, tree)
+    kept.wait()
+    note = tmp_path / "h" / "1" / "digests" / "metadata"
+    note.unlink()
+    os.mkfifo(note)
+    with pytest.raises(checkpoints.DamagedCheckpointError, match="named pipe"):
+      kept.restore(1, tree)

@@ -1,6 +1,7 @@
 """The command a person types: help, mistakes, foreign predictions."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -155,3 +156,20 @@ def test_logits_by_mistake(capsys, tmp_path):
   code, _, err = kfkd("fuse", f"--predictions={path}", capsys=capsys)
   assert code == 2
   assert "are these logits?" in err
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [
+    ["run", "--config=x.py"],
+    ["predict", "--model=x.py", "images.npz"],
+    ["fuse", "--predictions=x.py"],
+  ],
+)
+def test_pipes_are_no_input(arguments, capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  os.mkfifo("x.py")
+  code, _, err = kfkd(*arguments, capsys=capsys)
+  assert code == 2
+  assert "x.py is a named pipe where a file belongs" in err
+  assert err.count("\n") == 1

@@ -1,6 +1,7 @@
 """Image sets in folders: layouts, odd pictures, broken files, views."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -421,3 +422,10 @@ def test_clothing1m_with_its_noisy_labels_or_with_both(tmp_path):
   (tmp_path / "noisy_label_kv.txt").unlink()
   with pytest.raises(ValueError, match=r"lacks noisy_label_kv\.txt"):
     data.load("clothing1m", manual_dir=tmp_path)
+
+
+def test_pipe_among_the_pictures_is_not_opened(tmp_path):
+  os.mkfifo(tmp_path / "a.png")
+  images = Stored(Files(str(tmp_path), np.array(["a.png"])), size=8)
+  with pytest.raises(OSError, match=r"a\.png is a named pipe where a file"):
+    images[0]

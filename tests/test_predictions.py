@@ -266,3 +266,10 @@ def test_no_damaged_file_ends_in_a_traceback(tmp_path, capsys, monkeypatch):
     assert err.count("\n") == (codes[-1] == 2), err
     assert len(err) < 1000
   assert codes.count(2) > 400
+
+
+def test_files_under_other_names_are_no_epochs(store):
+  epochs = store.epochs
+  for name in ("000039", "7", "²"):
+    files.write_npz(store.path / f"{name}.npz", probs=np.zeros(1))
+  assert PredictionStore(store.path).epochs == epochs
