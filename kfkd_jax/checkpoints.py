@@ -74,7 +74,9 @@ class Checkpoints:
     """
     lock.check()
     self.wait()  # here and not in Orbax, where it may be for ever
-    if step in self._manager.all_steps():
+    with self._writing():
+      is_there = step in self._manager.all_steps()
+    if is_there:
       self.delete(step)
     # As NumPy, which the checksums need anyway: `jax.Array`s take Orbax half as
     # long again, and TensorStore keeps some 15 kB of memory of every save.

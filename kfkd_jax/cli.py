@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -18,6 +19,7 @@ _FAILED = 1
 _USER_ERROR = 2
 _DIVERGED = 3
 _DISCONNECTED = 4
+_NO_MEMORY = "too little memory, or a limit on it or on threads"
 _INTERRUPTED = "interrupted; run again to continue"
 
 
@@ -28,6 +30,9 @@ def program() -> NoReturn:
     code = main()
   except SystemExit as leaving:
     code = int(leaving.code or 0)
+  except BaseException:
+    traceback.print_exc()
+    code = _FAILED
   # Threads of a save that failed may wait for each other for ever.
   others = [t for t in threading.enumerate() if t != threading.main_thread()]
   if code and any(not t.daemon for t in others):
@@ -77,8 +82,12 @@ def _run(argv: Sequence[str], orders: signals.Orders) -> int:
     diverged = isinstance(error, FloatingPointError)
     line = f"{_one_line(error)}{_advice(error, options.workdir)}"
     return _end(_DIVERGED if diverged else _USER_ERROR, line)
-  except RuntimeError as error:
-    if options.debug or options.multihost is None or orders.code is not None:
+  except (MemoryError, RuntimeError) as error:
+    if options.debug or orders.code is not None:
+      raise
+    if isinstance(error, MemoryError) or "start new thread" in str(error):
+      return _end(_USER_ERROR, f"{_NO_MEMORY} ({_one_line(error)})")
+    if options.multihost is None:
       raise
     return _lost(
       f"this process failed, or another is gone ({_one_line(error)[:200]})"

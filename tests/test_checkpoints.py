@@ -141,13 +141,14 @@ def test_thread_that_died_is_not_waited_for(tmp_path, monkeypatch, capsys):
   failing = threading.Thread(
     target=ocp.PyTreeCheckpointer().restore, args=(tmp_path / "nowhere",)
   )
+  kept = checkpoints.Checkpoints(epath.Path(tmp_path) / "h")
+  for_ever = threading.Event().wait
+  monkeypatch.setattr(kept._manager, "wait_until_finished", for_ever)
+  kept.__enter__()
+  failing.start()
+  failing.join()
   with pytest.raises(OSError, match=r"written \(.*nowhere"):
-    with checkpoints.Checkpoints(epath.Path(tmp_path) / "h") as kept:
-      for_ever = threading.Event().wait
-      monkeypatch.setattr(kept._manager, "wait_until_finished", for_ever)
-      failing.start()
-      failing.join()
-      kept.wait()
+    kept.__exit__(None, None, None)
   assert threading.excepthook is hook
   assert not capsys.readouterr().err
 
@@ -156,9 +157,10 @@ def test_too_little_memory_is_no_full_disk(tmp_path, monkeypatch):
   def refuse():
     raise MemoryError
 
+  kept = checkpoints.Checkpoints(epath.Path(tmp_path) / "h")
+  monkeypatch.setattr(kept._manager, "wait_until_finished", refuse)
   with pytest.raises(OSError, match="MemoryError") as raised:
-    with checkpoints.Checkpoints(epath.Path(tmp_path) / "h") as kept:
-      monkeypatch.setattr(kept._manager, "wait_until_finished", refuse)
+    kept.wait()
   assert raised.value.errno == errno.ENOMEM
 
 

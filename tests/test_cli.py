@@ -161,15 +161,15 @@ def test_logits_by_mistake(capsys, tmp_path):
 @pytest.mark.parametrize(
   "arguments",
   [
-    ["run", "--config=x.py"],
-    ["predict", "--model=x.py", "images.npz"],
-    ["fuse", "--predictions=x.py"],
+    ["run", "--config=x.jaxexp"],
+    ["predict", "--model=x.jaxexp", "images.npz"],
+    ["fuse", "--predictions=x.jaxexp"],
   ],
 )
 def test_pipes_are_no_input(arguments, capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  os.mkfifo("x.py")
+  os.mkfifo("x.jaxexp")
   code, _, err = kfkd(*arguments, capsys=capsys)
   assert code == 2
-  assert "x.py is a named pipe where a file belongs" in err
+  assert "x.jaxexp is a named pipe where a file belongs" in err
   assert err.count("\n") == 1
