@@ -109,13 +109,12 @@ import sys, threading
 from kfkd_jax import cli, signals
 
 def dispatch(*unused):
-  print("ready", flush=True)
-  while True:
-    try:
-      threading.Event().wait()
-    except BaseException:
-      print("told", flush=True)
-      threading.Event().wait()
+  try:
+    print("ready", flush=True)
+    threading.Event().wait()
+  except BaseException:
+    print("told", flush=True)
+    threading.Event().wait()
 
 cli._dispatch = dispatch
 signals._PATIENCE_SECONDS = float(sys.argv[1])
