@@ -27,7 +27,7 @@ def write_config(
   """Notes what a working directory is continued with, twice."""
   content = config_lib.sealed(config).encode()
   for path in (workdir / _CONFIG, workdir / _COPY):
-    if not files.exists(path) or path.read_bytes() != content:
+    if not files.exists(path) or files.read_bytes(path) != content:
       files.write_bytes(path, content)
 
 
