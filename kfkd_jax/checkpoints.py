@@ -2,7 +2,8 @@
 
 Two kinds share one class: `history/` keeps parameters and batch statistics of
 every epoch, `resume/` the newest full states. Beside each tree lies a JSON item
-with the SHA-256 of every leaf: Orbax itself does not notice a flipped bit.
+with the SHA-256 of every leaf, as Orbax itself does not notice a flipped bit,
+and with whose checkpoint it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import pathlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +36,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 _REMEDY = "remove it and run again"
 _STEP_SECONDS = 0.2
 _GRACE_SECONDS = 5  # for Orbax to notice that a thread of its own died
+_LABEL = "label"  # no name of a leaf, all of which begin with a bracket or dot
 
 
 class DamagedCheckpointError(ValueError):
@@ -48,11 +51,21 @@ class Checkpoints:
   Args:
     path: the folder.
     keep: how many of the newest to keep; None keeps all.
+    owner: whose they are, such as a run's name, by what is said of it.
+      Checkpoints that say otherwise are refused; nothing is asked of what only
+      one side names.
   """
 
-  def __init__(self, path: epath.Path, *, keep: int | None = None):
+  def __init__(
+    self,
+    path: epath.Path,
+    *,
+    keep: int | None = None,
+    owner: Mapping[str, str] = types.MappingProxyType({}),
+  ):
     self.path = _absolute(path)
     self._deaths: list[BaseException] = []
+    self._owner = owner
     self._manager = ocp.CheckpointManager(
       self.path,
       options=ocp.CheckpointManagerOptions(
@@ -89,7 +102,9 @@ class Checkpoints:
       )
     arguments = ocp.args.Composite(
       tree=ocp.args.PyTreeSave(tree),
-      digests=ocp.args.JsonSave(_digests(tree)),
+      digests=ocp.args.JsonSave(
+        {**digests(tree), _LABEL: {**self._owner, "checkpoint": step}}
+      ),
     )
     with self._writing():
       saved = self._manager.save(step, args=arguments, force=True)
@@ -183,8 +198,14 @@ class Checkpoints:
         tree=_restore_args(template), digests=ocp.args.JsonRestore()
       ),
     )
-    if _digests(restored["tree"]) != restored["digests"]:
+    expected = dict(restored["digests"])
+    # Those of earlier versions have none, and are what their name says.
+    label = expected.pop(_LABEL, {})
+    if digests(restored["tree"]) != expected:
       raise ValueError("it is damaged: its checksums do not match")
+    wrong = files.differences(label, {**self._owner, "checkpoint": step})
+    if wrong:
+      raise ValueError(f"it belongs elsewhere: {wrong}")
     return jax.tree.map(_widened, restored["tree"], template)
 
   def restore_stacked(self, steps: Sequence[int], template: Any) -> Any:
@@ -272,7 +293,8 @@ def _widened(leaf: np.ndarray, like: Any) -> np.ndarray:
   return leaf.astype(like.dtype) if leaf.dtype == jnp.bfloat16 else leaf
 
 
-def _digests(tree: Any) -> dict[str, str]:
+def digests(tree: Any) -> dict[str, str]:
+  """The SHA-256 of every leaf by its name."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
   return {
     jax.tree_util.keystr(path): hashlib.sha256(

@@ -24,6 +24,7 @@ from etils import epath
 from kfkd_jax import lock
 
 _REMEDY = "remove it and run again"
+_LABEL = "label.json"  # the part of an `.npz` that says what it is
 _KINDS = {
   stat.S_IFDIR: "a folder",
   stat.S_IFIFO: "a named pipe",
@@ -217,32 +218,54 @@ def read_json_lines(path: epath.Path) -> list[dict]:
   return rows
 
 
-def write_npz(path: epath.Path, **arrays: np.ndarray) -> None:
-  """An uncompressed `.npz`; the zip format's checksums guard every array."""
+def write_npz(
+  path: epath.Path, label: Mapping[str, Any] | None = None, /, **arrays: Any
+) -> None:
+  """An uncompressed `.npz`; the zip format's checksums guard every part.
+
+  Args:
+    path: the file.
+    label: what the file is; see `differences`.
+    **arrays: by name.
+  """
   for name, array in arrays.items():
     # NumPy before 2.1 would store its argument `allow_pickle` as an array.
     if np.asarray(array).dtype.hasobject:
       raise ValueError(f"{name} holds objects, which only a pickle could store")
   buffer = io.BytesIO()
-  np.savez(buffer, **arrays)  # type: ignore[arg-type]
+  np.savez(buffer, **arrays)
+  if label:  # no array: it would be a third of the time of reading a small file
+    with zipfile.ZipFile(buffer, "a") as archive:
+      archive.writestr(zipfile.ZipInfo(_LABEL), json.dumps(label))
   write_bytes(path, buffer.getvalue())
 
 
 def read_npz(
-  path: epath.Path, names: Sequence[str] | None = None
+  path: epath.Path,
+  names: Sequence[str] | None = None,
+  *,
+  label: Mapping[str, Any] | None = None,
 ) -> dict[str, np.ndarray]:
   """The arrays `names`, or all, of an `.npz` that `write_npz` wrote.
 
-  Checksums are verified; an error names the file and says what to do.
+  Checksums are verified, and that the file is what `label` says; an error names
+  the file and says what to do.
   """
   path = epath.Path(path)
   content = _read_own(path)
   try:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
       _check_distinct(archive.files)
-      return {name: archive[name] for name in names or archive.files}
+      stored = names or [n for n in archive.files if n != _LABEL]
+      arrays = {name: archive[name] for name in stored}
+      # Files of earlier versions have none, and are what their name says.
+      found = json.loads(archive[_LABEL]) if _LABEL in archive else {}
+      wrong = differences(found, label or {})
   except Exception as error:
     raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
+  if wrong:
+    raise ValueError(f"{path} belongs elsewhere ({wrong}); {_REMEDY}")
+  return arrays
 
 
 class RefusedError(ValueError):
@@ -359,6 +382,19 @@ def unsealed(content: Any) -> dict[str, Any] | None:
     return None
   rest = {key: value for key, value in content.items() if key != _DIGEST}
   return rest if content.get(_DIGEST) == digest(rest) else None
+
+
+def differences(label: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+  """What a file says it is but should not be; "" where it is what is wanted.
+
+  A label says what a file is, such as a run's name and an epoch: sound sums
+  alone would let one file stand in for another. Only what both name counts.
+  """
+  return ", ".join(
+    f"{key} {label[key]}, not {wanted[key]}"
+    for key in wanted
+    if key in label and label[key] != wanted[key]
+  )
 
 
 def _plain(value: Any) -> Any:

@@ -3,10 +3,13 @@
 A folder with `examples.npz` (labels, ids) and one `<epoch>.npz` a checkpoint.
 A store looks like an array `[C, N, K]` that is read a checkpoint at a time,
 which is all that `forgetting` and `fusion` ask for, so histories larger than
-memory need nothing special. Files carry checksums, verified on read.
+memory need nothing special. Files carry checksums and say which epoch, run and
+examples they are of; both are verified on read.
 """
 
 import bisect
+import types
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -15,6 +18,7 @@ from etils import epath
 from kfkd_jax import files
 
 _EXAMPLES = ("labels", "ids", "num_classes", "dtype")
+_NOBODY: Mapping[str, str] = types.MappingProxyType({})
 
 
 class PredictionStore:
@@ -25,7 +29,7 @@ class PredictionStore:
     ids: `[N]` positions of the examples in their data set's split.
   """
 
-  def __init__(self, path: epath.Path):
+  def __init__(self, path: epath.Path, *, owner: Mapping[str, str] = _NOBODY):
     """Opens an existing store; see `create`."""
     self.path = epath.Path(path)
     examples = files.read_npz(self.path / "examples.npz", _EXAMPLES)
@@ -33,6 +37,8 @@ class PredictionStore:
     self.ids = examples["ids"]
     self._num_classes = int(examples["num_classes"])
     self._dtype = np.dtype(str(examples["dtype"]))
+    content = self.labels.tobytes() + self.ids.tobytes()
+    self._label = {**owner, "examples": files.digest(content)}
     # Listed once: reading or writing one of many epochs must not cost all.
     stems = [p.stem for p in self.path.iterdir() if p.suffix == ".npz"]
     epochs = {s: int(s) for s in stems if s.isascii() and s.isdigit()}
@@ -47,8 +53,20 @@ class PredictionStore:
     *,
     num_classes: int,
     dtype: str = "float32",
+    owner: Mapping[str, str] = _NOBODY,
   ) -> Self:
-    """Makes an empty store, or opens one made for the same examples."""
+    """Makes an empty store, or opens one made for the same examples.
+
+    Args:
+      path: its folder.
+      labels: `[N]` given for these examples.
+      ids: `[N]` of the examples.
+      num_classes: K.
+      dtype: of the probabilities on disk.
+      owner: whose predictions they are, such as a run's name, by what is said
+        of it. Files that say otherwise are refused; nothing is asked of what
+        only one side names.
+    """
     path = epath.Path(path)
     if not files.exists(path / "examples.npz"):
       files.write_npz(
@@ -58,8 +76,9 @@ class PredictionStore:
         num_classes=np.array(num_classes),
         dtype=np.array(dtype),
       )
-    store = cls(path)
-    if not np.array_equal(store.ids, ids):
+    store = cls(path, owner=owner)
+    same_ids = np.array_equal(store.ids, ids)
+    if not (same_ids and np.array_equal(store.labels, labels)):
       raise ValueError(f"{path} was made for other examples; remove it")
     return store
 
@@ -89,7 +108,8 @@ class PredictionStore:
 
   def read(self, epoch: int) -> np.ndarray:
     """Probabilities `[N, K]` after `epoch` finished epochs."""
-    return files.read_npz(self._file(epoch), ("probs",))["probs"]
+    label = {**self._label, "epoch": epoch}
+    return files.read_npz(self._file(epoch), ("probs",), label=label)["probs"]
 
   def write(self, epoch: int, probs: np.ndarray) -> None:
     """Stores probabilities `[N, K]` after `epoch` finished epochs."""
@@ -98,7 +118,8 @@ class PredictionStore:
       raise ValueError(
         f"probs for {self.path} have shape {probs.shape}, not {expected}"
       )
-    files.write_npz(self._file(epoch), probs=probs.astype(self._dtype))
+    label = {**self._label, "epoch": epoch}
+    files.write_npz(self._file(epoch), label, probs=probs.astype(self._dtype))
     if epoch not in self._epochs:
       bisect.insort(self._epochs, epoch)
 
@@ -127,13 +148,14 @@ def disk_bytes(
   probs = num_examples * num_classes * np.dtype(dtype).itemsize
   examples = num_examples * (4 + 8)  # labels and ids
   return (
-    num_checkpoints * _blocks(probs + _BYTES_PER_ARRAY)
+    num_checkpoints * _blocks(probs + _BYTES_PER_ARRAY + _BYTES_PER_LABEL)
     + _blocks(examples + 4 * _BYTES_PER_ARRAY)
     + _blocks(1)  # the folder
   )
 
 
 _BYTES_PER_ARRAY = 264  # what the format adds to it
+_BYTES_PER_LABEL = 230
 
 
 def _blocks(size: int) -> int:

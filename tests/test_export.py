@@ -22,6 +22,7 @@ from kfkd_jax.stages import (
   onnx_model,
   predict,
   saved_model,
+  seals,
   text,
 )
 
@@ -59,7 +60,7 @@ def finished(tmp_path_factory):
   content["folds"][0]["methods"]["mixture"]["weights"] = MIXED
   files.write_json(folder / "fusion.json", content)
   note = files.read_json(folder / "manifest.json")
-  note["fuse"]["outputs"] = stages._seals(tiny_config(), folder, "fuse")
+  note["fuse"]["outputs"] = {"fusion.json": seals.seal(folder / "fusion.json")}
   files.write_json(folder / "manifest.json", note)
   return folder
 
@@ -301,11 +302,12 @@ def test_another_choice_of_models_replaces_the_first(
   finished, restored, trusted
 ):
   trusted["kf_kd"] = stored_probs(finished, "kf_kd")
-  (restored / "notes.txt").write_text("mine")
+  (restored / "mine.onnx").write_text("mine")
   said = export.run(tiny_config(export__models="kf_kd"), finished)
   assert "export/ with kf_kd, " in said
   assert sorted(p.name for p in restored.iterdir()) == [
-    "README.md", "card.json", "kf_kd.jaxexp", "kf_kd.safetensors", "notes.txt",
+    "README.md", "SHA256SUMS", "card.json", "kf_kd.jaxexp",
+    "kf_kd.safetensors", "mine.onnx",
   ]  # fmt: skip
   assert list(files.read_json(restored / "card.json")["models"]) == ["kf_kd"]
 

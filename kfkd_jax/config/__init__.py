@@ -20,10 +20,11 @@ from kfkd_jax.config.reading import (
   subset,
   to_json,
 )
-from kfkd_jax.config.rules import validate
+from kfkd_jax.config.rules import EXPORTABLE, validate
 from kfkd_jax.config.tree import ConfigError, names
 
 __all__ = [
+  "EXPORTABLE",
   "PROTOCOLS",
   "TEACHERS",
   "Axis",

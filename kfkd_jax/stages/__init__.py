@@ -26,6 +26,7 @@ from kfkd_jax.stages import (
   fuse,
   keeping,
   networks,
+  seals,
   train,
 )
 
@@ -44,7 +45,7 @@ class Stage(NamedTuple):
     keys: configuration that decides its outcome.
     needs: stages whose artefacts it reads.
     artefacts: what it leaves in the working directory, by configuration: files,
-      and folders of runs.
+      folders of runs, and folders with `SHA256SUMS`.
     plans: the networks that it trains.
     cost: of those that are not trained yet, to be said before.
   """
@@ -105,7 +106,7 @@ STAGES: dict[str, Stage] = {
     _report,
     keys=("report",),
     needs=("train", "diagnose", "fuse", "distill", "compare"),
-    artefacts=lambda config: ("report/index.html",),
+    artefacts=lambda config: ("report",),
     alone=True,
   ),
 }
@@ -116,7 +117,7 @@ ON_REQUEST: dict[str, Stage] = {
     export.run,
     keys=("export",),
     needs=("train", "fuse", "distill", "compare"),
-    artefacts=export.artefacts,
+    artefacts=lambda config: ("export",),
   ),
 }
 _KNOWN = {**STAGES, **ON_REQUEST}
@@ -156,23 +157,18 @@ def _spoilt(config, workdir, name) -> list[str]:
   note = _note_of(config, workdir, name)
   if note is None:
     return []
-  seals = _seals(config, workdir, name)
-  return [a for a, seal in seals.items() if note["outputs"].get(a) != seal]
+  # As noted, since earlier versions sealed other parts of a folder.
+  noted = note["outputs"] or dict.fromkeys(_KNOWN[name].artefacts(config))
+  return [
+    seals.culprit(artefact, workdir / artefact)
+    for artefact, seal in noted.items()
+    if seals.seal(workdir / artefact) != seal
+  ]
 
 
 def _seals(config, workdir, name) -> dict[str, str]:
   artefacts = _KNOWN[name].artefacts(config)
-  return {artefact: _seal(workdir / artefact) for artefact in artefacts}
-
-
-def _seal(path: epath.Path) -> str:
-  """What changes with a file's content, or with what a run's folder holds."""
-  if not files.exists(path):
-    return "missing"
-  if files.is_folder(path):
-    whole = networks.is_whole(path)
-    return files.digest(networks.contents(path)) if whole else "incomplete"
-  return files.digest(files.read_bytes(path))
+  return {artefact: seals.seal(workdir / artefact) for artefact in artefacts}
 
 
 def run_stage(
@@ -330,7 +326,7 @@ def _is_as_left(workdir, name) -> bool:
   """Whether a stage finished, from whatever, and its artefacts are whole."""
   note = _manifest(workdir).get(name)
   return note is not None and all(
-    _seal(workdir / artefact) == seal
+    seals.seal(workdir / artefact) == seal
     for artefact, seal in note["outputs"].items()
   )
 

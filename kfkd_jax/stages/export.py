@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.resources
+import itertools
+import json
 import os
 import pathlib
 import subprocess
@@ -41,6 +43,7 @@ from kfkd_jax.stages import (
   fuse,
   networks,
   saved_model,
+  seals,
   text,
   trailer,
 )
@@ -49,6 +52,7 @@ from kfkd_jax.training import step
 # Largest difference of a probability from the live model's, by compute type:
 # the compiler may keep or drop roundings to bfloat16 as it likes.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+_SUFFIXES = (".jaxexp", ".safetensors", *formats.SUFFIXES.values())
 _MAX_BYTES = 2**31 - 2**20  # what a flatbuffer holds, and room for the program
 
 
@@ -96,17 +100,14 @@ def _export(config, workdir, found: Sequence[Model]) -> str:
   files.write_text(
     folder / "card.json", text.without_markup(files.to_json(card))
   )
+  models = [f"{method}{end}" for method in programs for end in _SUFFIXES]
+  there = [name for name in models if (folder / name).exists()]
+  seals.write_sums(folder, ["README.md", "card.json", *there])
   size = sum(f["bytes"] for part in written.values() for f in part.values())
   return (
     f"export/ with {', '.join(programs)}, {size / 1e6:.1f} MB; differs from "
     f"the live models by at most {max(gaps.values()):.1e}; {said}"
   )
-
-
-def artefacts(config: ml_collections.ConfigDict) -> list[str]:
-  """What the stage leaves in the working directory."""
-  names = [f"{method}.jaxexp" for method in methods(config)]
-  return [f"export/{name}" for name in (*names, "card.json")]
 
 
 def methods(config: ml_collections.ConfigDict) -> list[str]:
@@ -290,7 +291,7 @@ def weights_file(model: Model) -> bytes:
     "std": views.std,
     "class_names": task.class_names,
   }
-  return safetensors.numpy.save(
+  content = safetensors.numpy.save(
     {k: np.ascontiguousarray(v) for k, v in tensors.items()},
     {
       "format": "flax",
@@ -298,6 +299,15 @@ def weights_file(model: Model) -> bytes:
       **{name: files.to_json(value) for name, value in described.items()},
     },
   )
+  return _with_sorted_header(content)
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+  """The same `.safetensors`; its writer shuffles the metadata each time."""
+  end = 8 + int.from_bytes(content[:8], "little")
+  header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+  header += b" " * (-len(header) % 8)  # the arrays begin at a multiple of 8
+  return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def make_card(
@@ -395,8 +405,9 @@ def _other_formats(config, found, folder) -> str:
 
 def _clear(folder: epath.Path) -> None:
   """Removes models of an earlier export, and nothing else."""
-  for suffix in (".jaxexp", ".safetensors", *formats.SUFFIXES.values()):
-    for path in folder.glob(f"*{suffix}"):
+  for method, suffix in itertools.product(config_lib.EXPORTABLE, _SUFFIXES):
+    path = folder / f"{method}{suffix}"
+    if path.exists():
       formats.remove(path)
 
 

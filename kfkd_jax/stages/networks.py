@@ -49,6 +49,9 @@ TRAINING_KEYS = (
 
 _MODEL = "model.json"
 _SECONDS = "seconds.json"
+_INPUTS = "inputs.json"
+_FINISHED = "finished.json"
+_INCOMPLETE = "incomplete"
 
 
 class Lesson(NamedTuple):
@@ -122,6 +125,20 @@ def origin(config: ml_collections.ConfigDict, plan: Plan) -> str:
   })  # fmt: skip
 
 
+def owner(run: epath.Path) -> dict[str, str]:
+  """Whose the files of a run are, as they say themselves."""
+  made_from = _origin_of(run)
+  inputs = {} if made_from is None else {"inputs": made_from}
+  return {"run": run.name, **inputs}
+
+
+def open_history(workdir: epath.Path, name: str) -> checkpoints.Checkpoints:
+  """The checkpoints of the run `name`; a context manager."""
+  run = run_path(workdir, name)
+  whose = processes.on_main(owner, run)
+  return checkpoints.Checkpoints(run / "history", owner=whose)
+
+
 def contents(run: epath.Path) -> list[str]:
   """The checkpoints and predictions of a run; empty folders count as none."""
   found = [f"history/{p.name}" for p in _filled(run / "history")]
@@ -132,11 +149,19 @@ def contents(run: epath.Path) -> list[str]:
 
 def is_whole(run: epath.Path) -> bool:
   """Whether a run finished and still holds what it held then."""
-  note = run / "finished.json"
+  return seal(run) != _INCOMPLETE
+
+
+def seal(run: epath.Path) -> str:
+  """What a finished run holds and was made from, in short; or that it isn't."""
   try:
-    return files.read_json(note) == {"contents": contents(run)}
-  except (FileNotFoundError, ValueError):
-    return False
+    note = files.read_json(run / _FINISHED)
+    if note["contents"] != contents(run):
+      return _INCOMPLETE
+  except (FileNotFoundError, ValueError, TypeError, KeyError):
+    return _INCOMPLETE
+  # Runs of earlier versions noted their contents alone; their seals hold.
+  return files.digest(note if "inputs" in note else note["contents"])
 
 
 def _filled(folder: epath.Path) -> list[epath.Path]:
@@ -173,7 +198,7 @@ def would_be_replaced(run: epath.Path, origin: str) -> bool:
 
 
 def _origin_of(run: epath.Path) -> str | None:
-  note = run / "inputs.json"
+  note = run / _INPUTS
   if not files.exists(note):
     return None
   try:
@@ -242,6 +267,7 @@ def train(
       review=lesson.review,
       observe=show,
       wrap_step=trace.wrap,
+      owner={"run": plan.name, "inputs": made_from},
     )
   if trained.average:
     store(config, workdir, f"{plan.name}_ema", trained.average)
@@ -282,7 +308,7 @@ def _prepare(run: epath.Path, made_from: str, model) -> None:
     )
   if _origin_of(run) != made_from:
     _discard(run)
-    files.write_json(run / "inputs.json", {"digest": made_from})
+    files.write_json(run / _INPUTS, {"digest": made_from})
   _note_model(run, model)
 
 
@@ -291,7 +317,9 @@ def _finish(run: epath.Path) -> None:
 
 
 def _note_finished(run: epath.Path) -> None:
-  files.write_json(run / "finished.json", {"contents": contents(run)})
+  inputs = owner(run)["inputs"]
+  note = {"contents": contents(run), "inputs": inputs}
+  files.write_json(run / _FINISHED, note)
 
 
 def _discard(run: epath.Path) -> None:
@@ -312,12 +340,18 @@ def store(
 ) -> None:
   """Makes a finished run of a network that was computed, not trained."""
   run = run_path(workdir, name)
-  processes.on_main(_discard, run)
-  processes.on_main(_note_model, run, config.model)
   task = experiment.load_task(config)
   recipe = experiment.make_recipe(config, task)
   mesh = parallel.data_mesh()
   variables = parallel.replicate(variables, mesh)
+  network = files.digest(checkpoints.digests(parallel.to_host(variables)))
+
+  def prepare():
+    _discard(run)
+    files.write_json(run / _INPUTS, {"digest": network})
+    _note_model(run, config.model)
+
+  processes.on_main(prepare)
   predictor = evaluation.Predictor(recipe, mesh)
   for split, part in experiment.predicted_splits(config, task).items():
     probs = predictor(variables, predictor.put(part.images))
@@ -329,10 +363,11 @@ def store(
         part.ids,
         num_classes=task.num_classes,
         dtype=config.predictions.dtype,
+        owner={**owner(run), "split": split},
       ).write(recipe.epochs, probs)
 
     processes.on_main(write)
-  with checkpoints.Checkpoints(run / "history") as history:
+  with open_history(workdir, name) as history:
     history.save(recipe.epochs, variables)
   _finish(run)
 
@@ -348,7 +383,7 @@ def configured_as(
 
 
 def _note_model(run: epath.Path, model: ml_collections.ConfigDict) -> None:
-  content = files.sealed({"model": model.to_dict()})
+  content = files.sealed({"model": model.to_dict(), **owner(run)})
   files.write_json(run / _MODEL, content)
 
 
@@ -360,12 +395,20 @@ def _model_of(run: epath.Path) -> dict[str, Any] | None:
   content = files.unsealed(files.read_json(note))
   if content is None:
     raise ValueError(f"{note} is damaged; remove it and run again")
+  wrong = files.differences(content, owner(run))
+  if wrong:
+    raise ValueError(
+      f"{note} belongs elsewhere ({wrong}); remove it and run again"
+    )
   return content["model"]
 
 
 def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:
   """The stored predictions of a run on a split."""
-  return PredictionStore(run_path(workdir, name) / "predictions" / split)
+  run = run_path(workdir, name)
+  return PredictionStore(
+    run / "predictions" / split, owner={**owner(run), "split": split}
+  )
 
 
 def read_members(
@@ -380,18 +423,17 @@ def read_members(
   Returns:
     Stacked variables `[M, ...]` and their weights `[M]`.
   """
-  path = run_path(workdir, name) / "history"
   epochs = predictions(workdir, name, "test").epochs
   members = np.flatnonzero(weights)
-  with checkpoints.Checkpoints(path) as history:
+  with open_history(workdir, name) as history:
     kept = history.steps()
     if len(epochs) != len(weights) or not {epochs[m] for m in members} <= {
       *kept
     }:
       raise ValueError(
-        f"{path} holds {len(kept)} checkpoints of {len(epochs)} epochs, which "
-        f"{len(members)} of {len(weights)} weights do not fit; run the fuse "
-        "stage again"
+        f"{history.path} holds {len(kept)} checkpoints of {len(epochs)} "
+        f"epochs, which {len(members)} of {len(weights)} weights do not fit; "
+        "run the fuse stage again"
       )
     stacked = history.restore_stacked(
       [epochs[m] for m in members],

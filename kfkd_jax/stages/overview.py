@@ -57,7 +57,7 @@ def run(directories: Sequence[str], output: str | None) -> str:
       "lies beside it"
     )
   runs, path = read(directories), folder / "index.html"
-  size = page.write(render(runs), path)
+  size = page.write(render(runs), path).size
   lines = [f"report: {len(runs)} runs on {path}, {size}"]
   return "\n".join(lines + [f"note: {caution}" for caution in cautions(runs)])
 

@@ -58,18 +58,26 @@ def render(
   return Page(html, {k: drawn.figure for k, drawn in figures.items()}, tables)
 
 
-def write(page: Page, path: epath.Path) -> str:
-  """Writes the page, `figures/` and `tables/` beside it; says how much."""
+class Written(NamedTuple):
+  """What `write` wrote: its files, beside the page, and the page's size."""
+
+  names: list[str]
+  size: str
+
+
+def write(page: Page, path: epath.Path) -> Written:
+  """Writes the page, and `figures/` and `tables/` beside it."""
   path = epath.Path(path)
-  files.write_text(path, page.html)
+  contents = {path.name: page.html.encode()}
   for name, figure in page.figures.items():
     for kind, content in _images(figure).items():
-      files.write_bytes(path.parent / "figures" / f"{name}.{kind}", content)
+      contents[f"figures/{name}.{kind}"] = content
   for name, rows in page.tables.items():
-    folder = path.parent / "tables"
-    files.write_text(folder / f"{name}.csv", text.to_csv(rows))
-    files.write_text(folder / f"{name}.md", to_markdown(rows))
-  return f"{len(page.html.encode()) / 1000:.0f} kB"
+    contents[f"tables/{name}.csv"] = text.to_csv(rows).encode()
+    contents[f"tables/{name}.md"] = to_markdown(rows).encode()
+  for name, content in contents.items():
+    files.write_bytes(path.parent / name, content)
+  return Written([*contents], f"{len(contents[path.name]) / 1000:.0f} kB")
 
 
 def _images(figure: Figure) -> dict[str, bytes]:

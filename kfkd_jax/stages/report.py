@@ -20,9 +20,10 @@ import kfkd_jax
 from kfkd_jax import files, forgetting, fusion, plots, published
 from kfkd_jax.data import splits
 from kfkd_jax.predictions import Subset
-from kfkd_jax.stages import experiment, networks, page
+from kfkd_jax.stages import experiment, networks, page, seals
 from kfkd_jax.stages.page import Drawn
 
+_SHOWN = ("train", "diagnose", "fuse", "distill", "compare")
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 _HEAT_MAP_CLASSES = 20  # with more, the most frequent changes as a table
 _NUM_CHANGES = 15
@@ -32,9 +33,10 @@ _STRIP_LETTERS = 40  # that fit beside each other under a picture
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `report/`; returns the page's size."""
-  made = render(config, epath.Path(workdir))
-  size = page.write(made, workdir / "report" / "index.html")
-  return f"report/index.html, {size}"
+  made, folder = render(config, epath.Path(workdir)), workdir / "report"
+  written = page.write(made, folder / "index.html")
+  seals.write_sums(folder, written.names)
+  return f"report/index.html, {written.size}"
 
 
 def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> page.Page:
@@ -67,7 +69,8 @@ def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> page.Page:
     noise=noise,
     versions=_versions(),
     device=_device(),
-    manifest={k: v["inputs"] for k, v in manifest.items() if k != "report"},
+    # Of the stages that it shows, whatever else ran before.
+    manifest={k: v["inputs"] for k, v in manifest.items() if k in _SHOWN},
   )
 
 

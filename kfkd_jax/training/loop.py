@@ -7,7 +7,8 @@ and differ by the recipe and the objective.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -141,6 +142,7 @@ def train(
   review: Review | None = None,
   observe: Callable[[EpochReport], None] = lambda report: None,
   wrap_step: Callable[[Any], Any] = lambda step: step,
+  owner: Mapping[str, str] = types.MappingProxyType({}),
 ) -> Trained:
   """Trains one network in the folder `run`, continuing what is there.
 
@@ -165,6 +167,7 @@ def train(
     review: what to learn from next, given what was predicted so far.
     observe: called after each tick.
     wrap_step: what to take each step through, such as `StepTrace.wrap`.
+    owner: what its files say whose they are; see `Checkpoints`.
 
   Returns:
     What the last checkpoint holds.
@@ -174,13 +177,13 @@ def train(
   with (
     Termination(mesh) as stop,
     retention.History(
-      run, dtype=recipe.history_dtype, most=recipe.history_keep
+      run, dtype=recipe.history_dtype, most=recipe.history_keep, owner=owner
     ) as history,
-    checkpoints.Checkpoints(run / "resume", keep=2) as resume,
+    checkpoints.Checkpoints(run / "resume", keep=2, owner=owner) as resume,
     _make_feed(training_set, recipe, clock, seeds, mesh) as feed,
   ):
     stores: dict[str, PredictionStore] = {}  # on the main process alone
-    processes.on_main(_open_stores, stores, run, splits, recipe)
+    processes.on_main(_open_stores, stores, run, splits, recipe, owner)
     start = _initial_state(
       recipe, objective, seeds, training_set, init_from, mesh
     )
@@ -379,7 +382,7 @@ def _save(history, resume, at: Position, clock: Clock, mesh) -> None:
   resume.save(clock.start(at.finished + 1) + len(at.fit), tree)
 
 
-def _open_stores(stores, run, splits, recipe) -> None:
+def _open_stores(stores, run, splits, recipe, owner) -> None:
   for name, split in splits.items():
     stores[name] = PredictionStore.create(
       run / "predictions" / name,
@@ -387,6 +390,7 @@ def _open_stores(stores, run, splits, recipe) -> None:
       split.ids,
       num_classes=recipe.module.num_classes,
       dtype=recipe.prediction_dtype,
+      owner={**owner, "split": name},
     )
 
 

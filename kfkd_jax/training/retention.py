@@ -6,6 +6,7 @@ was stopped and continued keeps the same networks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -61,10 +62,18 @@ class History:
     run: the run's folder.
     dtype: of the checkpoints before the last, which is always kept whole.
     most: checkpoints to keep, at least 2; None keeps all.
+    owner: as of `Checkpoints`.
   """
 
-  def __init__(self, run: epath.Path, *, dtype: str, most: int | None):
-    self._checkpoints = checkpoints.Checkpoints(run / "history")
+  def __init__(
+    self,
+    run: epath.Path,
+    *,
+    dtype: str,
+    most: int | None,
+    owner: Mapping[str, str],
+  ):
+    self._checkpoints = checkpoints.Checkpoints(run / "history", owner=owner)
     self._dtype = dtype
     self._most = most
     self._rows: dict[int, int] = {}  # of `RightBits`, by epoch that counts

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kfkd_jax import checkpoints, parallel, processes
+from kfkd_jax import parallel, processes
 from kfkd_jax.stages import experiment, networks
 from kfkd_jax.stages.methods import soups
 from kfkd_jax.stages.methods.ensemble import Ensemble, Method, Source, of_runs
@@ -144,8 +144,7 @@ def _fge_plans(config, workdir) -> list[networks.Plan]:
   }
 
   def init():
-    path = networks.run_path(workdir, experiment.TEACHER) / "history"
-    with checkpoints.Checkpoints(path) as history:
+    with networks.open_history(workdir, experiment.TEACHER) as history:
       return parallel.to_host(history.restore(start, networks.template(config)))
 
   return [

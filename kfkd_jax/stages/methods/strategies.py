@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
-from kfkd_jax import checkpoints, files, losses, models, relabelling
+from kfkd_jax import files, losses, models, relabelling
 from kfkd_jax.data import Stored
 from kfkd_jax.stages import distill, experiment, fuse, networks
 from kfkd_jax.stages.methods.ensemble import (
@@ -337,9 +337,8 @@ def _mutual_plans(config, workdir) -> list[networks.Plan]:
 
 def _make_mutual(config, workdir: epath.Path) -> None:
   """Keeps the first of the two networks as a network like any other."""
-  path = networks.run_path(workdir, "mutual_pair") / "history"
   template = networks.template(config, module=_pair)
-  with checkpoints.Checkpoints(path) as history:
+  with networks.open_history(workdir, "mutual_pair") as history:
     both = history.restore(history.steps()[-1], template)
   networks.store(config, workdir, "mutual", models.first_of(both))
 

@@ -239,7 +239,7 @@ def run(
     return swept._replace(table="no cell is finished yet")
   table = summarise(rows, (*axes, *study.by))
   path = workdir / name / "index.html"
-  size = page.write(render(name, study, table, tuple(axes)), path)
+  size = page.write(render(name, study, table, tuple(axes)), path).size
   text = f"{to_markdown(table)}\nThe study is at {path}, {size}"
   return swept._replace(table=text)
 
