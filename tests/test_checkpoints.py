@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from kfkd_jax import checkpoints, parallel
+from kfkd_jax import checkpoints, files, parallel
 
 # A failed read leaves Orbax's own coroutines unfinished.
 pytestmark = pytest.mark.filterwarnings(
@@ -174,3 +174,30 @@ def test_pipe_inside_a_checkpoint_is_damage(tmp_path):
     os.mkfifo(note)
     with pytest.raises(checkpoints.DamagedCheckpointError, match="named pipe"):
       kept.restore(1, tree)
+
+
+def test_a_checkpoint_under_another_number_or_of_another_run(tmp_path):
+  folder = pathlib.Path(tmp_path) / "history"
+  with checkpoints.Checkpoints(epath.Path(folder), owner={"run": "a"}) as kept:
+    for step in (1, 3):
+      kept.save(step, make_tree(step))
+  (folder / "1").rename(tmp_path / "aside")
+  (folder / "3").rename(folder / "1")
+  (tmp_path / "aside").rename(folder / "3")
+  with checkpoints.Checkpoints(epath.Path(folder)) as kept:
+    for step, label in ((1, "checkpoint 3, not 1"), (3, "checkpoint 1, not 3")):
+      with pytest.raises(checkpoints.DamagedCheckpointError, match=label):
+        kept.restore(step, make_tree(0))
+  (folder / "1").rename(tmp_path / "aside")
+  (folder / "3").rename(folder / "1")
+  with checkpoints.Checkpoints(epath.Path(folder), owner={"run": "b"}) as kept:
+    with pytest.raises(checkpoints.DamagedCheckpointError, match="run a, not"):
+      kept.restore(1, make_tree(0))
+
+
+def test_checkpoints_of_versions_without_labels_are_read(saved):
+  note = saved.path / "2" / "digests" / "metadata"
+  content = files.read_json(note)
+  del content["label"]
+  files.write_json(note, content)
+  assert saved.restore(2, make_tree(0))["w"][0, 0] == 2

@@ -322,6 +322,28 @@ def test_second_export_does_nothing_and_repeats_to_the_byte(finished, restored):
   assert programs_of(restored) == before
 
 
+@pytest.mark.parametrize(
+  "name", ["kf.safetensors", "README.md", "SHA256SUMS", "card.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "lose"])
+def test_every_exported_file_is_sealed(finished, restored, name, damage):
+  config = tiny_config()
+  (restored / "notes.txt").write_text("mine")
+  assert stages.is_up_to_date(config, finished, "export")
+  content = (restored / name).read_bytes()
+  (restored / name).unlink()
+  if damage == "flip":
+    (restored / name).write_bytes(content[:-9] + b"X" + content[-8:])
+  assert not stages.is_up_to_date(config, finished, "export")
+  (culprit,) = stages._spoilt(config, finished, "export")
+  assert name in culprit or name == "SHA256SUMS"
+
+
+def test_weights_repeat_to_the_byte(finished):
+  model = export.read(tiny_config(), finished, "mixture")
+  assert len({export.weights_file(model) for _ in range(5)}) == 1
+
+
 def test_export_before_its_turn(tmp_path):
   with pytest.raises(stages.MissingStageError, match="export needs train"):
     stages.run_stage(tiny_config(), epath.Path(tmp_path), "export")

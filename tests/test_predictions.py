@@ -55,6 +55,10 @@ def test_half_precision_store(tmp_path):
 def test_refuses_other_examples_and_shapes(store):
   with pytest.raises(ValueError, match="made for other examples"):
     PredictionStore.create(store.path, [0], [1], num_classes=3)
+  with pytest.raises(ValueError, match="made for other examples"):
+    PredictionStore.create(
+      store.path, [0, 1, 2, 2], [4, 5, 6, 9], num_classes=3
+    )
   with pytest.raises(ValueError, match=r"shape \(4, 2\), not \(4, 3\)"):
     store.write(11, np.zeros((4, 2)))
 
@@ -66,6 +70,45 @@ def test_flipped_byte_is_an_error_that_names_the_file(store):
   victim.write_bytes(bytes(content))
   with pytest.raises(ValueError, match=r"00007\.npz is damaged"):
     store.read(7)
+
+
+def test_files_under_another_epoch_are_refused(store):
+  two, seven = (store.path / f"{epoch:05d}.npz" for epoch in (2, 7))
+  two.rename(store.path / "aside")
+  seven.rename(two)
+  (store.path / "aside").rename(seven)
+  with pytest.raises(ValueError, match=r"00002\.npz belongs .*epoch 7, not 2"):
+    store.read(2)
+  assert not store.is_whole(7) and store.is_whole(10)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"owner": {"run": "b", "split": "test"}}, "run a, not b"),
+    ({"owner": {"run": "a", "split": "select"}}, "split test, not select"),
+    ({"labels": [0, 1, 2, 2]}, "examples .*, not "),
+    ({"ids": [4, 5, 6, 7]}, "examples .*, not "),
+  ],
+)
+def test_predictions_of_other_runs_and_examples_are_refused(
+  tmp_path, change, message
+):
+  owner = {"run": "a", "split": "test"}
+  own = {"labels": [0, 1, 2, 1], "ids": [4, 5, 6, 9], "owner": owner}
+  stores = [
+    PredictionStore.create(epath.Path(tmp_path) / name, num_classes=3, **what)
+    for name, what in (("mine", own), ("other", {**own, **change}))
+  ]
+  stores[0].write(1, make_probs((4, 3)))
+  (tmp_path / "mine" / "00001.npz").rename(tmp_path / "other" / "00001.npz")
+  with pytest.raises(ValueError, match=message):
+    stores[1].read(1)
+
+
+def test_stores_of_versions_without_labels_are_read(store):
+  files.write_npz(store.path / "00002.npz", probs=make_probs((4, 3)))
+  np.testing.assert_array_equal(store.read(2), make_probs((4, 3)))
 
 
 GOOD = {"probs": make_probs((2, 4, 3)), "labels": np.array([0, 1, 2, 1])}
