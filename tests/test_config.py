@@ -211,9 +211,16 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
       {"augment__rand_ops": "1", "data__stream": "never"},
       "augment.rand_ops work on images .*data.stream='never' has none",
     ),
-    ({"noise__kind": "none"}, "noise.kind='none' takes no rate.*0.4"),
     (
-      {"noise__kind": "field", "noise__rate": "0"},
+      {"noise__kind": "none", "noise__rate": "0.4"},
+      "noise.kind='none' takes no rate but noise.rate=0.4",
+    ),
+    (
+      {"data__name": "cifar10", "noise__rate": "0.2"},
+      "noise.kind='none' takes no rate but noise.rate=0.2; name a noise.kind",
+    ),
+    (
+      {"noise__kind": "field"},
       "noise.kind='field' needs noise.field",
     ),
     ({"noise__field": "worse"}, "noise.field='worse' needs noise.kind='field'"),
@@ -422,7 +429,12 @@ def test_files_that_break_the_types_are_one_line(tmp_path, line):
     ),
     (
       {"selection__num": "1297"},
-      "data.num_train=None and selection.num=1297 do not fit digits",
+      "data.num_train=None and selection.num=1297 do not fit the 1297 training "
+      "examples of digits; try selection.num=259",
+    ),
+    (
+      {"data__num_train": "1000"},
+      "data.num_train=1000 and selection.num=400 .*; try data.num_train=897",
     ),
     (
       {"noise__kind": "instance", "data__stream": "always"},
@@ -434,6 +446,68 @@ def test_files_that_break_the_types_are_one_line(tmp_path, line):
 def test_what_does_not_fit_the_data_is_found_before_training(changes, message):
   with pytest.raises(ValueError, match=message):
     experiment.load_task(configured(**changes))
+
+
+def noise_of(config):
+  return config.noise.kind, config.noise.rate
+
+
+@pytest.mark.parametrize(
+  ("changes", "expected"),
+  [
+    ({}, ("pair", 0.4)),
+    ({"noise.kind": "symmetric"}, ("symmetric", 0.4)),
+    ({"noise.rate": "0.1"}, ("pair", 0.1)),
+    ({"noise.kind": "none"}, ("none", 0.0)),
+    ({"data.name": "mnist"}, ("none", 0.0)),
+    ({"data.name": "mnist", "noise.kind": "pair"}, ("pair", 0.4)),
+    ({"noise.kind": "pair", "data.name": "mnist"}, ("pair", 0.4)),
+  ],
+)
+def test_only_the_demonstration_is_given_noise_unasked(changes, expected):
+  assert noise_of(config_lib.read(None, changes.items())) == expected
+  changed = config_lib.changed(config_lib.default_config(), changes)
+  assert noise_of(changed) == expected
+  noted = config_lib.subset(changed, ["noise"])["noise"]
+  assert (noted["kind"], noted["rate"]) == expected
+
+
+def test_other_data_in_an_old_directory_is_given_no_noise(tmp_path):
+  saved = epath.Path(tmp_path) / "config.json"
+  saved.write_text(config_lib.sealed(config_lib.default_config()))
+  other = config_lib.read(None, [("data.name", "mnist")], saved=saved)
+  assert noise_of(other) == ("none", 0.0)
+  assert other.selection.num is None
+  saved.write_text(config_lib.sealed(other))
+  assert noise_of(config_lib.read(None, saved=saved)) == ("none", 0.0)
+  asked = config_lib.changed(other, {"noise.kind": "pair", "noise.rate": 0.4})
+  saved.write_text(config_lib.sealed(asked))
+  assert noise_of(config_lib.read(None, saved=saved)) == ("pair", 0.4)
+
+
+@pytest.mark.parametrize(
+  ("num_train", "split"),
+  [(None, "360 train, 90 select, 50 test"), (100, "100 train, 20 select")],
+)
+def test_a_fifth_of_other_data_selects(num_train, split):
+  config = config_lib.default_config()
+  config.data.name = "synthetic/num_train=450,num_test=50"
+  config.data.num_train = num_train
+  line = experiment.first_line(config, experiment.load_task(config))
+  assert line.startswith(f"{config.data.name}: {split}")
+  assert "wrong" not in line
+
+
+def test_made_noise_is_said_first():
+  config = configured(noise__rate="1")
+  line = experiment.first_line(config, experiment.load_task(config))
+  assert line == (
+    "digits: 897 train, 400 select, 500 test; 100 % of the training labels "
+    "were made wrong (pair)"
+  )
+  config_lib.set_protocol(config, "paper")
+  line = experiment.first_line(config, experiment.load_task(config))
+  assert "1297 train, 500 test, half of which selects, 3 times;" in line
 
 
 def test_working_directory_continues_with_its_own_config(tmp_path):

@@ -524,6 +524,7 @@ def test_noise_is_counted(made, page):
   assert (
     f"40.0 % asked, {expected[0][3]} % of training labels" in parse(page).text
   )
+  assert "% of the training labels were made wrong (pair)" in parse(page).text
 
 
 def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
@@ -535,6 +536,7 @@ def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
   root = parse(page)
   assert len(root.all("figure")) == 7  # no memorisation, no noise matrix
   assert "Label noise none" in root.text
+  assert "made wrong" not in root.text
   colour = root.all("img")[0]
   content = base64.b64decode(colour.attributes["src"].partition(",")[2])
   assert Image.open(io.BytesIO(content)).mode == "RGB"

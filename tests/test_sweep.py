@@ -169,7 +169,7 @@ def test_continues_and_grows(cells):
       {},
       "varies noise.kind, not noise.kind, noise.rate",
     ),
-    (("noise.kind=none",), {}, "noise.kind='none' takes no rate"),
+    (("noise.kind=field",), {}, "noise.kind='field' needs noise.field"),
     (("noise.rate=2",), {}, "noise.rate=2.0 is not possible"),
   ],
 )
@@ -197,8 +197,8 @@ def test_what_decides_no_number_may_differ(cells):
 
 
 def test_impossible_grid_writes_nothing(cells):
-  with pytest.raises(config_lib.ConfigError, match="takes no rate"):
-    go(cells, "noise.kind=pair,none", num_seeds=1)
+  with pytest.raises(config_lib.ConfigError, match="needs noise.field"):
+    go(cells, "noise.kind=pair,field", num_seeds=1)
   assert list(cells.root.iterdir()) == []
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -19,7 +22,8 @@ def default_config() -> ml_collections.ConfigDict:
   c.seeds.selection = config_dict.placeholder(int)  # who selects, who tests
 
   c.data = ml_collections.ConfigDict()
-  c.data.name = "digits"  # a package builder or any TFDS image set
+  # A package builder or any TFDS image set.
+  name = c.data.name = config_dict.FieldReference("digits")
   c.data.dir = config_dict.placeholder(str)  # TFDS directory; None: its own
   c.data.num_train = config_dict.placeholder(int)  # None: all that is left
   # Folder of files fetched by hand: an image set's, or human labels.
@@ -38,13 +42,24 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.workers = 0  # processes that decode training batches; 0: threads
 
   c.noise = ml_collections.ConfigDict()
-  c.noise.kind = "pair"  # one of NOISE_KINDS
-  c.noise.rate = 0.4  # share of labels that change; 0 for none and field
+  # One of NOISE_KINDS. What is not asked for is done to the demonstration's
+  # digits alone: pair there, none for any other data.
+  kind = c.noise.kind = _following(
+    str, lambda name: "pair" if name == "digits" else "none", name
+  )
+  # Share of labels that change; kinds that have none take none.
+  c.noise.rate = _following(
+    float, lambda kind: 0.0 if kind in ("none", "field") else 0.4, kind
+  )
   c.noise.field = config_dict.placeholder(str)  # label column for kind=field
 
   c.selection = ml_collections.ConfigDict()
   c.selection.source = "train"  # carved from train, or half of test
-  c.selection.num = 400  # examples carved from train; half of test needs none
+  # Examples carved from train; half of test needs none. 400 of digits; None,
+  # for any other data: a fifth of the training examples, at most 400.
+  c.selection.num = _following(
+    int, lambda name: 400 if name == "digits" else None, name
+  )
   c.selection.labels = "clean"  # or noisy: what the selecting points carry
   c.selection.halvings = 3  # of the test split, where source is test
 
@@ -227,3 +242,18 @@ def default_config() -> ml_collections.ConfigDict:
   c.runtime.ensemble_axis = 1
   c.runtime.profile = False  # a trace of a few steps, in runs/teacher/profile
   return c
+
+
+class _Op(NamedTuple):
+  """What a reference applies when it is read; the first value is its own."""
+
+  fn: Callable[..., Any]
+  args: tuple[config_dict.FieldReference, ...]
+
+
+def _following(
+  kind: type, choose: Callable[..., Any], *others: config_dict.FieldReference
+) -> config_dict.FieldReference:
+  """A default that follows other keys until it is set itself."""
+  op = _Op(lambda _, *values: choose(*values), others)
+  return config_dict.FieldReference(kind(), field_type=kind, op=op)

@@ -40,7 +40,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     ),
     (
       kind in ("none", "field") and noise.rate,
-      f"noise.kind={kind!r} takes no rate but noise.rate={noise.rate}; set "
+      f"noise.kind={kind!r} takes no rate but noise.rate={noise.rate}; name a "
+      "noise.kind that has one (symmetric, pair, asymmetric, instance), or set "
       "noise.rate=0",
     ),
     (

@@ -113,7 +113,7 @@ def changed(
 ) -> ml_collections.ConfigDict:
   """A validated copy with other values for some dotted keys."""
   copy = default_config()
-  _set(copy, {key: tree.get(config, key) for key in tree.names(config)})
+  _adopt(copy, config)
   _set(copy, changes)
   rules.validate(copy)
   return copy
@@ -160,14 +160,24 @@ def _from_json(path: epath.Path) -> ml_collections.ConfigDict:
   """The config that `sealed` wrote; keys that are new since keep defaults."""
   config, content = default_config(), read_sealed(path)
   try:
-    saved = ml_collections.ConfigDict(content)
-    _set(config, {key: tree.get(saved, key) for key in tree.names(saved)})
+    _adopt(config, ml_collections.ConfigDict(content))
   except (ValueError, TypeError, AttributeError) as error:
     raise ConfigError(
       f"{path} cannot be continued ({error}); name a --config or another "
       "--workdir"
     ) from error
   return config
+
+
+def _adopt(
+  config: ml_collections.ConfigDict, other: ml_collections.ConfigDict
+) -> None:
+  """Sets what `other` has different: what follows other keys does so still."""
+  known = tree.names(config)
+  for key in tree.names(other):
+    value = tree.get(other, key)
+    if key not in known or repr(tree.get(config, key)) != repr(value):
+      _set(config, {key: value})
 
 
 def _set(config: ml_collections.ConfigDict, values: Mapping[str, Any]) -> None:

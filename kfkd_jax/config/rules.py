@@ -38,11 +38,11 @@ ROWS = (
 PARTS = ("steps", "stage", "predictions", "storage", "devices", "fusion")
 EXPORTABLE = ("final", *TEACHERS, *(f"{teacher}_kd" for teacher in TEACHERS))
 _MAX_COUNT = 2**31 - 1
-OPTIONAL = frozenset(
+OPTIONAL = frozenset({"selection.num"}) | {
   key
   for key in tree.names(default_config())
   if tree.get(default_config(), key) is None
-)
+}
 
 Rule = tuple[str, str, Callable[[Any], bool]]
 

@@ -28,6 +28,7 @@ from kfkd_jax.training.step import Views, eval_apply
 
 TEACHER = "teacher"
 _NUM_MEASURED = 1024  # images on disk whose statistics stand for all
+_MOST_SELECT = 400  # where selection.num says nothing
 
 
 class Fold(NamedTuple):
@@ -158,23 +159,54 @@ def _statistics(images) -> tuple[np.ndarray, np.ndarray]:
 def _parts(config, dataset) -> dict[str, Any]:
   """The data set's examples by the part they play."""
   from_train = config.selection.source == "train"
+  total = len(dataset.train.labels)
+  wanted, num = config.data.num_train, config.selection.num
+  fifth = max(1, min(_MOST_SELECT, (wanted or total) // 5))
+  num_select = 0 if not from_train else fifth if num is None else num
   try:
     train, select = splits.split_train(
       dataset.train.labels,
       dataset.train.ids,
-      num_select=config.selection.num if from_train else 0,
-      num_train=config.data.num_train,
+      num_select=num_select,
+      num_train=wanted,
       seed=stream(config, "selection"),
     )
   except ValueError as error:
+    tip = f"selection.num={total // 5}"
+    if wanted is not None and num_select < total:
+      tip = f"data.num_train={total - num_select}"
     raise config_lib.ConfigError(
-      f"data.num_train={config.data.num_train} and selection.num="
-      f"{config.selection.num} do not fit {config.data.name}: {error}"
+      f"data.num_train={wanted} and selection.num={num} do not fit the {total} "
+      f"training examples of {config.data.name}; try {tip}"
     ) from error
   parts = {"train": dataset.train.take(train), "test": dataset.test}
   if from_train:
     parts["select"] = dataset.train.take(select)
   return parts
+
+
+def first_line(config: ml_collections.ConfigDict, task: Task) -> str:
+  """What a run begins with: who trains, selects and tests, and made noise."""
+  parts = [f"{len(task.given)} train"]
+  for name in ("select", "test"):
+    if name in task.splits:
+      parts.append(f"{len(task.splits[name].labels)} {name}")
+  line = f"{task.name}: {', '.join(parts)}"
+  if len(task.folds) > 1 or task.folds[0].select_split == "test":
+    line += f", half of which selects, {len(task.folds)} times"
+  made = made_noise(config, task.ledger)
+  return f"{line}; {made}" if made else line
+
+
+def made_noise(
+  config: ml_collections.ConfigDict, ledger: splits.NoiseLedger
+) -> str:
+  """Says what was done to the training labels; nothing if nothing was."""
+  rate, kind = ledger.realised_rate("train"), config.noise.kind
+  if kind == "field" or not rate:
+    return ""
+  share = round(100 * rate, 1)
+  return f"{share:g} % of the training labels were made wrong ({kind})"
 
 
 def _rest(dataset, parts) -> np.ndarray | data_lib.Stored:

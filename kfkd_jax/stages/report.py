@@ -67,6 +67,7 @@ def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> page.Page:
     rows=rows,
     forgotten=_forgotten(config, workdir, task),
     noise=noise,
+    made_noise=experiment.made_noise(config, ledger),
     versions=_versions(),
     device=_device(),
     # Of the stages that it shows, whatever else ran before.

@@ -45,6 +45,13 @@ def cost(
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
   task = experiment.load_task(config)
+  processes.say(experiment.first_line(config, task))
+  num_select = len(task.folds[0].select_rows)
+  if len(task.given) < num_select:
+    processes.say(
+      f"warning: {len(task.given)} examples train and {num_select} select; a "
+      "smaller selection.num leaves more to train on"
+    )
   if config.distill.inputs != "train":
     experiment.extra_images(config)  # what is missing shows before training
   ledger = workdir / "noise.npz"
