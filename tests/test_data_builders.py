@@ -272,7 +272,9 @@ def test_ours_agree_with_tfds(tmp_path, cls):
   with pytest.raises(InterruptedError):
     ours._split_generators(recorder)
   assert recorder.urls
-  assert set(recorder.urls) <= set(checksums.get_all_url_infos())
+  known = {**checksums.get_all_url_infos(), **(cls.url_infos or {})}
+  assert set(recorder.urls) <= set(known)
+  assert all(url.startswith("https://") for url in recorder.urls)
 
 
 def test_digits_are_sklearns(digits_dir):

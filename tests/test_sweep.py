@@ -197,7 +197,7 @@ def test_what_decides_no_number_may_differ(cells):
 
 
 def test_impossible_grid_writes_nothing(cells):
-  with pytest.raises(config_lib.ConfigError, match="needs noise.field"):
+  with pytest.raises(config_lib.ConfigError, match=r"needs noise\.field"):
     go(cells, "noise.kind=pair,field", num_seeds=1)
   assert list(cells.root.iterdir()) == []
 

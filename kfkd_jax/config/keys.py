@@ -26,7 +26,8 @@ def default_config() -> ml_collections.ConfigDict:
   name = c.data.name = config_dict.FieldReference("digits")
   c.data.dir = config_dict.placeholder(str)  # TFDS directory; None: its own
   c.data.num_train = config_dict.placeholder(int)  # None: all that is left
-  # Folder of files fetched by hand: an image set's, or human labels.
+  # Folder of files fetched by hand: an image set's, those of mnist,
+  # fashion_mnist, cifar10 or cifar100 as published, or human labels.
   c.data.root = config_dict.placeholder(str)
   # Side of the centre square cut from every image, which is the whole short
   # side or a share of it (0.875 is ImageNet's habit); None keeps the images.
@@ -34,6 +35,7 @@ def default_config() -> ml_collections.ConfigDict:
   c.data.crop_share = 1.0
   c.data.test_share = 0.2  # of an image_folder that has no splits
   c.data.skip_broken = False  # read all images once, leave out what fails
+  c.data.follow_links = False  # read images that links have outside of root
   # Whether images stay on disk and are decoded batch by batch: always, never,
   # or auto, if they exceed memory_limit or views are asked for (crop_scale,
   # rand_ops) that are made while decoding.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from kfkd_jax import files
 from kfkd_jax.data.stored import Stored, take
 
 
@@ -39,13 +42,38 @@ class Dataset(NamedTuple):
     train: its training `Examples`.
     test: its test `Examples`.
     class_names: K names.
+    fingerprint: what tells this data from other data, see `fingerprint`.
   """
 
   name: str
   train: Examples
   test: Examples
   class_names: tuple[str, ...]
+  fingerprint: Mapping[str, str] = types.MappingProxyType({})
 
   @property
   def num_classes(self) -> int:
     return len(self.class_names)
+
+
+def fingerprint(
+  train: Examples, test: Examples, class_names: tuple[str, ...]
+) -> dict[str, str]:
+  """A digest or number for each part of a data set that may change.
+
+  Args:
+    train: with `Stored` images: they are digested as they lie, not decoded.
+    test: likewise.
+    class_names: K names.
+  """
+  found = {"class names": files.digest(class_names)}
+  for name, part in (("training", train), ("test", test)):
+    assert isinstance(part.images, Stored)
+    columns = [c for c in (part.labels, part.extra) if c is not None]
+    labels = np.stack(columns).astype("<i4").tobytes()
+    found |= {
+      f"number of {name} images": str(len(part.labels)),
+      f"{name} labels": files.digest(labels),
+      f"{name} images": part.images.digest(),
+    }
+  return found

@@ -194,9 +194,21 @@ def checked_root(name: str, root: str | None) -> str:
 
 
 def read(
-  name: str, root: str, *, label_field: str | None, test_share: float
+  name: str,
+  root: str,
+  *,
+  label_field: str | None,
+  test_share: float,
+  follow_links: bool = False,
 ) -> Folder:
-  """The set called `name`, one of `NAMES`, in the folder `root`."""
+  """The set called `name`, one of `NAMES`, in the folder `root`.
+
+  Raises:
+    ValueError: it is not laid out so, or what is in it lies elsewhere, by a
+      link or a path that leads out, without `follow_links`.
+  """
+  if not follow_links:
+    _check_links(root)
   fields = (NOISY_FIELD,) if name == "clothing1m" else ()
   if label_field is not None and label_field not in fields:
     raise ValueError(
@@ -204,10 +216,40 @@ def read(
       f" {', '.join(fields) or 'none'}"
     )
   if name == "image_folder":
-    return image_folder(root, test_share=test_share)
-  if name == "clothing1m":
-    return clothing1m(root, label_field=label_field)
-  return tiny_imagenet(root) if name == "tiny_imagenet" else animal10n(root)
+    found = image_folder(root, test_share=test_share)
+  elif name == "clothing1m":
+    found = clothing1m(root, label_field=label_field)
+  else:
+    found = tiny_imagenet(root) if name == "tiny_imagenet" else animal10n(root)
+  if not follow_links:
+    _check_inside(root, [*found.train.paths, *found.test.paths])
+  return found
+
+
+def _check_links(root: str) -> None:
+  """Refuses links that lead out, in a folder and the folders in it."""
+  for folder in (root, *(f"{root}/{name}" for name in _subfolders(root))):
+    with os.scandir(folder) as entries:
+      links = [os.path.relpath(e, root) for e in entries if e.is_symlink()]
+    _check_inside(root, links)
+
+
+def _check_inside(root: str, paths: Iterable[str]) -> None:
+  """Refuses files that lie elsewhere; a million are looked at in seconds."""
+  top = os.path.realpath(root)
+  folders: dict[str, str] = {}
+  for path in map(str, paths):
+    where, name = os.path.split(path)
+    if where not in folders:
+      folders[where] = os.path.realpath(os.path.join(root, where))
+    real = os.path.join(folders[where], name)
+    if os.path.islink(real):
+      real = os.path.realpath(real)
+    if os.path.commonpath([top, real]) != top:
+      raise ValueError(
+        f"{os.path.join(root, path)} lies outside data.root={root}, in {real};"
+        " set data.follow_links=True if it belongs to the data"
+      )
 
 
 def _class_folders(root: str) -> list[str]:

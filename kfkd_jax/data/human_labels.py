@@ -16,6 +16,7 @@ Columns: `clean_label` (to check that the rows are ours) and, in CIFAR-10N,
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 from etils import epath
@@ -47,11 +48,15 @@ def read_columns(folder: epath.Path, name: str) -> dict[str, np.ndarray]:
     )
   path = found[0]
   try:
-    columns = readers[path.suffix](files.read_bytes(path))
-  except ValueError as error:
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")  # NumPy's only complaint of an empty file
+      columns = readers[path.suffix](files.read_bytes(path))
+  except files.NotAFileError:
+    raise
+  except Exception as error:  # zipfile and NumPy raise a dozen kinds
     raise ValueError(
-      f"{path} cannot be read without unpickling or has no named columns:"
-      f" {error}"
+      f"{path} is damaged, cannot be read without unpickling or has no named"
+      f" columns: {error}"
     ) from error
   numeric = {k: v for k, v in columns.items() if v.dtype.kind in "iuf"}
   if _CLEAN not in numeric:
@@ -91,7 +96,10 @@ def align(
 
 
 def _read_npz(content: bytes) -> dict[str, np.ndarray]:
-  with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+  found = np.load(io.BytesIO(content), allow_pickle=False)
+  if isinstance(found, np.ndarray):
+    raise ValueError("it is a single array (.npy) under another name")
+  with found as archive:
     return {key: archive[key] for key in archive.files}
 
 
@@ -111,7 +119,8 @@ def _by_name(table: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _to_labels(path: epath.Path, key: str, column: np.ndarray) -> np.ndarray:
-  labels = column.astype(np.int32)
+  with np.errstate(invalid="ignore"):  # what is no number fails below
+    labels = column.astype(np.int32)
   if column.ndim != 1 or not np.array_equal(labels, column):
     raise ValueError(f"{path}: column {key} holds no whole numbers, one a row")
   return labels

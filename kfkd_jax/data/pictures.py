@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,10 @@ _FORMATS = ("JPEG", "PNG")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BILINEAR = Image.Resampling.BILINEAR
 _ATTEMPTS = 10  # to fit a random crop into a picture
+
+# Pillow warns of what it then reads all the same (many pixels, an odd palette,
+# an EXIF part cut short). For good: threads, which decode, share the filters.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BrokenImageError(ValueError):
@@ -36,13 +41,19 @@ def decode(encoded: bytes, channels: int, *, name: str) -> Image.Image:
   try:
     with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
       image.load()
-      return _converted(ImageOps.exif_transpose(image), _MODES[channels])
+      return _converted(_turned(image), _MODES[channels])
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-    reason = "it is no JPEG or PNG" if "cannot identify" in str(e) else e
-    raise BrokenImageError(
-      f"{name} cannot be read: {reason}; repair or remove it, or set"
-      " data.skip_broken=True to leave out all such images"
+    raise broken(
+      name, "it is no JPEG or PNG" if "cannot identify" in str(e) else e
     ) from None
+
+
+def broken(name: str, reason: object) -> BrokenImageError:
+  """The error for an image that cannot be read."""
+  return BrokenImageError(
+    f"{name} cannot be read: {reason}; repair or remove it, or set"
+    " data.skip_broken=True to leave out all such images"
+  )
 
 
 def fitted(image: Image.Image, size: int, *, share: float = 1.0) -> Image.Image:
@@ -104,6 +115,13 @@ def to_array(image: Image.Image) -> np.ndarray:
   """uint8[H, W, Ch]."""
   pixels = np.asarray(image)
   return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _turned(image: Image.Image) -> Image.Image:
+  try:
+    return ImageOps.exif_transpose(image)
+  except Exception:  # whatever a damaged EXIF part does; the pixels are read
+    return image
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:

@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from kfkd_jax.data import folders, human_labels, records
+from kfkd_jax.data import folders, human_labels, originals, records
 from kfkd_jax.data.builders import BUILDERS, SyntheticConfig
-from kfkd_jax.data.dataset import Dataset, Examples
-from kfkd_jax.data.stored import Files, Records, Stored
+from kfkd_jax.data.dataset import Dataset, Examples, fingerprint
+from kfkd_jax.data.stored import Files, Pixels, Records, Stored
 
 Streaming = Literal["auto", "always", "never"]
 STREAMING: tuple[Streaming, ...] = ("auto", "always", "never")
@@ -42,6 +42,7 @@ def load(
   crop_share: float = 1.0,
   test_share: float = 0.2,
   skip_broken: bool = False,
+  follow_links: bool = False,
   stream: Streaming = "never",
   memory_limit: float = 4.0,
 ) -> Dataset:
@@ -53,7 +54,8 @@ def load(
     data_dir: where TFDS keeps data; None for TFDS's default, which follows
       the environment variable TFDS_DATA_DIR.
     manual_dir: where files fetched by hand lie: the folder of an image set,
-      and human labels, for which None is TFDS's `downloads/manual`.
+      the files of MNIST, Fashion-MNIST or a CIFAR as published, and human
+      labels, for which None is TFDS's `downloads/manual`.
     train_split: TFDS split to train on, slices such as `train[:80%]` included.
     test_split: TFDS split to test on; None for the one that has labels.
     label_field: a further label to read into `extra`: a class-label feature of
@@ -64,6 +66,7 @@ def load(
     crop_share: of an image's short side that the square keeps.
     test_share: of the images of an `image_folder` without splits.
     skip_broken: reads every image once and leaves out the broken ones.
+    follow_links: reads images of a folder that links have elsewhere.
     stream: "never" decodes all images into memory, "always" leaves them on
       disk as `Stored`, "auto" does so if they exceed `memory_limit`.
     memory_limit: GiB of decoded images.
@@ -75,8 +78,10 @@ def load(
   stays = functools.partial(_stays_on_disk, stream, memory_limit)
   if name in folders.NAMES:
     parts, class_names = _listed(
-      name, manual_dir, label_field, test_share, view
+      name, manual_dir, label_field, test_share, follow_links, view
     )
+  elif (paths := _original_files(name, manual_dir, data_dir)) is not None:
+    parts, class_names = _original(name, paths, manual_dir, label_field, view)
   else:
     source = prepare(human_labels.BASES.get(name, name), data_dir=data_dir)
     test_split = test_split or _TEST_SPLITS.get(name, "test")
@@ -92,10 +97,11 @@ def load(
     )
   if skip_broken:
     parts = [part.take(_stored(part).readable()) for part in parts]
+  found = fingerprint(parts[0], parts[1], class_names)
   if not stays(map(_stored, parts)):
     parts = [part._replace(images=_stored(part).whole()) for part in parts]
   train, test = parts
-  return Dataset(name, train, test, class_names)
+  return Dataset(name, train, test, class_names, found)
 
 
 def builder(
@@ -159,17 +165,72 @@ def _listed(
   manual_dir: epath.PathLike | None,
   label_field: str | None,
   test_share: float,
+  follow_links: bool,
   view: Mapping[str, Any],
 ) -> tuple[list[Examples], tuple[str, ...]]:
   """Training and test examples of a folder of images, and the class names."""
   root = folders.checked_root(name, manual_dir)
   found = folders.read(
-    name, root, label_field=label_field, test_share=test_share
+    name,
+    root,
+    label_field=label_field,
+    test_share=test_share,
+    follow_links=follow_links,
   )
   parts = [
     Examples(Stored(Files(root, p.paths), **view), p.labels, p.ids, p.extra)
     for p in (found.train, found.test)
   ]
+  return parts, found.class_names
+
+
+def _original_files(
+  name: str,
+  manual_dir: epath.PathLike | None,
+  data_dir: epath.PathLike | None,
+) -> list[epath.Path] | None:
+  """The published files of a set, where they are there and to be read."""
+  base = human_labels.BASES.get(name, name)
+  if base not in originals.NAMES:
+    return None
+  if manual_dir is not None:
+    found = originals.find(base, manual_dir)
+    if not found and base == name:
+      raise ValueError(originals.missing(base, manual_dir))
+    return found or None
+  # What TFDS has prepared has another order, which runs here may rest on.
+  folder = originals.FOLDERS.get(base)
+  if folder is None or builder(base, data_dir=data_dir).data_path.exists():
+    return None
+  return originals.find(base, folder) or None
+
+
+def _original(
+  name: str,
+  paths: list[epath.Path],
+  manual_dir: epath.PathLike | None,
+  label_field: str | None,
+  view: Mapping[str, Any],
+) -> tuple[list[Examples], tuple[str, ...]]:
+  """Training and test examples of published files, and the class names."""
+  base = human_labels.BASES.get(name, name)
+  found = originals.read(base, paths)
+  parts: list[Examples] = []
+  for split, part in (("train", found.train), ("test", found.test)):
+    columns = dict(part.labels)
+    labels = columns.pop("label")
+    if name != base and split == "train":
+      human = human_labels.read_columns(epath.Path(manual_dir or ""), name)
+      columns |= human_labels.align(human, labels, np.arange(len(labels)))
+    if label_field is not None and split == "train":
+      _check_field(name, label_field, columns)
+    images = Stored(
+      Pixels(part.images, f"{base} {split}"),
+      channels=part.images.shape[-1],
+      **view,
+    )
+    extra = None if label_field is None else columns.get(label_field)
+    parts.append(Examples(images, labels, np.arange(len(labels)), extra))
   return parts, found.class_names
 
 

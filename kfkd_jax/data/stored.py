@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import multiprocessing
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any, Protocol
@@ -17,18 +19,23 @@ from kfkd_jax.data import pictures
 
 _MAX_THREADS = 16
 _SHOWN = 20  # names in a message
+_MOST_DIGESTED = 2**28  # bytes of files that are read whole for a digest
+_NUM_SAMPLED = 1024  # images of more
 
 
 class Source(Protocol):
-  """Encoded images by their place."""
+  """Images by their place."""
 
   def __len__(self) -> int: ...
 
-  def read(self, place: int) -> bytes:
-    """The encoded image."""
+  def picture(self, place: int, channels: int) -> Image.Image:
+    """One of them."""
 
   def name(self, place: int) -> str:
     """Where it lies, for errors."""
+
+  def digest(self, places: np.ndarray) -> str:
+    """Changes with these images: with each of them, or with a sample."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,11 +54,37 @@ class Files:
   def __len__(self) -> int:
     return len(self.paths)
 
-  def read(self, place: int) -> bytes:
-    return files.read_bytes(self.name(place))
+  def picture(self, place: int, channels: int) -> Image.Image:
+    return pictures.decode(self._read(place), channels, name=self.name(place))
 
   def name(self, place: int) -> str:
     return os.path.join(self.folder, str(self.paths[place]))
+
+  def digest(self, places: np.ndarray) -> str:
+    """Of all names and sizes; where there is much, of a sample's content."""
+    with futures.ThreadPoolExecutor(_num_threads()) as pool:
+      sizes = list(pool.map(self._size, places.tolist()))
+    whole = places if sum(sizes) <= _MOST_DIGESTED else _sample(places)
+    found = hashlib.sha256("\n".join(self.paths[places]).encode())
+    found.update(np.array(sizes, np.int64).tobytes())
+    for place in whole:
+      found.update(hashlib.sha256(self._read(place)).digest())
+    return found.hexdigest()
+
+  def _size(self, place: int) -> int:
+    """Of an ordinary file: reading from a pipe would wait for ever."""
+    try:
+      status = os.stat(self.name(place))
+    except OSError as error:
+      raise pictures.broken(self.name(place), error.strerror) from None
+    if not stat.S_ISREG(status.st_mode):
+      raise pictures.broken(self.name(place), "it is no file")
+    return status.st_size
+
+  def _read(self, place: int) -> bytes:
+    self._size(place)
+    with open(self.name(place), "rb") as file:
+      return file.read()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,11 +104,46 @@ class Records:
   def __len__(self) -> int:
     return len(self.records)
 
-  def read(self, place: int) -> bytes:
-    return self.records[place][self.key]
+  def picture(self, place: int, channels: int) -> Image.Image:
+    encoded = self.records[place][self.key]
+    return pictures.decode(encoded, channels, name=self.name(place))
 
   def name(self, place: int) -> str:
     return f"{self.title}, example {place}"
+
+  def digest(self, places: np.ndarray) -> str:
+    """Of the title, which has the version, and of what is in memory."""
+    found = hashlib.sha256(self.title.encode())
+    whole = places if isinstance(self.records, list) else _sample(places)
+    for place in whole.tolist():
+      found.update(hashlib.sha256(self.records[place][self.key]).digest())
+    return found.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pixels:
+  """Decoded images in memory.
+
+  Attributes:
+    images: `uint8[N, H, W, Ch]`.
+    title: of the images, for errors.
+  """
+
+  images: np.ndarray
+  title: str
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def picture(self, place: int, channels: int) -> Image.Image:
+    pixels = self.images[place]
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+
+  def name(self, place: int) -> str:
+    return f"{self.title}, example {place}"
+
+  def digest(self, places: np.ndarray) -> str:
+    return hashlib.sha256(self.images[places].tobytes()).hexdigest()
 
 
 class Stored:
@@ -136,11 +204,11 @@ class Stored:
 
   def picture(self, row: int) -> Image.Image:
     """One image as it is, upright."""
-    place = int(self._places[row])
-    encoded = self._source.read(place)
-    return pictures.decode(
-      encoded, self._channels, name=self._source.name(place)
-    )
+    return self._source.picture(int(self._places[row]), self._channels)
+
+  def digest(self) -> str:
+    """Changes with the images, whatever is shown of them."""
+    return self._source.digest(self._places)
 
   def take(self, rows: np.ndarray) -> Stored:
     """These images, none of them decoded."""
@@ -195,6 +263,8 @@ class Stored:
 
   def whole(self) -> np.ndarray:
     """All of them, in memory."""
+    if isinstance(self._source, Pixels) and self._size is None:
+      return self._source.images[self._places]
     return self[:]
 
   def readable(self) -> np.ndarray:
@@ -237,6 +307,12 @@ class Stored:
 def take(images: np.ndarray | Stored, rows: np.ndarray) -> np.ndarray | Stored:
   """These images, in memory or on disk as they were."""
   return images.take(rows) if isinstance(images, Stored) else images[rows]
+
+
+def _sample(places: np.ndarray) -> np.ndarray:
+  """Places spread over all of them, first and last included."""
+  count = min(len(places), _NUM_SAMPLED)
+  return places[np.linspace(0, len(places) - 1, count).astype(int)]
 
 
 def _num_threads() -> int:

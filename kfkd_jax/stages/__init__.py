@@ -26,6 +26,7 @@ from kfkd_jax.stages import (
   fuse,
   keeping,
   networks,
+  provenance,
   seals,
   train,
 )

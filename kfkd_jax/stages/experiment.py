@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -60,6 +61,7 @@ class Task(NamedTuple):
     folds: who selects and who tests.
     rest: `u8[N, H, W, Ch]` training images that neither train nor select, in
       memory or `Stored`.
+    fingerprint: of the data set as it was read.
   """
 
   name: str
@@ -72,6 +74,7 @@ class Task(NamedTuple):
   splits: dict[str, evaluation.Split]
   folds: tuple[Fold, ...]
   rest: np.ndarray | data_lib.Stored
+  fingerprint: Mapping[str, str] = types.MappingProxyType({})
 
   @property
   def num_classes(self) -> int:
@@ -128,6 +131,7 @@ def _load_task(config_json: str) -> Task:
     },
     folds=_folds(config, parts),
     rest=_rest(dataset, parts),
+    fingerprint=dataset.fingerprint,
   )
 
 
@@ -143,6 +147,7 @@ def _load_dataset(config) -> data_lib.Dataset:
     crop_share=config.data.crop_share,
     test_share=config.data.test_share,
     skip_broken=config.data.skip_broken,
+    follow_links=config.data.follow_links,
     stream="always" if auto and views else config.data.stream,
     memory_limit=config.data.memory_limit,
   )

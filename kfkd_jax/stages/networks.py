@@ -31,7 +31,11 @@ from kfkd_jax.training.profiling import StepTrace
 TRAINING_KEYS = (
   "seed",
   "seeds",
-  *(f"data.{k}" for k in config_lib.default_config().data if k != "workers"),
+  *(
+    f"data.{k}"
+    for k in config_lib.default_config().data
+    if k not in ("workers", "follow_links")  # change no image
+  ),
   "noise",
   "augment",
   "model",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import tarfile
+import zlib
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -53,11 +55,11 @@ class Cifar10(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     archive = dl_manager.download(self.URL)
     names = [*self.LABELS.values(), *self.TRAIN_FILES, *self.TEST_FILES]
-    members = _read_members(archive, self.FOLDER, names)
+    members = read_members(archive, self.FOLDER, names)
     for key, name in self.LABELS.items():
       self.info.features[key].names = members[name].decode().split()
     return {
-      split: self._generate_examples(split, [members[name] for name in names])
+      split: self._generate_examples(split, {n: members[n] for n in names})
       for split, names in (
         ("train", self.TRAIN_FILES),
         ("test", self.TEST_FILES),
@@ -65,11 +67,11 @@ class Cifar10(tfds.core.GeneratorBasedBuilder):
     }
 
   def _generate_examples(
-    self, split: str, contents: list[bytes]
+    self, split: str, contents: dict[str, bytes]
   ) -> Iterator[tuple[int, dict[str, Any]]]:
     index = 0
-    for content in contents:
-      for labels, pixels in zip(*_parse(content, len(self.LABELS))):
+    for name, content in contents.items():
+      for labels, pixels in zip(*parse(content, len(self.LABELS), name=name)):
         yield (
           index,
           {
@@ -96,29 +98,38 @@ class Cifar100(Cifar10):
   NUM_CLASSES: ClassVar[dict[str, int]] = {"coarse_label": 20, "label": 100}
 
 
-def _read_members(archive, folder: str, names: list[str]) -> dict[str, bytes]:
+def read_members(archive, folder: str, names: list[str]) -> dict[str, bytes]:
   """The named files of a `.tar.gz`, in one pass over it."""
   found = {}
   files.check_is_file(archive)
-  with archive.open("rb") as f, tarfile.open(fileobj=f, mode="r:gz") as tar:
-    for member in tar:
-      name = member.name.removeprefix("./").removeprefix(f"{folder}/")
-      if name in names:
-        content = tar.extractfile(member)
-        assert content is not None
-        found[name] = content.read()
+  try:
+    with archive.open("rb") as f, tarfile.open(fileobj=f, mode="r:gz") as tar:
+      for member in tar:
+        name = member.name.removeprefix("./").removeprefix(f"{folder}/")
+        if name in names:
+          if not member.isfile():
+            raise ValueError(f"{archive}: {member.name} is no plain file")
+          content = tar.extractfile(member)
+          assert content is not None
+          found[name] = content.read()
+  except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise ValueError(
+      f"{archive} is damaged, cut short or no .tar.gz: {error}"
+    ) from error
   missing = sorted(set(names) - set(found))
   if missing:
     raise ValueError(f"{archive} holds no {folder}/{{{','.join(missing)}}}")
   return found
 
 
-def _parse(content: bytes, num_labels: int) -> tuple[np.ndarray, np.ndarray]:
+def parse(
+  content: bytes, num_labels: int, *, name: str
+) -> tuple[np.ndarray, np.ndarray]:
   """Rows of label bytes and planar RGB -> labels[N,L], pixels[N,32,32,3]."""
   row = num_labels + _NUM_PIXEL_BYTES
   if len(content) % row:
     raise ValueError(
-      f"a CIFAR file has {len(content)} bytes, not a multiple of {row}"
+      f"{name} has {len(content)} bytes, not a multiple of {row}"
     )
   rows = np.frombuffer(content, np.uint8).reshape(-1, row)
   planes = rows[:, num_labels:].reshape(-1, 3, 32, 32)
