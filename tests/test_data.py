@@ -1,5 +1,7 @@
 """Splits, label noise and its ledger, epoch order, human labels."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -399,6 +401,29 @@ def test_human_labels_missing_or_odd(tmp_path):
   np.save(tmp_path / "cifar100_n.npy", WORSE)
   with pytest.raises(ValueError, match="no named columns"):
     human_labels.read_columns(tmp_path, "cifar100_n")
+
+
+@pytest.mark.parametrize(
+  ("suffix", "content"),
+  [
+    (".npz", b"junk"),
+    (".npz", b""),
+    (".npz", b"PK\x03\x04 cut short"),
+    (".npz", b"\x93NUMPY\x01\x00 cut short"),
+    (".npy", b"junk"),
+    (".csv", b""),
+    (".csv", b"clean_label,worse_label\n"),
+    (".csv", b"clean_label\n1\n2,3\n"),
+    (".csv", b"clean_label\nfive\n"),
+    (".csv", b"\xff\xfe"),
+  ],
+)
+def test_damaged_human_labels_name_their_file(tmp_path, suffix, content):
+  path = tmp_path / f"cifar10_n{suffix}"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+    human_labels.read_columns(tmp_path, "cifar10_n")
+  assert "\n" not in str(caught.value).strip()
 
 
 def test_human_labels_align_by_archive_or_by_tfds_order():

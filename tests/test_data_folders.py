@@ -2,13 +2,15 @@
 
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kfkd_jax import data
-from kfkd_jax.data import folders, pictures, rand_augment
+from kfkd_jax.data import folders, pictures, rand_augment, stored
 from kfkd_jax.data.stored import Files, Stored
 
 
@@ -424,8 +426,126 @@ def test_clothing1m_with_its_noisy_labels_or_with_both(tmp_path):
     data.load("clothing1m", manual_dir=tmp_path)
 
 
-def test_pipe_among_the_pictures_is_not_opened(tmp_path):
-  os.mkfifo(tmp_path / "a.png")
-  images = Stored(Files(str(tmp_path), np.array(["a.png"])), size=8)
-  with pytest.raises(OSError, match=r"a\.png is a named pipe where a file"):
-    images[0]
+# What is not an ordinary file of the set.
+
+
+def test_a_dangling_link_and_a_pipe_are_named_and_skipped(tmp_path, capsys):
+  fill(tmp_path, FLAT)
+  (tmp_path / "a" / "gone.png").symlink_to("nowhere.png")
+  os.mkfifo(tmp_path / "b" / "pipe.png")
+  with pytest.raises(
+    pictures.BrokenImageError, match=r"(gone|pipe)\.png cannot"
+  ):
+    load(tmp_path)
+  assert len(load(tmp_path, skip_broken=True).train.labels) == 16
+  out = capsys.readouterr().out
+  assert "broken images" in out
+  assert "gone.png" in out
+  assert "pipe.png" in out
+
+
+@pytest.mark.parametrize("link", ["c", "a/x.png"])
+def test_links_that_lead_out_are_followed_if_asked_for(tmp_path, link):
+  root, other = tmp_path / "root", tmp_path / "other"
+  fill(root, FLAT)
+  fill(other, ["1.png", "2.png"])
+  target = other if link == "c" else other / "1.png"
+  (root / link).symlink_to(target)
+  with pytest.raises(
+    ValueError, match=f"{link} lies outside data.root=.*data.follow_links=True"
+  ):
+    load(root)
+  followed = load(root, follow_links=True)
+  both = len(followed.train.labels) + len(followed.test.labels)
+  assert both == (22 if link == "c" else 21)
+
+
+def test_links_that_stay_inside_are_followed(tmp_path):
+  fill(tmp_path, FLAT)
+  (tmp_path / "a" / "again.png").symlink_to(tmp_path / "b" / "0.png")
+  loaded = load(tmp_path)
+  assert len(loaded.train.labels) + len(loaded.test.labels) == 21
+
+
+def test_the_root_itself_may_be_a_link(tmp_path):
+  fill(tmp_path / "root", FLAT)
+  (tmp_path / "link").symlink_to("root")
+  assert len(load(tmp_path / "link").train.labels) == 16
+
+
+def test_what_pillow_warns_of_is_read_without_a_word(tmp_path):
+  """In a process of its own: here, warnings are errors."""
+  code = """
+import io
+import os
+import subprocess
+import sys
+from PIL import Image
+from kfkd_jax.data import pictures
+Image.MAX_IMAGE_PIXELS = 50
+def encoded(image, **options):
+  buffer = io.BytesIO()
+  image.save(buffer, **options)
+  return buffer.getvalue()
+grey = Image.new("RGB", (8, 8), 7)
+exif = Image.Exif()
+exif[0x0112], exif[0x010E] = 6, "words " * 30
+palette = grey.convert("P")
+for content in (
+  encoded(grey, format="PNG"),
+  encoded(grey, format="JPEG", exif=exif.tobytes()[:-40]),
+  encoded(grey, format="JPEG", exif=exif.tobytes()[:18]),
+  encoded(grey, format="JPEG", exif=b"Exif" + bytes(2) + b"MM" + bytes(30)),
+  encoded(palette, format="PNG", transparency=bytes(range(256))),
+):
+  assert pictures.decode(content, 3, name="it").size == (8, 8)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code], capture_output=True, text=True, check=False
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+
+
+# What tells the data from other data.
+
+
+def changes(root, before):
+  now = load(root).fingerprint
+  return {key for key in now if now[key] != before[key]}
+
+
+def test_fingerprint_tells_what_changed(tmp_path):
+  fill(tmp_path, SPLIT)
+  before = load(tmp_path).fingerprint
+  assert load(tmp_path, image_size=6).fingerprint == before
+  touched = tmp_path / "train" / "ant" / "1.jpg"
+  os.utime(touched, (0, 0))
+  assert not changes(tmp_path, before)
+  content = touched.read_bytes()
+  put(touched, picture(99))
+  assert changes(tmp_path, before) == {"training images"}
+  touched.write_bytes(content)
+  (tmp_path / "val" / "cat" / "0.PNG").rename(tmp_path / "val/ant/7.PNG")
+  assert changes(tmp_path, before) == {"test images", "test labels"}
+  (tmp_path / "val" / "ant" / "7.PNG").rename(tmp_path / "val/cat/0.PNG")
+  for one, other in (("ant", "x"), ("cat", "ant"), ("x", "cat")):
+    (tmp_path / "train" / one).rename(tmp_path / "train" / other)
+  assert "training images" in changes(tmp_path, before)
+  fill(tmp_path, ["train/cat/new.jpg"])
+  assert "number of training images" in changes(tmp_path, before)
+
+
+def test_fingerprint_of_much_reads_a_sample(tmp_path, monkeypatch):
+  fill(tmp_path, FLAT)
+  source = Files(str(tmp_path), np.array(FLAT))
+  monkeypatch.setattr(stored, "_MOST_DIGESTED", 10)
+  monkeypatch.setattr(stored, "_NUM_SAMPLED", 3)
+  before, places = source.digest(np.arange(20)), []
+  read = Files._read
+  monkeypatch.setattr(
+    Files, "_read", lambda self, p: places.append(int(p)) or read(self, p)
+  )
+  assert source.digest(np.arange(20)) == before
+  assert places == [0, 9, 19]
+  (tmp_path / FLAT[5]).write_bytes(b"another size")
+  assert source.digest(np.arange(20)) != before

@@ -163,19 +163,25 @@ def clothing1m(root: str, *, label_field: str | None = None) -> Folder:
   with open(f"{root}/{names[0]}", encoding="utf-8") as file:
     classes = tuple(filter(None, (line.strip() for line in file)))
   noisy, clean = (
-    {key: int(label) for key, label in _table(f"{root}/{name}", num_columns=2)}
-    for name in names[1:3]
+    _numbered(f"{root}/{name}", len(classes)) for name in names[1:3]
   )
   lists = [
     [key for (key,) in _table(f"{root}/{name}", num_columns=1)]
     for name in names[3:]
   ]
-  test = _listing([(key, clean[key]) for key in lists[2]], root)
+
+  def labelled(keys, labels, name):
+    unknown = [key for key in keys if key not in labels]
+    if unknown:
+      raise ValueError(f"{root}/{name} has no label of {_some(unknown)}")
+    return _listing([(key, labels[key]) for key in keys], root)
+
+  test = labelled(lists[2], clean, names[2])
   if label_field is None:
-    train = _listing([(key, noisy[key]) for key in lists[0]], root)
+    train = labelled(lists[0], noisy, names[1])
     return Folder(train, test, classes)
   both = [k for k in lists[0] + lists[1] if k in noisy and k in clean]
-  train = _listing([(key, clean[key]) for key in both], root)
+  train = labelled(both, clean, names[2])
   extra = np.array([noisy[key] for key in both], np.int32)
   return Folder(train._replace(extra=extra), test, classes)
 
@@ -351,11 +357,24 @@ def _subfolders(root: str, name: str = "") -> list[str]:
     return [e.name for e in entries if e.is_dir() and e.name[0] != "."]
 
 
+def _numbered(path: str, num_classes: int) -> dict[str, int]:
+  """The labels in a file of names and numbers."""
+  found = {}
+  for key, label in _table(path, num_columns=2):
+    if not label.isdecimal() or int(label) >= num_classes:
+      raise ValueError(f"{path}: {label} is none of {num_classes} classes")
+    found[key] = int(label)
+  return found
+
+
 def _table(path: str, *, num_columns: int) -> list[list[str]]:
   """The first columns of a file of words, line by line."""
   check_is_file(path)
-  with open(path, encoding="utf-8") as file:
-    rows = [line.split()[:num_columns] for line in file if line.strip()]
+  try:
+    with open(path, encoding="utf-8") as file:
+      rows = [line.split()[:num_columns] for line in file if line.strip()]
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{path} is no file of words: {error}") from error
   if any(len(row) < num_columns for row in rows):
     raise ValueError(f"{path} has lines of fewer than {num_columns} words")
   return rows

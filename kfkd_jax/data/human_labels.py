@@ -56,11 +56,13 @@ def read_columns(folder: epath.Path, name: str) -> dict[str, np.ndarray]:
   except Exception as error:  # zipfile and NumPy raise a dozen kinds
     raise ValueError(
       f"{path} is damaged, cannot be read without unpickling or has no named"
-      f" columns: {error}"
+      f" columns: {' '.join(str(error).split())}"
     ) from error
   numeric = {k: v for k, v in columns.items() if v.dtype.kind in "iuf"}
   if _CLEAN not in numeric:
     raise ValueError(f"{path} has no column {_CLEAN}, only {sorted(columns)}")
+  if not numeric[_CLEAN].size:
+    raise ValueError(f"{path} has no rows")
   return {key: _to_labels(path, key, v) for key, v in numeric.items()}
 
 

@@ -7,6 +7,8 @@ and nothing is reused once they differ.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ml_collections
 from etils import epath
 
@@ -26,10 +28,8 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   note = workdir / NOTE
   keys = [k for k in networks.TRAINING_KEYS if k.startswith("data.")]
   wanted = config_lib.subset(config, [*keys, "noise.field"])
-  now = {
-    "config": files.digest(wanted),
-    "fingerprint": dict(experiment.load_task(config).fingerprint),
-  }
+  fingerprint = dict(experiment.load_task(config).fingerprint)
+  now = {"config": files.digest(wanted), "fingerprint": fingerprint}
   if note.exists():
     before = files.unsealed(files.read_json(note))
     if before is None:
@@ -39,14 +39,14 @@ def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
     if before["config"] == now["config"]:
       raise ValueError(
         f"the data of {config.data.name!r} is not what {workdir} was made "
-        f"from: {_difference(before['fingerprint'], now['fingerprint'])} "
+        f"from: {_difference(before['fingerprint'], fingerprint)} "
         "changed; put it back, take a new --workdir=NEW, or replace what was "
         "made (--redo)"
       )
   files.write_json(note, files.sealed(now))
 
 
-def _difference(before: dict[str, str], now: dict[str, str]) -> str:
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
   changed = [key for key in now if before.get(key) != now[key]]
   return ", ".join(
     f"{key} ({before.get(key)} to {now[key]})" if "number" in key else key
