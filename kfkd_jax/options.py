@@ -178,8 +178,9 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument(
     "--config",
     metavar="FILE.py[:ARGS]",
-    help="a config file, or `default`: digits with 40 %% pair label noise. "
-    "Without it, the working directory's own, or the default in a new one",
+    help="a config file, which is Python code that runs: name none that you "
+    "have not read; or `default`: digits with 40 %% pair label noise. Without "
+    "it, the working directory's own, or the default in a new one",
   )
   parser.add_argument(
     "--workdir",

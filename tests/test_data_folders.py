@@ -421,6 +421,19 @@ def test_clothing1m_with_its_noisy_labels_or_with_both(tmp_path):
   )
   assert both.train.labels.tolist() == [2, 2, 2]
   assert both.train.extra.tolist() == [0, 1, 2]
+  table = tmp_path / "clean_label_kv.txt"
+  text = table.read_text()
+  for other, message in (
+    (text.replace(" 2", " 3", 1), r"clean_label_kv\.txt: 3 is none of 3"),
+    (text.replace(" 2", " x", 1), r"clean_label_kv\.txt: x is none of 3"),
+    (text.replace("7.jpg", "8.jpg"), "has no label of images/1/7"),
+  ):
+    table.write_text(other)
+    with pytest.raises(ValueError, match=message):
+      data.load("clothing1m", manual_dir=tmp_path)
+  table.write_bytes(b"\xff\xfe")
+  with pytest.raises(ValueError, match=r"clean_label_kv\.txt is no file of"):
+    data.load("clothing1m", manual_dir=tmp_path)
   (tmp_path / "noisy_label_kv.txt").unlink()
   with pytest.raises(ValueError, match=r"lacks noisy_label_kv\.txt"):
     data.load("clothing1m", manual_dir=tmp_path)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, stages
-from kfkd_jax.stages import experiment, provenance
+from kfkd_jax.stages import experiment, networks, provenance
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def replace(root):
 @pytest.mark.parametrize("change", [swap, remove, replace])
 def test_a_stage_refuses_data_that_changed(tmp_path, root, change):
   config, workdir = configured(root), epath.Path(tmp_path / "work")
-  provenance.check(config, workdir)
-  provenance.check(config, workdir)
+  provenance.note(config, workdir)
+  assert not provenance.difference(config, workdir)
   message = change(root)
   experiment._load_task.cache_clear()  # another process
   with pytest.raises(ValueError, match=message) as caught:
@@ -63,12 +63,29 @@ def test_a_stage_refuses_data_that_changed(tmp_path, root, change):
   assert "\n" not in str(caught.value)
   assert not (workdir / "runs").exists()
   other = configured(root, data__image_size=4)  # is trained anew in any case
-  provenance.check(other, workdir)
+  assert not provenance.difference(other, workdir)
+
+
+def test_changed_data_is_set_aside_with_all_that_was_made_of_it(tmp_path, root):
+  config, workdir = configured(root, train__epochs=1), tmp_path / "work"
+  said = []
+  stages.run_stage(config, workdir, "train", said.append)
+  replace(root)
+  experiment._load_task.cache_clear()  # another process
+  taught = config_lib.changed(config, {"distill.alpha": 0.5})
+  for stage in ("train", "distill"):  # not even what is finished is reused
+    with pytest.raises(networks.WouldReplaceError, match="images changed"):
+      stages.run_stage(taught, workdir, stage, said.append)
+  stages.run_stage(taught, workdir, "train", said.append, redo=True)
+  (aside,) = (workdir / "aside").iterdir()
+  assert (aside / "runs" / "teacher" / "history").is_dir()
+  assert (aside / "data.json").exists()
+  assert (workdir / "runs" / "teacher" / "finished.json").exists()
+  assert not provenance.difference(taught, epath.Path(workdir))
 
 
 def test_a_damaged_note_is_named(tmp_path, root):
   config, workdir = configured(root), epath.Path(tmp_path / "work")
-  provenance.check(config, workdir)
   files.write_json(workdir / provenance.NOTE, {"fingerprint": {}})
   with pytest.raises(ValueError, match=r"data.json is damaged"):
-    provenance.check(config, workdir)
+    provenance.difference(config, workdir)

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from kfkd_jax import files
 from kfkd_jax.data import pictures
 
 _MAX_THREADS = 16

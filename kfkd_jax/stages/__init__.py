@@ -269,6 +269,12 @@ def _protect(config, workdir, names, place, say) -> None:
   Raises:
     networks.WouldReplaceError: trained networks would be lost; `place` is None.
   """
+  if all(processes.on_main(is_up_to_date, config, workdir, n) for n in names):
+    return
+  difference = processes.on_main(provenance.difference, config, workdir)
+  if difference:
+    processes.on_main(_make_room, config, workdir, difference, place, say)
+    return
   runs, keys = _replaced(config, workdir, names)
   if place is None:
     taught = _taught_anew(config, workdir, names)
@@ -280,6 +286,19 @@ def _protect(config, workdir, names, place, say) -> None:
   elif runs:
     processes.on_main(keeping.set_aside, config, workdir, runs, place)
     processes.on_main(say, f"set aside in {place}: {', '.join(runs)}")
+
+
+def _make_room(config, workdir, difference, place, say) -> None:
+  """Sets everything aside: all of it was made from other data."""
+  if place is None:
+    raise networks.WouldReplaceError(
+      provenance.refusal(config, workdir, difference)
+    )
+  runs = keeping.runs_with_work(workdir)
+  keeping.set_aside(config, workdir, runs, place)
+  files.write_json(workdir / "manifest.json", {})
+  provenance.note(config, workdir)
+  say(f"set aside in {place}: {', '.join(runs)}")
 
 
 def _refuse(config, workdir, runs, keys) -> None:
@@ -380,6 +399,7 @@ def _begin(config, workdir, name, plans, say) -> None:
   for artefact in _spoilt(config, workdir, name):
     say(f"{name}: {artefact} is damaged or incomplete, making it again")
   # First, so that whatever is there says what it is of.
+  provenance.note(config, workdir)
   keeping.write_config(config, workdir)
   _note(workdir, name, None)
   for line in (f"{name} ...", *cost):

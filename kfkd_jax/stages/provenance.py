@@ -7,7 +7,7 @@ and nothing is reused once they differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 from etils import epath
@@ -19,36 +19,49 @@ from kfkd_jax.stages import experiment, networks
 NOTE = "data.json"
 
 
-def check(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-  """Notes the data of a new working directory; refuses another's.
+def difference(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+  """What of the data is not as it was; "" where it is, or is another set."""
+  before, now = _noted(workdir), _described(config)
+  if before is None or before["config"] != now["config"]:
+    return ""
+  was, found = before["fingerprint"], now["fingerprint"]
+  return ", ".join(
+    f"{key} ({was.get(key)} to {found[key]})" if "number" in key else key
+    for key in found
+    if was.get(key) != found[key]
+  )
 
-  Raises:
-    ValueError: the data of the same name and place is not what it was.
-  """
-  note = workdir / NOTE
+
+def refusal(
+  config: ml_collections.ConfigDict, workdir: epath.Path, difference: str
+) -> str:
+  """What to do where the data of the same name and place has changed."""
+  return (
+    f"the data of {config.data.name!r} is not what {workdir} was made from: "
+    f"{difference} changed; put it back, give --workdir=NEW, or --redo to set "
+    "aside what was made and make it again"
+  )
+
+
+def note(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Notes the data that is worked with now."""
+  now = _described(config)
+  if _noted(workdir) != now:
+    files.write_json(workdir / NOTE, files.sealed(now))
+
+
+def _noted(workdir: epath.Path) -> dict[str, Any] | None:
+  path = workdir / NOTE
+  if not files.exists(path):
+    return None
+  content = files.unsealed(files.read_json(path, dict))
+  if content is None:
+    raise ValueError(f"{path} is damaged; remove it and run again")
+  return content
+
+
+def _described(config) -> dict[str, Any]:
   keys = [k for k in networks.TRAINING_KEYS if k.startswith("data.")]
   wanted = config_lib.subset(config, [*keys, "noise.field"])
   fingerprint = dict(experiment.load_task(config).fingerprint)
-  now = {"config": files.digest(wanted), "fingerprint": fingerprint}
-  if note.exists():
-    before = files.unsealed(files.read_json(note))
-    if before is None:
-      raise ValueError(f"{note} is damaged; remove it and run again")
-    if before == now:
-      return
-    if before["config"] == now["config"]:
-      raise ValueError(
-        f"the data of {config.data.name!r} is not what {workdir} was made "
-        f"from: {_difference(before['fingerprint'], fingerprint)} "
-        "changed; put it back, take a new --workdir=NEW, or replace what was "
-        "made (--redo)"
-      )
-  files.write_json(note, files.sealed(now))
-
-
-def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-  changed = [key for key in now if before.get(key) != now[key]]
-  return ", ".join(
-    f"{key} ({before.get(key)} to {now[key]})" if "number" in key else key
-    for key in changed
-  )
+  return {"config": files.digest(wanted), "fingerprint": fingerprint}
