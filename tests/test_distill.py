@@ -65,6 +65,29 @@ def test_extra_images_come_from_another_data_set_if_they_fit(monkeypatch):
     experiment.extra_images(config)
 
 
+@pytest.mark.parametrize(
+  ("name", "shared"), [("fashion_mnist", False), ("image_folder", True)]
+)
+def test_the_root_is_the_extra_sets_if_it_is_a_folder(
+  tmp_path, monkeypatch, name, shared
+):
+  config = config_of(distill__inputs="extra", data__root=str(tmp_path))
+  task = experiment.load_task(config)
+  monkeypatch.setattr(experiment, "load_task", lambda config: task)
+  roots = []
+
+  load_data = experiment.data_lib.load
+
+  def load(name, *, manual_dir, **options):
+    roots.append(manual_dir)
+    return load_data("digits")
+
+  monkeypatch.setattr(experiment.data_lib, "load", load)
+  config.distill.extra = name
+  experiment.extra_images(config)
+  assert roots == [str(tmp_path) if shared else None]
+
+
 def test_nothing_left_over_is_found_before_training(tmp_path):
   config = config_of(distill__inputs="both", data__num_train="None")
   with pytest.raises(config_lib.ConfigError, match="leaves no image"):

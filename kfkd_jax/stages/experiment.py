@@ -236,6 +236,8 @@ def extra_images(
   else:
     other = ml_collections.ConfigDict(config.to_dict())
     other.data.name, other.noise.field = name, None
+    if name not in data_lib.FOLDER_NAMES:  # the folder is the first set's
+      other.data.root = None
     images = _load_dataset(other).train.images
   if images.shape[1:] != task.images.shape[1:]:
     raise config_lib.ConfigError(
