@@ -26,7 +26,7 @@ class CNN(nn.Module):
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
-    conv = functools.partial(nn.Conv, use_bias=False, dtype=self.dtype)
+    conv = functools.partial(layers.Conv, use_bias=False, dtype=self.dtype)
     norm = layers.batch_norm(self, train=train)
     x = x.astype(self.dtype)
     for stage, features in enumerate((self.width, 2 * self.width)):

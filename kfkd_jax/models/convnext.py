@@ -23,7 +23,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: chex.Array) -> chex.Array:
     width = x.shape[-1]
-    y = nn.Conv(
+    y = layers.Conv(
       width,
       (7, 7),
       padding=3,
@@ -60,7 +60,7 @@ class ConvNeXt(nn.Module):
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
     self._check(x.shape)
     conv = functools.partial(
-      nn.Conv, dtype=self.dtype, kernel_init=layers.linear_init
+      layers.Conv, dtype=self.dtype, kernel_init=layers.linear_init
     )
     norm = functools.partial(nn.LayerNorm, 1e-6, dtype=self.dtype)
     block = nn.remat(Block) if self.remat else Block

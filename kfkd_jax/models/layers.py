@@ -13,11 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from kfkd_jax.models import convolution
+
 STEMS = ("cifar", "imagenet")
 
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 linear_init = nn.initializers.truncated_normal(0.02)
 Linear = functools.partial(nn.Dense, kernel_init=linear_init)
+Conv = functools.partial(
+  nn.Conv, conv_general_dilated=convolution.conv_general_dilated
+)
 
 
 def batch_norm(

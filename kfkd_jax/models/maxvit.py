@@ -30,8 +30,8 @@ class SqueezeExcite(nn.Module):
   @nn.compact
   def __call__(self, x: chex.Array) -> chex.Array:
     gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
-    gate = nn.Conv(self.hidden, (1, 1), dtype=self.dtype, name="fc1")(gate)
-    gate = nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="fc2")(
+    gate = layers.Conv(self.hidden, (1, 1), dtype=self.dtype, name="fc1")(gate)
+    gate = layers.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="fc2")(
       nn.silu(gate)
     )
     return x * nn.sigmoid(gate)
@@ -163,7 +163,7 @@ class MaxViT(nn.Module):
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
     window = self._window(x.shape)
     conv = functools.partial(
-      nn.Conv, dtype=self.dtype, kernel_init=layers.conv_init
+      layers.Conv, dtype=self.dtype, kernel_init=layers.conv_init
     )
     norm = layers.batch_norm(self, train=train, epsilon=1e-3)
     block = nn.remat(Block) if self.remat else Block

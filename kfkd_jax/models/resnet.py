@@ -77,7 +77,7 @@ class ResNet(nn.Module):
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
     layers.check_stem(self.stem)
     conv = functools.partial(
-      nn.Conv,
+      layers.Conv,
       use_bias=False,
       dtype=self.dtype,
       kernel_init=layers.conv_init,

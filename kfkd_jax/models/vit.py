@@ -61,7 +61,7 @@ class ViT(nn.Module):
 
   def _tokens(self, x: chex.Array) -> chex.Array:
     """The class token and the patches with their positions, `[B, T, D]`."""
-    x = nn.Conv(
+    x = layers.Conv(
       self.width,
       (self.patch, self.patch),
       self.patch,

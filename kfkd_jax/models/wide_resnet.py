@@ -49,7 +49,7 @@ class WideResNet(nn.Module):
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
     conv = functools.partial(
-      nn.Conv,
+      layers.Conv,
       use_bias=False,
       dtype=self.dtype,
       kernel_init=layers.conv_init,
