@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,8 +109,7 @@ def _sides(x, kernel, strides, pads) -> Pair:
   return height, width
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x, kernel, strides, pads, groups):
+def _xla(x, kernel, strides, pads, groups):
   return lax.conv_general_dilated(
     x,
     kernel,
@@ -122,13 +120,16 @@ def _conv(x, kernel, strides, pads, groups):
   )
 
 
+_conv = jax.custom_vjp(_xla, nondiff_argnums=(2, 3, 4))
+
+
 def _forward(x, kernel, *geometry):
-  return _conv(x, kernel, *geometry), (x, kernel)
+  return _xla(x, kernel, *geometry), (x, kernel)
 
 
 def _backward(strides, pads, groups, residuals, grad):
   x, kernel = residuals
-  _, pull = jax.vjp(lambda x: _conv(x, kernel, strides, pads, groups), x)
+  _, pull = jax.vjp(lambda x: _xla(x, kernel, strides, pads, groups), x)
   return *pull(grad), _filter_gradient(x, kernel, grad, strides, pads, groups)
 
 
