@@ -1,16 +1,19 @@
 """The benchmark: every part runs, and measures what it says."""
 
+import importlib.util
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 
 from kfkd_jax import config as config_lib
-from kfkd_jax import files
+from kfkd_jax import files, models
+from kfkd_jax.config import rules
 from kfkd_jax.stages import bench
-from kfkd_jax.stages.bench import devices, measure, stacks, steps
+from kfkd_jax.stages.bench import devices, measure, peer, stacks, steps
 from kfkd_jax.training import objective
 
 TINY = {
@@ -131,6 +134,36 @@ def test_all_of_it_makes_a_table(tmp_path):
   for row in content["ratios"]:
     assert f"| {row['name']} |" in tables
   assert "knowledge_fusion" in tables
+
+
+def test_peers_train_networks_with_as_many_parameters():
+  torch = pytest.importorskip("torch")
+  assert tuple(peer.PEERS) == rules.PEERS
+  for it in peer.PEERS.values():
+    module = models.create(it.model, 10, width=it.width)
+    shape = (1, it.side, it.side, it.channels)
+    ours = jax.eval_shape(
+      lambda x, m=module: m.init(jax.random.key(0), x), jnp.zeros(shape)
+    )
+    make = {"cnn": peer.torch_cnn, "resnet18": peer.torch_resnet18}[it.model]
+    theirs = make(torch, it.channels, it.width).parameters()
+    assert models.num_parameters(ours) == sum(p.numel() for p in theirs)
+
+
+def test_peers_are_measured():
+  pytest.importorskip("torch")
+  config = tiny(bench__peers="cnn_8px")
+  (row,) = peer.measure_peers(config_lib.to_json(config))
+  assert row["limit"] == 1.3
+  check_rows([row])
+
+
+def test_a_missing_peer_is_named_before_anything_runs(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  config = tiny(bench__parts="steps,peer")
+  with pytest.raises(config_lib.ConfigError, match="pip install torch"):
+    bench.run(config, epath.Path(tmp_path))
+  assert not list(tmp_path.iterdir())
 
 
 def test_images_on_disk_are_refused():

@@ -225,8 +225,12 @@ def default_config() -> ml_collections.ConfigDict:
   c.export.onnx = True  # as well, where jax2onnx and onnxruntime are installed
 
   c.bench = ml_collections.ConfigDict()
+  # "peer" as well: the steps of `bench.peers`, here and in PyTorch.
   c.bench.parts = (
     "steps", "stage", "predictions", "storage", "devices", "fusion",
+  )  # fmt: skip
+  c.bench.peers = (
+    "cnn_8px", "cnn_28px", "cnn_28px_wide", "cnn_32px", "resnet18_32px",
   )  # fmt: skip
   c.bench.rounds = 16  # of which the lower quartile counts
   c.bench.steps = 20  # training steps of a round

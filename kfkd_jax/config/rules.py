@@ -35,7 +35,12 @@ ROWS = (
   "early_stopping", "kf_one_step", "kf", "mixture", "kf_soup", "ema",
   "independent", *(f"{teacher}_kd" for teacher in TEACHERS), *METHODS,
 )  # fmt: skip
-PARTS = ("steps", "stage", "predictions", "storage", "devices", "fusion")
+PARTS = (
+  "steps", "stage", "predictions", "storage", "devices", "fusion", "peer",
+)  # fmt: skip
+PEERS = (
+  "cnn_8px", "cnn_28px", "cnn_28px_wide", "cnn_32px", "resnet18_32px",
+)  # fmt: skip
 EXPORTABLE = ("final", *TEACHERS, *(f"{teacher}_kd" for teacher in TEACHERS))
 _MAX_COUNT = 2**31 - 1
 OPTIONAL = frozenset({"selection.num"}) | {
@@ -273,6 +278,7 @@ def _rules() -> list[Rule]:
     ),
     _between("export.parity_examples", 1, 10**6),
     _some_of("bench.parts", PARTS),
+    _some_of("bench.peers", PEERS),
     *[
       _between(f"bench.{key}", 1, 10**4)
       for key in ("rounds", "steps", "epochs", "members", "checkpoints")

@@ -16,18 +16,21 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock
-from kfkd_jax.stages.bench import devices, fusion, measure, stacks, steps
+from kfkd_jax.stages.bench import devices, fusion, measure, peer, stacks, steps
 
 _PARTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
   "steps": steps.measure_steps,
   "stage": steps.measure_stage,
   "predictions": stacks.measure_predictions,
   "storage": stacks.measure_storage,
+  "peer": peer.measure_peers,
 }
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `bench.json`, part by part, and returns the tables."""
+  if "peer" in config.bench.parts:
+    peer.check_installed()
   text = config_lib.to_json(config)
   rows, tables = [], []
   # Not here: some devices serve a single process at a time.
