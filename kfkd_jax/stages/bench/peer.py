@@ -163,7 +163,7 @@ def torch_cnn(torch: Any, channels: int, width: int):
 
 def torch_resnet18(torch: Any, channels: int, width: int):
   """`resnet18` of the zoo, with the stem for small images."""
-  nn = torch.nn
+  nn: Any = torch.nn
 
   class Block(nn.Module):
     def __init__(self, inputs: int, features: int, stride: int):
