@@ -253,6 +253,15 @@ def test_instance_dependent_follows_the_input():
   )
 
 
+def test_every_draw_takes_a_key_of_its_own():
+  """Whether a label flips says nothing of where to, or of its rate."""
+  inputs = np.random.default_rng(0).normal(size=(20, 4))
+  with jax.debug_key_reuse(True):
+    label_noise.instance_dependent(
+      jax.random.key(0), inputs, np.arange(20) % 3, 3, 0.4
+    )
+
+
 def test_instance_dependent_rate_zero_changes_nothing():
   clean = _uniform_labels(50, 3)
   given = label_noise.instance_dependent(

@@ -30,6 +30,17 @@ class TinyNet(nn.Module):
     return nn.Dense(self.num_classes)(x)
 
 
+class Still(nn.Module):
+  """Without BatchNorm: the same in training and evaluation."""
+
+  num_classes: int = 3
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    del train
+    return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
 def make_recipe(**changes):
   recipe = loop.Recipe(
     module=TinyNet(),
@@ -118,6 +129,60 @@ def test_keeps_a_checkpoint_and_predictions_of_every_epoch(whole):
   assert found["probs"].shape == (EPOCHS, NUM_TEST, 3)
   np.testing.assert_allclose(found["probs"].sum(-1), 1, atol=1e-6)
   assert [row["epoch"] for row in found["metrics"]] == found["steps"]
+
+
+def test_scores_are_those_of_the_stored_predictions(whole):
+  """Also of a run that was stopped: its metrics are compared with these."""
+  labels = make_data()[1]["test"].labels
+  right = []
+  for row, probs in zip(whole[1]["metrics"], whole[1]["probs"], strict=True):
+    hits = [bool(p.argmax() == y) for p, y in zip(probs, labels, strict=True)]
+    nll = [-np.log(p[y]) for p, y in zip(probs, labels, strict=True)]
+    assert row["test/accuracy"] == pytest.approx(sum(hits) / NUM_TEST)
+    assert row["test/nll"] == pytest.approx(sum(nll) / NUM_TEST, rel=1e-5)
+    forgotten = [
+      sum(b and not h for b, h in zip(before, hits, strict=True)) / NUM_TEST
+      for before in right
+    ]
+    assert row.get("test/max_forget") == pytest.approx(
+      max(forgotten) if forgotten else None
+    )
+    right.append(hits)
+  assert max(row.get("test/max_forget", 0) for row in whole[1]["metrics"]) > 0
+
+
+def test_fit_is_of_the_real_rows(tmp_path):
+  """A network that stays as it is; the last of 3 batches is half empty."""
+  views = step.Views(mean=(0.5,), std=(0.3,))
+  recipe = make_recipe(
+    module=Still(), optimizer=optax.sgd(0.0), epochs=1, views=views
+  )
+  trained = train(tmp_path, recipe)
+  training, _ = make_data()
+  logits = Still().apply(trained.variables, views.clean(training["image"]))
+  loss = losses.cross_entropy(logits, training["label"])
+  (row,) = contents(tmp_path)["metrics"]
+  assert row["fit/loss"] == pytest.approx(float(loss.mean()), rel=1e-5)
+  right = logits.argmax(-1) == training["label"]
+  assert row["fit/accuracy"] == pytest.approx(float(right.mean()))
+
+
+def test_who_was_right_is_judged_as_a_resumed_run_will_read_it(tmp_path):
+  """In float16 these two tie, and the first class is said."""
+  split = evaluation.Split(np.zeros((1, 4, 4, 1), "u1"), np.array([1]), [0])
+  store = PredictionStore.create(
+    epath.Path(tmp_path), split.labels, split.ids, num_classes=2,
+    dtype="float16",
+  )  # fmt: skip
+  recipe, mesh = make_recipe(), parallel.data_mesh(jax.devices()[:1])
+  scored = evaluation.Evaluation(
+    recipe, loop.make_clock(recipe, 8), {"test": split}, {"test": store}, mesh
+  )
+  close = np.array([[0.49999, 0.50001]], np.float32)
+  first = scored.score(1, {"test": close}, keep=True)
+  assert first["test/accuracy"] == 1
+  wrong = np.array([[0.9, 0.1]], np.float32)
+  assert scored.score(2, {"test": wrong}, keep=True)["test/max_forget"] == 0
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4])

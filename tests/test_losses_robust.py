@@ -93,6 +93,20 @@ def test_early_learning_stays_finite_where_all_agree():
   assert np.isfinite(value) and np.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("doubt", [2e-4, 5e-4, 0.01])
+def test_early_learning_is_exact_down_to_its_clip(doubt):
+  """1e-4, as in the authors' code: nearer to 1 it changes no more."""
+  targets = np.array([[1.0, 0.0]])
+
+  def pull(doubt):
+    logits = [[np.log1p(-doubt), np.log(doubt)]]
+    loss = losses.early_learning(logits, [0], targets, weight=3.0)
+    return (loss - losses.cross_entropy(logits, [0])) / 3
+
+  np.testing.assert_allclose(pull(doubt), np.log(doubt), rtol=1e-3)
+  np.testing.assert_allclose(pull(1e-6), np.log(1e-4), rtol=1e-3)
+
+
 @pytest.mark.parametrize(
   "loss",
   [

@@ -59,13 +59,15 @@ def run(
   num_devices=2,
   module=TinyNet(),  # noqa: B008
   pieces=1,
+  rows=None,
 ):
   mesh = parallel.data_mesh(jax.devices()[:num_devices])
   optimizer = optax.sgd(0.2)
   remembered = None
   if lesson.memory is not None:
-    rows = lesson.memory.init(resident["label"], CLASSES)
-    remembered = memory.padded(rows, mesh)
+    remembered = memory.padded(
+      lesson.memory.init(resident["label"], CLASSES), mesh
+    )
   state = init_state(
     module, optimizer, jax.random.key(1), resident["image"][:1],
     keep_average=decay is not None, memory=remembered,
@@ -86,7 +88,8 @@ def run(
     parallel.replicate(x, mesh) for x in (resident, frozen, np.uint32(3))
   )
   states = []
-  rows = parallel.shard(make_data()[1], mesh, parallel.BATCHES)
+  rows = make_data()[1] if rows is None else rows
+  rows = parallel.shard(rows, mesh, parallel.BATCHES)
   for _ in range(num_steps):
     state, metrics = fn(state, frozen, resident, rows, seed)
     states.append(parallel.to_host(state))
@@ -244,15 +247,64 @@ def test_memory_is_of_the_example_wherever_it_is_kept(num_devices):
   np.testing.assert_array_equal(kept["seen"][BATCH:], 0)
 
 
-def test_memory_is_not_written_by_rows_that_fill_up(monkeypatch):
+def test_memory_is_not_written_by_rows_that_fill_up():
+  """Of a row with weight 0 not even the loss, here NaN, is heard."""
   resident, rows = make_data()
   rows["weight"][0, 3] = 0
-  monkeypatch.setattr(
-    "test_objective.make_data", lambda: (resident, rows), raising=True
-  )
-  states, _ = run(remembering(), PLAIN, resident, num_steps=1)
+  states, _ = run(remembering(), PLAIN, resident, num_steps=1, rows=rows)
   seen = states[-1].memory["seen"][:BATCH, 0]
   np.testing.assert_array_equal(seen, rows["weight"][0])
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_rows_that_fill_up_teach_nothing_and_do_not_count(num_devices):
+  """The step of the real rows alone, by its definition."""
+  resident, rows = make_data()
+  real = np.array([0, 1, 2, 4, 5])
+  rows["weight"][0] = np.isin(np.arange(BATCH), real)
+  start = init_state(
+    PlainNet(), optax.sgd(0.2), jax.random.key(1), resident["image"][:1]
+  ).params
+  images = PLAIN.clean(resident["image"])
+  said = PlainNet().apply({"params": start}, images).argmax(-1)
+  right = np.arange(BATCH) % 2 == 1  # rows that fill up among them
+  labels = np.where(right, said, (said + 1) % CLASSES).astype(np.int32)
+
+  def loss(params):
+    logits = PlainNet().apply({"params": params}, images[real])
+    return losses.cross_entropy(logits, labels[real]).mean()
+
+  expected, grads = jax.value_and_grad(loss)(start)
+  states, sums = run(
+    objective.supervised(), PLAIN, {**resident, "label": labels}, num_steps=1,
+    module=PlainNet(), num_devices=num_devices, rows=rows,
+  )  # fmt: skip
+  moved = jax.tree.map(lambda x, g: x - 0.2 * g, start, grads)
+  assert_close(states[-1].params, moved)
+  np.testing.assert_allclose(sums.loss, len(real) * expected, rtol=1e-5)
+  assert sums.count == len(real)
+  assert sums.correct == right[real].sum()
+
+
+def test_a_batch_is_seen_differently_at_every_step():
+  """The same rows thrice, by a network that stays as it is."""
+  resident, _ = make_data()
+
+  def targets(frozen, images, batch):
+    del frozen
+    return {**batch, "seen": images}
+
+  def loss(logits, batch):  # the step returns its sum: which pixel lies where
+    places = jnp.arange(16.0).reshape(1, 4, 4, 1)
+    seen = jnp.sum(batch["seen"] * places, (1, 2, 3))
+    return seen * (1 + batch["position"]) + 0 * logits.sum(-1)
+
+  lesson = objective.Objective(loss, targets)
+  views = PLAIN._replace(flip=True, pad=1)
+  seen = {
+    float(run(lesson, views, resident, num_steps=n)[1].loss) for n in (1, 2, 3)
+  }
+  assert len(seen) == 3
 
 
 def test_features_are_those_before_the_last_layer():
@@ -327,4 +379,15 @@ def test_gate_by_group_decides_for_each_group():
   assert opened == 1
   merged, opened = gated_by(threshold=0.14)
   np.testing.assert_array_equal(merged["a"]["w"], main["a"]["w"])
+  assert opened == 0
+
+
+@pytest.mark.parametrize("by_group", [False, True])
+@pytest.mark.parametrize("term", [[0.0, 2.0], [0.0, 0.0]])
+def test_gate_is_shut_at_the_threshold_itself(term, by_group):
+  """SCKD hears what is above it: not what is orthogonal, nor nothing."""
+  main = {"w": jnp.array([3.0, 0.0])}
+  gate = objective.Gate(objective.supervised().loss, by_group=by_group)
+  merged, opened = step._gated((main, {"w": jnp.array(term)}), gate)
+  np.testing.assert_array_equal(merged["w"], main["w"])
   assert opened == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,10 +14,8 @@ from kfkd_jax.data.stored import Stored
 from kfkd_jax.history import with_room
 from kfkd_jax.training import retention
 from kfkd_jax.training import step as step_lib
+from kfkd_jax.training.recipe import Recipe
 from kfkd_jax.training.termination import Termination
-
-if TYPE_CHECKING:
-  from kfkd_jax.training.loop import Recipe
 
 REMEDY = (
   "earlier epochs are kept; lower the learning rate or clip the gradients"

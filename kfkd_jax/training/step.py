@@ -64,7 +64,7 @@ class StepMetrics(NamedTuple):
   gated: chex.Array
 
 
-class _Lesson(NamedTuple):
+class _Learnt(NamedTuple):
   """What the forward and backward pass of some rows gave.
 
   Attributes:
@@ -116,9 +116,9 @@ def make_train_step(
       remembered = memory.read(state.memory, batch["index"])
       batch = {**batch, "memory": remembered}
     # Per device, so that the mean over devices is the mean over real rows.
-    share = lax.pmean(jnp.sum(batch["weight"]), DATA_AXIS)
+    real_rows = lax.pmean(jnp.sum(batch["weight"]), DATA_AXIS)
     learnt = _in_pieces(
-      lambda stats, piece: learn(state.params, stats, frozen, piece, share),
+      lambda stats, piece: learn(state.params, stats, frozen, piece, real_rows),
       state.batch_stats,
       batch,
       micro_batches,
@@ -163,7 +163,7 @@ def map_train_step(
 
 
 def _make_learner(module: nn.Module, objective: Objective):
-  """Builds `learn(params, batch_stats, frozen, batch, share) -> _Lesson`."""
+  """Builds `learn(params, batch_stats, frozen, batch, real_rows) -> _Learnt`."""
   terms = [objective.loss]
   if objective.gate is not None:
     terms.append(objective.gate.loss)
@@ -171,7 +171,7 @@ def _make_learner(module: nn.Module, objective: Objective):
   if objective.features:
     collections.append("intermediates")
 
-  def learn(params, batch_stats, frozen, batch, share):
+  def learn(params, batch_stats, frozen, batch, real_rows):
     batch = objective.targets(frozen, batch["image"], batch)
 
     def forward(params):
@@ -185,7 +185,7 @@ def _make_learner(module: nn.Module, objective: Objective):
       if objective.features:
         seen = {**batch, "features": updates["intermediates"]["features"][0]}
       totals = [jnp.sum(term(logits, seen) * seen["weight"]) for term in terms]
-      return [total / share for total in totals], (totals, logits, updates)
+      return [total / real_rows for total in totals], (totals, logits, updates)
 
     _, pull, (totals, logits, updates) = jax.vjp(forward, params, has_aux=True)
     grads = [pull(list(unit))[0] for unit in np.eye(len(terms), dtype="f")]
@@ -193,12 +193,12 @@ def _make_learner(module: nn.Module, objective: Objective):
     if objective.memory is not None:
       rows = objective.memory.update(batch["memory"], logits, batch)
     statistics = updates.get("batch_stats", {})
-    return _Lesson(tuple(grads), statistics, sum(totals), logits, rows)
+    return _Learnt(tuple(grads), statistics, sum(totals), logits, rows)
 
   return learn
 
 
-def _in_pieces(learn, batch_stats, batch: Batch, pieces: int) -> _Lesson:
+def _in_pieces(learn, batch_stats, batch: Batch, pieces: int) -> _Learnt:
   """`learn(batch_stats, batch)` on `pieces` equal parts, added up."""
   if pieces == 1:
     return learn(batch_stats, batch)
@@ -217,7 +217,7 @@ def _in_pieces(learn, batch_stats, batch: Batch, pieces: int) -> _Lesson:
     lambda x: x.reshape(pieces * size, *x.shape[2:]),
     (found.logits, found.memory),
   )
-  return _Lesson(grads, batch_stats, loss, logits, rows)
+  return _Learnt(grads, batch_stats, loss, logits, rows)
 
 
 def _gated(grads: tuple[Any, ...], gate: Gate | None):
@@ -358,7 +358,7 @@ def _updated(state, optimizer, grads, batch_stats, average_decay):
   )
 
 
-def _sums(learnt: _Lesson, batch, variables, opened) -> StepMetrics:
+def _sums(learnt: _Learnt, batch, variables, opened) -> StepMetrics:
   labels, count = batch["label"], jnp.sum(batch["weight"])
   logits = learnt.logits
   if logits.ndim == 3:  # several networks at once: the first one counts
