@@ -89,7 +89,7 @@ class Checkpoints:
     self.wait()  # here and not in Orbax, where it may be for ever
     with self._writing():
       is_there = step in self._manager.all_steps()
-    if is_there:
+    if is_there:  # Orbax refuses a number that is there
       self.delete(step)
     # As NumPy, which the checksums need anyway: `jax.Array`s take Orbax half as
     # long again, and TensorStore keeps some 15 kB of memory of every save.
@@ -176,6 +176,7 @@ class Checkpoints:
     tree, cause = None, None
     try:
       tree = self._read(step, template)
+    # Of any kind: what Orbax raises on damaged files differs.
     except Exception as error:
       files.check_readable(self.path / str(step))
       cause = error

@@ -209,6 +209,8 @@ class Agreement:
     if self._call % self._EVERY:
       return False
     before = self._before
+    # A sum that was asked for at the last call has arrived by this one: no
+    # wait.
     flags = np.full(self._mesh.size, flag, np.int32)
     self._before = self._count(
       shard(flags, self._mesh, PartitionSpec(ALL_AXES))

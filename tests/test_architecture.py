@@ -80,6 +80,35 @@ def test_imports_only_rooms_above(path):
   assert not below, f"{path.name} imports {below}, below {room}"
 
 
+def test_no_module_needs_itself():
+  """Inside a room too, and not for types either: what stands above is clear."""
+  names = {
+    ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(
+      ".__init__"
+    ): p
+    for p in MODULES
+  }
+  needs = {
+    name: (imported_names(path) & names.keys()) - {name}
+    for name, path in names.items()
+  }
+  # `from kfkd_jax.training import step` names the package and the module.
+  for name, used in needs.items():
+    needs[name] = {
+      u for u in used if not any(v.startswith(f"{u}.") for v in used)
+    }
+
+  def reached(name):
+    seen, waiting = set(), [name]
+    while waiting:
+      new = needs[waiting.pop()] - seen
+      seen |= new
+      waiting += new
+    return seen
+
+  assert not [name for name in names if name in reached(name)]
+
+
 @pytest.mark.parametrize(
   "path",
   [p for p in MODULES if room_of(p) in CORE],

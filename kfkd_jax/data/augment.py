@@ -74,6 +74,8 @@ def augment(
   Returns:
     [B, H, W, Ch], same dtype.
   """
+  # Split for all three, used or not: turning one off leaves the others as they
+  # are.
   keys = jax.vmap(lambda k: jax.random.split(k, 3))(
     example_keys(key, positions)
   )
@@ -157,6 +159,8 @@ def cut_out(
     [B, H, W, Ch], same dtype.
   """
   height, width = images.shape[1:3]
+  # Its centre, not its corner, is inside: the paper lets holes reach over
+  # edges.
   limits = jnp.array([height, width])
   centre = jax.vmap(lambda k: jax.random.randint(k, (2,), 0, limits))(keys)
   corner = centre - size // 2

@@ -49,6 +49,8 @@ def epoch_batches(
   """
   num_examples = len(order)
   num_steps = num_batches(num_examples, batch_size)
+  # Even shares, not full batches and a rest: the last step of an epoch would
+  # otherwise be the mean of a few examples, at the full learning rate.
   bounds = np.arange(num_steps + 1) * num_examples // num_steps
   slot = np.arange(batch_size)
   place = (bounds[:-1, None] + slot) % num_examples

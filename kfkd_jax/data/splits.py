@@ -62,6 +62,8 @@ def stratified_order(
       "labels and ids must both be [N], got shapes"
       f" {labels.shape} and {ids.shape}"
     )
+  # First by id, so that shuffling starts from the same order however it was
+  # read.
   by_id = np.argsort(ids, kind="stable")
   # Raw Philox words: NumPy promises this stream for good, unlike shuffles.
   words = np.random.Philox(np.random.SeedSequence((seed, stream)))
@@ -74,6 +76,8 @@ def stratified_order(
   for label, offset in zip(classes, offsets):
     members = shuffled_labels == label
     count = members.sum()
+    # A class of n puts its members at even distances: any stretch has its
+    # share.
     place[members] = (np.arange(count) + offset) / count
   return shuffled[np.argsort(place, kind="stable")]
 
@@ -106,6 +110,7 @@ def split_train(
       f"num_select={num_select} and num_train={num_train} do not fit into"
       f" {len(labels)} training examples (num_train must be at least 1)"
     )
+  # The selection part comes first: with another `num_train` it stays the same.
   order = stratified_order(labels, ids, seed=seed)
   train = order[num_select : num_select + num_train]
   return np.sort(train), np.sort(order[:num_select])
@@ -126,6 +131,7 @@ def halve_test(
   """
   if fold not in range(NUM_HALVINGS):
     raise ValueError(f"fold must be 0, 1 or 2 (three halvings), got {fold}")
+  # A stream of its own: no halving repeats the order of a training split.
   order = stratified_order(labels, ids, seed=fold, stream=1)
   half = len(order) // 2
   return np.sort(order[:half]), np.sort(order[half:])

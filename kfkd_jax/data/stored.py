@@ -251,6 +251,7 @@ class Stored:
         more = (column[place] for column in columns)
         images[place] = self._checked(row, view(row, *more))
 
+    # Four parts a thread, as pictures differ in size and none should wait.
     parts = np.array_split(np.arange(len(rows)), 4 * num_threads)
     if num_threads == 1 or len(rows) < 2:
       fill(range(len(rows)))

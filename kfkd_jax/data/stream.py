@@ -155,6 +155,7 @@ def dataset(
   batches: Batches, *, first: int = 0, workers: int = 0
 ) -> grain.IterDataset[np.ndarray]:
   """The Grain pipeline behind `ahead`; its iterators can save their state."""
+  # One thread: a batch decodes on several by itself.
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_NUM_AHEAD)
   pipeline = grain.MapDataset.source(batches)[first:].to_iter_dataset(options)
   if not workers:

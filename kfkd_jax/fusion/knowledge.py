@@ -75,6 +75,7 @@ def knowledge_fusion(
   check_at_least("window", window, 0)
   check_at_least("num_epsilons", num_epsilons, 2)
   check_at_least("max_members", max_members, 1)
+  # Read once: who is right does not depend on what is fused, only who is wrong.
   right = np.asarray(forgetting.correctness(probs, labels))
   grid = np.linspace(0, 1, num_epsilons, dtype=np.float32)
   fused = _window_mean(probs, num_checkpoints - 1, 0)
@@ -91,6 +92,8 @@ def knowledge_fusion(
       break
     members.append(member)
     epsilons.append(float(grid[best]))
+    # In place and in slices: the float32 steps are those that were counted, so
+    # the accuracy of the result is the one that was chosen for.
     for rows in stacks.row_slices(*fused.shape):
       fused[rows] = _mix(fused[rows], candidate[rows], grid[best])
   weights = equivalent_weights(
@@ -144,6 +147,7 @@ def equivalent_weights(
   weights[-1] = 1
   for member, epsilon in zip(members, epsilons):
     covered = slice(max(0, member - window), member + window + 1)
+    # Mixing shrinks all that came before, the last checkpoint among it.
     weights *= 1 - epsilon
     weights[covered] += epsilon / weights[covered].size
   return weights.astype(np.float32)
@@ -223,6 +227,7 @@ def best_epsilon_exact(
     last + 1, minlength=size
   )
   covered = np.cumsum(steps)
+  # A gap is safer than a point, which rounding may miss.
   gaps = np.where(np.arange(size) % 2, covered, -1)
   best = int((covered if gaps.max() < covered.max() else gaps).argmax())
   epsilon = (ends[best // 2] + ends[(best + 1) // 2]) / 2

@@ -86,6 +86,7 @@ def label_likelihoods(
   for c in range(num_checkpoints):
     slab = stacks.slab_of(probs, c, stacks.shape_of(probs))
     if transition is not None and columns is None:
+      # Once K is known. Copied, so that a label picks a row that is contiguous.
       columns = _checked_transition(transition, slab.shape[1]).T.copy()
     for rows in stacks.row_slices(*slab.shape):
       part, given = slab[rows], labels[rows]
@@ -229,6 +230,7 @@ class _Mixture(NamedTuple):
 
   def at(self, weights: jax.Array) -> _Point:
     mixed = jnp.where(self.counted, _dot(weights, self.scaled), 1)
+    # Or 0 / 0 where an example is impossible under these weights.
     ratios = jnp.where(self.scaled > 0, self.scaled / mixed[None], 0)
     return _Point(weights, ratios, self.mean(ratios))
 
@@ -249,6 +251,8 @@ def _solve_mixture(
 ) -> jax.Array:
   """Steps until the gap is well below the tolerance, then drops crumbs."""
   mixture = _Mixture.of(likelihoods)
+  # Ten times nearer than asked, to leave room for dropping crumbs; but not
+  # nearer than the gap is known.
   goal = jnp.minimum(tolerance, jnp.maximum(0.1 * tolerance, _GAP_ROUNDING))
   num_checkpoints = likelihoods.shape[0]
   start = jnp.full(num_checkpoints, 1 / num_checkpoints, jnp.float32)

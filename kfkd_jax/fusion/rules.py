@@ -175,6 +175,7 @@ def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
       jnp.asarray(weights, jnp.float32),
       jnp.asarray(probs, jnp.float32),
       axes=1,
+      # TPUs would multiply in bfloat16, and near ties change class.
       precision=jax.lax.Precision.HIGHEST,
     )
   weights = np.asarray(weights, np.float32)

@@ -206,6 +206,7 @@ def _predict_stacked(
   """Returns f32[C, N, K], `chunk` checkpoints at a time."""
   size = num_checkpoints(stacked)
   one = functools.partial(_probs, apply_fn, inputs=inputs)
+  # Not `batch_size=1`, which would vmap over one: slow convolutions on CPU.
   if chunk == 1:
     return jax.lax.map(one, stacked)
   if chunk >= size:
@@ -233,6 +234,7 @@ def _fused_predict(
     lambda x: x[: full * chunk].reshape(full, chunk, *x.shape[1:]),
     (stacked, weights),
   )
+  # Its shape without running it: K is known to the network alone.
   start = jax.eval_shape(part, stacked, weights)
   total, _ = jax.lax.scan(add, jnp.zeros(start.shape, start.dtype), blocks)
   if rest:
@@ -333,6 +335,9 @@ def _in_batches(
       f"{batch_size} and {size}."
     )
 
+  # First smaller chunks of checkpoints, for any batch: they cost least. When
+  # one at a time has no room either, the error leaves the inner `with_room` and
+  # the outer one halves the batch.
   def by_batches(rows: int) -> jax.Array | np.ndarray:
     if batch_size is None and rows == size:
       return with_room(functools.partial(predict, inputs), chunk)

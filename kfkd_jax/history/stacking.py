@@ -105,6 +105,7 @@ def pad_members(
   missing = -size % multiple
   if not missing:
     return stacked, np.asarray(weights)
+  # Copies, not zeros: what no training made may say NaN, which weight 0 keeps.
   places = np.minimum(np.arange(size + missing), size - 1)
   return take_checkpoints(stacked, places), np.pad(weights, (0, missing))
 

@@ -40,6 +40,7 @@ def cross_entropy(
       f"labels must be int[B] or probabilities [B, K] where logits is [B, K]; "
       f"got {labels.dtype}{list(labels.shape)} for {list(log_probs.shape)}."
     )
+  # Smoothed labels are (1 - s) y + s / K, in which cross entropy is linear.
   return loss + label_smoothing * (-log_probs.mean(axis=-1) - loss)
 
 
@@ -87,6 +88,7 @@ def distillation(
   positive = ~(teacher <= 0)  # 0 log 0 = 0, but a nan stays one
   log_teacher = jnp.log(jnp.where(positive, teacher, 1))
   terms = jnp.where(positive, teacher * (log_teacher - log_student), 0)
+  # T^2, for softening shrinks gradients by as much (Hinton et al. 2015).
   soft_loss = jnp.square(temperature) * terms.sum(axis=-1)
   if labels is not None:
     return (1 - alpha) * cross_entropy(logits, labels) + alpha * soft_loss
@@ -123,6 +125,7 @@ def generalised_cross_entropy(
     labels = jnp.asarray(labels, jnp.float32)
     log_probs = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32), axis=-1)
     return jnp.sum(labels * -jnp.expm1(q * log_probs), axis=-1) / q
+  # expm1 of the log probability: 1 - p^q cancels where p is near 1.
   return -jnp.expm1(-q * cross_entropy(logits, labels)) / q
 
 
@@ -169,6 +172,7 @@ def early_learning(
     f32[B].
   """
   probs = jax.nn.softmax(jnp.asarray(logits, jnp.float32), axis=-1)
+  # As in the authors' code, which clips and does not renormalise.
   probs = jnp.clip(probs, 1e-4, 1 - 1e-4)
   agreement = jnp.sum(probs * jax.lax.stop_gradient(targets), axis=-1)
   # Rounding may take the sum to 1, whose logarithm has no end.

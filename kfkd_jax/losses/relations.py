@@ -186,6 +186,7 @@ def _two_way(log_probs: jax.Array, is_label: jax.Array) -> jax.Array:
 
 def _others(log_probs: jax.Array, is_label: jax.Array) -> jax.Array:
   """Log probabilities among the other classes; the label's class gets 0."""
+  # Not -inf, which KL would turn into 0 times infinity.
   return jax.nn.log_softmax(jnp.where(is_label, -1e9, log_probs))
 
 
@@ -219,6 +220,8 @@ def _distances(features: ArrayLike, pairs: jax.Array) -> jax.Array:
   features = jnp.asarray(features, jnp.float32)
   gaps = features[:, None, :] - features[None, :, :]
   distances = _root(jnp.square(gaps).sum(axis=-1))
+  # As in the authors' code: an example is no partner of itself, nor of its
+  # copy.
   counted = pairs * (distances > 0)
   mean = jnp.sum(distances * counted) / jnp.maximum(counted.sum(), 1)
   return distances / jnp.where(mean > 0, mean, 1)
@@ -229,6 +232,7 @@ def _cosines(features: ArrayLike) -> jax.Array:
   features = jnp.asarray(features, jnp.float32)
   ways = features[None, :, :] - features[:, None, :]
   lengths = _root(jnp.square(ways).sum(axis=-1, keepdims=True))
+  # Two rows alike have no direction; 0 gives an angle without a gradient.
   ways = _ratio(ways, lengths)
   return jnp.einsum("jif,jkf->jik", ways, ways, precision="highest")
 
@@ -247,4 +251,6 @@ def _huber(gap: jax.Array) -> jax.Array:
 def _root(x: jax.Array) -> jax.Array:
   """The square root, whose gradient at 0 is 0."""
   positive = x > 0
+  # The inner `where` matters: the branch not taken has a gradient as well, and
+  # infinity times 0 is NaN.
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)

@@ -64,7 +64,9 @@ def make_clock(
     inner = list(range(int(every), total, int(every)))
   else:
     parts = round(1 / every) if every < 1 else 1
+    # Rounded up: even the first part of an epoch has a step.
     inner = [-(-t * steps_per_epoch // parts) for t in range(1, epochs * parts)]
+  # More parts than steps end at the same step: they count once.
   ends = tuple(dict.fromkeys((*inner, total)))
   stride = int(every) if unit == "epoch" and every >= 1 else 1
   period = resume_every * steps_per_epoch
@@ -72,6 +74,7 @@ def make_clock(
   saved = {
     t
     for t, (start, end) in enumerate(zip(starts, ends, strict=True), 1)
+    # A tick that crosses the end of a period saves, whatever its length.
     if start // period < end // period or end == total
   }
   kept = {*range(stride, len(ends) + 1, stride), len(ends)}

@@ -88,6 +88,7 @@ class Predictor:
   def _by_batches(self, variables, images, wanted: int) -> np.ndarray:
     count = images.shape[0]
     size = parallel.round_up(wanted, self._mesh)
+    # One shape for all batches, also the last: it compiles once.
     index, _ = order.padded_batches(count, size)
     resident = {} if isinstance(images, Stored) else {"image": images}
     parts = []
@@ -180,6 +181,8 @@ class Evaluation:
     return processes.on_main(self._score, epoch, probs, keep)
 
   def _score(self, epoch, probs, keep) -> dict[str, float]:
+    # All splits before the first is stored: an epoch is kept whole or not at
+    # all.
     for name, found in probs.items():
       if not np.isfinite(found).all():
         raise DivergedError(
@@ -202,6 +205,7 @@ def _scores(name, probs, labels, right) -> dict[str, float]:
   """Accuracy, NLL and, given earlier epochs, the largest forget fraction."""
   hits = probs.argmax(-1) == labels
   chosen = np.take_along_axis(probs, labels[:, None], 1)
+  # A softmax in float32 may round to 0, whose logarithm has no end.
   nll = -np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
   scores = {
     f"{name}/accuracy": float(hits.mean()),

@@ -138,6 +138,8 @@ def train(
       recipe, objective, seeds, training_set, init_from, mesh
     )
     at = _resumed(run, start, clock, history, resume, stores)
+    # The history may be behind the stores: what a killed run predicted beyond
+    # its last state is made again, to the same bits.
     processes.on_main(_truncate, stores, at.finished)
     at = at._replace(state=put(at.state, mesh))
     if objective.frozen_spec == parallel.REPLICATED:
@@ -156,10 +158,17 @@ def train(
         resident = {**resident, **parallel.replicate(learnt, mesh)}
       at, rate = run_tick(at, frozen, resident, feed, stop)
       tick = at.finished + 1
+      # Before anything of this tick is written.
       _check_finite(run, clock, at)
       last = tick == len(clock.ends)
+      # What is predicted is what the checkpoint will hold; training itself goes
+      # on in full precision.
       network = history.as_kept(at.state.variables, last=last)
+      # Asked of all processes together, so that none waits in a collective for
+      # one that has left.
       probs = None if stop.requested() else evaluation(network, stop)
+      # Also where all steps of the tick are done: continued, the run takes none
+      # and evaluates.
       if probs is None:
         _save(history, resume, at, clock, mesh)
         epoch = clock.start(tick) // clock.steps_per_epoch + 1
@@ -217,6 +226,7 @@ def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
       state, metrics = step(state, frozen, resident, rows, seed)
       in_flight.add(metrics)
       sums.append(metrics)
+    # Or the rate would be that of dispatching.
     in_flight.drain()
     rate = len(sums) / (time.perf_counter() - started)
     fit = np.array(parallel.to_host(sums), np.float32).reshape(-1, _FIT_COLUMNS)
@@ -276,6 +286,8 @@ def _initial_state(
 def _resumed(run, state, clock: Clock, history, resume, stores) -> Position:
   """The newest position that the history supports, or the start."""
   start = Position(state, 0, np.zeros((0, _FIT_COLUMNS), np.float32))
+  # Newest first. A state counts only if all that it builds on is there: the
+  # kept checkpoints up to it, and of dropped ones the predictions.
   template = jax.tree.map(np.asarray, _packed(start, clock))
   at, number = start, 0
   for number in reversed(resume.steps()):
@@ -289,10 +301,12 @@ def _resumed(run, state, clock: Clock, history, resume, stores) -> Position:
     if not missing:
       break
     processes.say(f"{history.path} lacks {missing}; going back to before them")
+  # No state served, or there was none.
   else:
     at, number = start, 0
     if history.steps():
       processes.say(f"{run.name}: nothing to continue from, starting again")
+  # Whatever came later is of a future that is now trained again.
   history.restart(at.finished)
   resume.delete_after(number)
   done = clock.epochs(at.finished) if at.finished else 0
@@ -312,6 +326,9 @@ _FIT_COLUMNS = len(step_lib.StepMetrics._fields)
 
 def _packed(at: Position, clock: Clock) -> dict[str, Any]:
   """A position as arrays of fixed shapes."""
+  # A checkpoint needs shapes known before it is read, so the sums of a tick
+  # that is not finished are padded to the longest tick; the step says how many
+  # count.
   longest = max(np.diff((0, *clock.ends)))
   fit = np.zeros((longest, _FIT_COLUMNS), np.float32)
   fit[: len(at.fit)] = at.fit

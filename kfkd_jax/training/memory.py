@@ -42,10 +42,13 @@ def read(memory: chex.ArrayTree, index: chex.Array) -> chex.ArrayTree:
     Each leaf `[B/D, ...]`.
   """
   everyone = lax.all_gather(index, DATA_AXIS, tiled=True)
+  # As rows are sharded: device d holds the d-th part of the batch.
   start = lax.axis_index(DATA_AXIS) * len(index)
 
   def leaf(rows):
     place, held = _places(everyone, len(rows))
+    # Exactly one device holds a row and all others add 0, so the sum is the
+    # row.
     found = jnp.where(_along(held, rows), rows[place], 0)
     return lax.dynamic_slice_in_dim(
       lax.psum(found, DATA_AXIS), start, len(index)
@@ -74,6 +77,8 @@ def write(
 
   def leaf(old, new):
     place, held = _places(index, len(old))
+    # One place too far is dropped. Fill rows are examples of other batches,
+    # whose memory they must not advance a second time in an epoch.
     place = jnp.where(held & (weight > 0), place, len(old))
     return old.at[place].set(new.astype(old.dtype), mode="drop")
 
@@ -84,6 +89,7 @@ def _places(index, size):
   """Where in this device's rows, and whether they are there at all."""
   place = index - lax.axis_index(DATA_AXIS) * size
   held = (place >= 0) & (place < size)
+  # Clipped although masked: a gather must not read outside.
   return jnp.clip(place, 0, size - 1), held
 
 

@@ -87,6 +87,7 @@ class Objective(NamedTuple):
 def batch_mean(values: chex.Array, batch: Batch) -> chex.Array:
   """The mean of per-example `values[B]` over the real rows of all devices."""
   weight = batch["weight"]
+  # One collective for both.
   sums = jnp.stack([jnp.sum(values * weight), jnp.sum(weight)])
   total, count = lax.psum(sums, DATA_AXIS)
   return total / jnp.maximum(count, 1)
@@ -193,6 +194,7 @@ def live_distillation(
     probs = history.fused_predict(
       apply_fn, frozen["stacked"], frozen["weights"], images
     )
+    # Each device ran its members, with weights that sum to 1 over all of them.
     probs = lax.psum(probs, ENSEMBLE_AXIS)
     if hard:
       probs = losses.hard_targets(probs)

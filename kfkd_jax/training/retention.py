@@ -44,6 +44,8 @@ class RightBits:
 
   def remembered(self, right: np.ndarray) -> np.ndarray:
     """How many examples each row has that are not in `right`, `i64[C]`."""
+    # The padding of the last byte is 0 in the rows, so inverting `right` does
+    # no harm.
     only = self._rows[: self._count] & ~np.packbits(right)
     return np.bitwise_count(only).sum(1, dtype=np.int64)
 
@@ -107,6 +109,8 @@ class History:
     if self._most is None or len(self._rows) <= self._most:
       return []
     remembered = right.remembered(right.newest)
+    # The newest stays in any case; of equals `min` takes the first, the
+    # earliest.
     before = sorted(self._rows)[:-1]
     least = min(before, key=lambda e: remembered[self._rows[e]])
     del self._rows[least]

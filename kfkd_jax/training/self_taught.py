@@ -59,6 +59,8 @@ def past_predictions(epochs: int, *, last_share: float = 0.8) -> Objective:
   """
 
   def loss(logits, batch):
+    # `epochs` is the number of finished ones: 0 in the first, whose share is 1
+    # / E of the last, learnt from the labels themselves.
     seen = batch["memory"]
     share = last_share * (seen["epochs"] + 1) / epochs
     target = losses.blended_targets(batch["label"], seen["probs"], share)
@@ -84,11 +86,14 @@ def self_adaptive(start_epoch: int, *, decay: float = 0.9) -> Objective:
 
   def moved(rows, logits):
     average = decay * rows["target"] + (1 - decay) * _said(logits)
+    # Counted per example, not by the step: memory is all that a loss may read.
     waits = rows["epochs"] < start_epoch
     return jnp.where(waits[:, None], rows["target"], average)
 
   def loss(logits, batch):
     target = moved(batch["memory"], logits)
+    # The step takes the mean of the products: divided by the weights' mean,
+    # that is the paper's sum over their sum.
     trust = target.max(axis=-1)
     mean = batch_mean(trust, batch)
     return (

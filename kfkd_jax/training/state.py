@@ -73,5 +73,6 @@ SPECS = TrainState(
 
 def put(state: TrainState, mesh: jax.sharding.Mesh) -> TrainState:
   """A state of host arrays on the devices."""
+  # Apart: memory is shared out over the devices, all else is on each.
   parts = parallel.replicate(state._replace(memory={}), mesh)
   return parts._replace(memory=parallel.shard(state.memory, mesh))

@@ -107,11 +107,13 @@ def make_train_step(
   learn = _make_learner(module, objective)
 
   def step(state, frozen, resident, rows, seed):
+    # Of the step alone: a resumed run draws the same views, nothing is stored.
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     batch = _gather(resident, _rows_of(state.step, rows))
     batch = _augmented(key, batch, views)
     if views.mixup:
       batch = _mixed(key, batch, views.mixup, module.num_classes)
+    # Read before and written after: the loss sees what the epoch before left.
     if objective.memory is not None:
       remembered = memory.read(state.memory, batch["index"])
       batch = {**batch, "memory": remembered}
@@ -123,6 +125,8 @@ def make_train_step(
       batch,
       micro_batches,
     )
+    # Over the ensemble axis too, whose devices did the same: a mean of equals
+    # makes them equal to the last bit, which `REPLICATED` results must be.
     grads, batch_stats = lax.pmean(
       (learnt.grads, learnt.batch_stats), parallel.ALL_AXES
     )
@@ -163,7 +167,8 @@ def map_train_step(
 
 
 def _make_learner(module: nn.Module, objective: Objective):
-  """Builds `learn(params, batch_stats, frozen, batch, real_rows) -> _Learnt`."""
+  """Builds `learn(params, batch_stats, frozen, batch, real_rows)`."""
+  # A gate compares two gradients, so its term needs one of its own.
   terms = [objective.loss]
   if objective.gate is not None:
     terms.append(objective.gate.loss)
@@ -172,6 +177,7 @@ def _make_learner(module: nn.Module, objective: Objective):
     collections.append("intermediates")
 
   def learn(params, batch_stats, frozen, batch, real_rows):
+    # Outside what is differentiated: no gradient flows into a target.
     batch = objective.targets(frozen, batch["image"], batch)
 
     def forward(params):
@@ -183,15 +189,21 @@ def _make_learner(module: nn.Module, objective: Objective):
       )
       seen = batch
       if objective.features:
+        # Every `sow` makes a tuple, of as many entries as it was called.
         seen = {**batch, "features": updates["intermediates"]["features"][0]}
+      # Weight 0 keeps a fill row out of the loss; BatchNorm still sees it, so
+      # that its statistics are always of full batches.
       totals = [jnp.sum(term(logits, seen) * seen["weight"]) for term in terms]
       return [total / real_rows for total in totals], (totals, logits, updates)
 
+    # One forward pass for all terms. `pull` takes a cotangent for every total:
+    # a row of the identity picks one, so each pull is the gradient of one term.
     _, pull, (totals, logits, updates) = jax.vjp(forward, params, has_aux=True)
     grads = [pull(list(unit))[0] for unit in np.eye(len(terms), dtype="f")]
     rows = {}
     if objective.memory is not None:
       rows = objective.memory.update(batch["memory"], logits, batch)
+    # A network without BatchNorm has no such collection.
     statistics = updates.get("batch_stats", {})
     return _Learnt(tuple(grads), statistics, sum(totals), logits, rows)
 
@@ -205,6 +217,8 @@ def _in_pieces(learn, batch_stats, batch: Batch, pieces: int) -> _Learnt:
   size = len(batch["weight"]) // pieces
   parts = jax.tree.map(lambda x: x.reshape(pieces, size, *x.shape[1:]), batch)
 
+  # The statistics are carried, as each piece continues where the last one
+  # ended; a scan would stack them if they were among the results.
   def one(statistics, part):
     found = learn(statistics, part)
     return found.batch_stats, found._replace(batch_stats=())
@@ -238,6 +252,7 @@ def _gated(grads: tuple[Any, ...], gate: Gate | None):
 
 def _gated_group(main, term, threshold: float):
   """`main`, plus `term` if their cosine is above the threshold."""
+  # Multiplied out: a gradient of zeros has no cosine, and its gate stays shut.
   norms = jnp.sqrt(_inner(main, main) * _inner(term, term))
   is_open = _inner(main, term) > threshold * norms
   merged = jax.tree.map(lambda a, b: a + is_open * b, main, term)
@@ -291,6 +306,8 @@ def eval_apply(module: nn.Module) -> Callable[[Any, chex.Array], chex.Array]:
 
 def _rows_of(number: chex.Array, rows: Batch) -> Batch:
   """One step's rows on this device, and their `position` in its batch."""
+  # `index` and `weight` hold the epoch, of which this is one batch; an array
+  # that travels holds one alone, which the remainder finds as well.
   rows = {
     name: lax.dynamic_index_in_dim(value, number % len(value), keepdims=False)
     for name, value in rows.items()
@@ -335,6 +352,7 @@ def _mixed(
     if name in ("image", "label", "teacher_probs", "unlabelled")
   }
   size = everyone["image"].shape[0]
+  # Of the global batch, or the pairs would depend on the number of devices.
   partner = (batch["position"] + 1) % size
   mixed = {
     name: augment.mixup(batch[name], value[partner], coefficient)
@@ -366,6 +384,7 @@ def _sums(learnt: _Learnt, batch, variables, opened) -> StepMetrics:
   if labels.ndim == logits.ndim:  # mixed labels count by their larger part
     labels = jnp.argmax(labels, -1)
   correct = (jnp.argmax(logits, -1) == labels) * batch["weight"]
+  # The new network as well: a finite loss can have a gradient that is not.
   finite = jnp.stack(
     [jnp.isfinite(x).all() for x in jax.tree.leaves((learnt.loss, variables))]
   ).all()

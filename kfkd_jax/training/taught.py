@@ -92,6 +92,8 @@ def correlated(
   """DIST: correlations between classes and between the examples of a batch."""
 
   def teacher(logits, batch):
+    # Gradients flow back through the gather, so every device needs only the
+    # loss of its own rows.
     everyone = losses.correlation_distance(
       _whole(logits),
       _whole(batch["teacher_probs"]),
