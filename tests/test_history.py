@@ -187,8 +187,10 @@ def test_donated_checkpoints_are_named():
 
 
 @pytest.mark.parametrize("options", _IMPLS, ids=str)
-@pytest.mark.parametrize("num_checkpoints", [1, 5])
-@pytest.mark.parametrize("batch_size", [None, 4, 7, 20])
+@pytest.mark.parametrize(
+  ("num_checkpoints", "batch_size"),
+  [(1, None), (1, 4), (5, None), (5, 4), (5, 7), (5, 20)],
+)
 def test_every_way_gives_the_same(options, num_checkpoints, batch_size):
   checkpoints, inputs = _checkpoints(num_checkpoints), _inputs(7)
   stacked = history.stack_checkpoints(checkpoints)

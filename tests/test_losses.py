@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from kfkd_jax import losses
 
-_SHAPES = [(1, 2), (1, 5), (4, 2), (6, 3)]
+_SHAPES = [(1, 2), (6, 3)]
 
 
 def _random(shape, seed=0, zeros=False):
@@ -69,8 +69,9 @@ def test_cross_entropy_against_loops(shape, smoothing):
 
 
 @pytest.mark.parametrize("shape", _SHAPES)
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.5])
-@pytest.mark.parametrize("temperature", [1.0, 4.0, 0.5])
+@pytest.mark.parametrize(
+  ("alpha", "temperature"), [(0.0, 4.0), (0.5, 1.0), (1.0, 0.5), (1.5, 4.0)]
+)
 @pytest.mark.parametrize("zeros", [False, True])
 def test_distillation_against_loops(shape, alpha, temperature, zeros):
   logits, teacher, labels = _random(shape, zeros=zeros)
@@ -98,8 +99,9 @@ def test_distillation_takes_soft_labels_and_an_alpha_per_example():
   np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (4, 2), (3, 5)])
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize(
+  ("shape", "temperature"), [((1, 2), 3.0), ((3, 5), 1.0), ((3, 5), 3.0)]
+)
 def test_gradients(shape, temperature):
   logits, teacher, labels = _random(shape, zeros=True)
   check = {"order": 1, "modes": ("fwd", "rev"), "atol": 0.02, "rtol": 0.02}

@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 from kfkd_jax import losses
 
-_SHAPES = [(1, 2), (1, 5), (4, 2), (6, 3)]
+_SHAPES = [(1, 2), (6, 3)]
 
 
 def _random(shape, seed=0):
