@@ -120,6 +120,7 @@ def shard(tree: Any, mesh: Mesh, spec: PartitionSpec = SHARDED) -> Any:
       `[S, N, ...]`.
   """
   sharding = NamedSharding(mesh, spec)
+  # A spec may name several axes for one dimension.
   parts = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(spec)))
   axis = len(spec) - 1
 
@@ -205,6 +206,7 @@ class Agreement:
     """Whether the flag was set anywhere."""
     if not jax.distributed.is_initialized():
       return flag
+    # All processes make the same calls, so all of them sum at the same one.
     self._call += 1
     if self._call % self._EVERY:
       return False

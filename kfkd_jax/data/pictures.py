@@ -68,6 +68,7 @@ def fitted(image: Image.Image, size: int, *, share: float = 1.0) -> Image.Image:
   left, top = ((length - side) / 2 for length in image.size)
   if (size, size) == image.size and share == 1:
     return image
+  # With fractions of a pixel: resizing from a box needs no crop before.
   box = (left, top, left + side, top + side)
   return image.resize((size, size), _BILINEAR, box=box)
 
@@ -96,6 +97,7 @@ def random_resized_crop(
   width, height = image.size
   low, high = math.log(ratio[0]), math.log(ratio[1])
   for _ in range(_ATTEMPTS):
+    # Two draws for the shape, two more where it fits: never over 22 in all.
     area = width * height * (scale[0] + (scale[1] - scale[0]) * draw())
     aspect = math.exp(low + (high - low) * draw())
     w = round(math.sqrt(area * aspect))

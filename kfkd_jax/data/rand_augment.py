@@ -36,6 +36,8 @@ def rand_augment(
     magnitude: the paper's M, 0 to `MAX_MAGNITUDE`.
   """
   strength = magnitude / MAX_MAGNITUDE
+  # Both draws even where an operation has no sign: what comes later does not
+  # depend on which operation came first.
   for _ in range(num_ops):
     operation = OPERATIONS[_NAMES[int(draw() * len(_NAMES))]]
     sign = 1.0 if draw() < 0.5 else -1.0

@@ -30,6 +30,8 @@ class TfRecords(Sequence):
     places = []
     for number, part in enumerate(split_info.file_instructions):
       self._paths.append(str(part.filename))
+      # From the file's start: records are found only by the lengths before
+      # them.
       bounds = list(_bounds(part.filename, part.skip + part.take))
       places += [(number, *bound) for bound in bounds[part.skip :]]
     self._places = np.array(places, np.int64).reshape(-1, 3)

@@ -154,6 +154,7 @@ def prepare(
       ".download_and_prepare(), and pass that data_dir"
     ) from error
   except OSError:
+    # Unless another process was the first to rename.
     if not source.data_path.exists():
       raise
     return builder(name, data_dir=data_dir)

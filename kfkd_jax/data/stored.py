@@ -218,6 +218,7 @@ class Stored:
       share=self._share,
       places=self._places[rows],
     )
+    # Known already: no second look at the first image.
     taken._shape = self._shape
     return taken
 

@@ -43,6 +43,7 @@ def best_checkpoint(accuracy: ArrayLike) -> np.ndarray:
     raise ValueError(
       f"accuracy must be [C] without nan, C at least 1; got {accuracy}."
     )
+  # `argmax` takes the first of equals: of the reversed, the latest.
   latest = values.size - 1 - values[::-1].argmax()
   return _uniform_over([latest], values.size)
 
@@ -117,6 +118,7 @@ def fixed_jumps(num_checkpoints: int, num_members: int) -> np.ndarray:
   [0.0, 0.5, 0.0, 0.5]
   """
   _check_members(num_checkpoints, num_members)
+  # In whole numbers, or rounding could take a checkpoint twice.
   stops = np.arange(1, num_members + 1) * num_checkpoints // num_members
   return _uniform_over(stops - 1, num_checkpoints)
 
@@ -168,6 +170,7 @@ def fuse(probs: Any, weights: ArrayLike) -> jax.Array | np.ndarray:
   stacks.check_weights(weights, shape[0])
   if isinstance(probs, Sequence) and isinstance(probs[0], jax.Array):
     probs = jnp.stack(probs)
+  # Traced weights have no values to choose checkpoints by.
   if isinstance(probs, jax.Array) or isinstance(weights, jax.core.Tracer):
     if isinstance(probs, jax.Array):
       stacks.check_rows("probs", probs)

@@ -285,7 +285,9 @@ def _fitting_chunk(
       jax.tree.map(lambda x: _shaped(x[:count]), inputs),
     )
   )
+  # One checkpoint is compiled to learn what its activations take.
   each, result = _bytes_for_one(apply_fn, tuple(shapes), structure)
+  # What is still on the host has to be brought beside what is there.
   coming = sum(
     x.nbytes for x in jax.tree.leaves(stacked) if isinstance(x, np.ndarray)
   )

@@ -51,6 +51,7 @@ def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
   _check_apart(checkpoints)
 
   def stack(*leaves):
+    # A history may be larger than a device: what is in NumPy stays there.
     on_host = all(isinstance(leaf, np.ndarray) for leaf in leaves)
     return np.stack(leaves) if on_host else jnp.stack(leaves)
 

@@ -75,6 +75,7 @@ def extrapolated_targets(
   clipped = jnp.maximum(blended_targets(labels, probs, share), 0)
   total = clipped.sum(axis=-1, keepdims=True)
   teacher = jax.lax.stop_gradient(jnp.asarray(probs, jnp.float32))
+  # The inner `where` is for `jax_debug_nans`, which minds branches not taken.
   return jnp.where(total > 0, clipped / jnp.where(total > 0, total, 1), teacher)
 
 
@@ -137,5 +138,6 @@ def _rows(probs: ArrayLike, share: ArrayLike) -> tuple[jax.Array, jax.Array]:
       f"share must be a scalar or [B] where probs is [B, K]; got shapes "
       f"{share.shape} and {probs.shape}."
     )
+  # Spelt out: rank promotion may be forbidden where this runs.
   wide = jnp.broadcast_to(share, probs.shape[:-1])[..., None]
   return probs, jnp.broadcast_to(wide, probs.shape)

@@ -37,6 +37,7 @@ def predict_checkpoints(
   """
   size, count = history.num_checkpoints(stacked), len(inputs)
   shares = mesh.shape[parallel.ENSEMBLE_AXIS]
+  # Members are cut off again below; their weights nobody needs.
   filled, _ = history.pad_members(stacked, np.zeros(size), shares)
   predict = parallel.pmapped(
     lambda members, x: history.predict_checkpoints(apply_fn, members, x),
@@ -47,6 +48,7 @@ def predict_checkpoints(
   members = parallel.shard(filled, mesh, parallel.MEMBERS)
 
   def by_batches(rows: int) -> np.ndarray:
+    # Both axes are filled up: rows over the data axis, members over the other.
     index, _ = order.padded_batches(count, parallel.round_up(rows, mesh))
     parts = [
       parallel.to_host(predict(members, parallel.shard(inputs[i], mesh)))

@@ -92,6 +92,7 @@ class Feed:
     """
     for number in steps:
       epoch, place = divmod(number, self._per_epoch)
+      # A run that continues within an epoch needs its rows as well.
       if epoch != self._epoch:
         self._start(epoch)
       yield {**self._rows, **self._brought(number, place)}
@@ -108,12 +109,16 @@ class Feed:
     """What is not resident: a batch of one step."""
     if self._batches is None:
       return {}
+    # Sent step by step: teachers' outputs may be larger than the devices'
+    # memory.
     chosen = self._index[place]
     brought = parallel.shard(
       {name: values[chosen][None] for name, values in self._travelling.items()},
       self._mesh,
       parallel.BATCHES,
     )
+    # Decoded for this process's own devices alone; the whole batch nobody
+    # holds.
     brought["image"] = parallel.shard_own(
       self._images_of(number)[None],
       self._mesh,

@@ -90,6 +90,7 @@ def batch_mean(values: chex.Array, batch: Batch) -> chex.Array:
   # One collective for both.
   sums = jnp.stack([jnp.sum(values * weight), jnp.sum(weight)])
   total, count = lax.psum(sums, DATA_AXIS)
+  # Of a batch without real rows the mean is 0, not NaN.
   return total / jnp.maximum(count, 1)
 
 
@@ -134,6 +135,7 @@ def early_learning(weight: float, decay: float) -> Objective:
   def init(labels, num_classes):
     return np.zeros((len(labels), num_classes), np.float32)
 
+  # Called for the loss and again after it: XLA computes it once.
   def update(rows, logits, batch):
     del batch
     probs = jax.nn.softmax(logits.astype(jnp.float32))

@@ -154,5 +154,6 @@ def _whole(rows: chex.Array) -> chex.Array:
 def _own(rows: chex.Array, batch: Batch) -> chex.Array:
   """The part of this device of what was computed for all."""
   size = len(batch["weight"])
+  # As `all_gather` with `tiled=True` has put the devices' rows together.
   start = lax.axis_index(DATA_AXIS) * size
   return lax.dynamic_slice_in_dim(rows, start, size)
