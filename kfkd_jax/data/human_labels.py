@@ -87,8 +87,8 @@ def align(
       f"{_CLEAN} has {len(stored)} rows, the training split"
       f" {len(clean_labels)}: human labels need the whole split"
     )
-  # The authors' file follows the archive, others follow TFDS: the order in which
-  # every clean label agrees is the right one.
+  # The authors' file follows the archive, others follow TFDS: right is the
+  # order in which every clean label agrees.
   for rows in (archive_place, np.arange(len(stored))):
     if np.array_equal(stored[rows], clean_labels):
       return {k: v[rows] for k, v in columns.items() if k != _CLEAN}
