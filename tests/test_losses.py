@@ -1,5 +1,7 @@
 """Losses against plain loops, their gradients and their limits."""
 
+import functools
+
 import hypothesis
 import jax
 import numpy as np
@@ -295,3 +297,30 @@ _LOGITS = np.zeros((4, 3), np.float32)
 def test_errors_name_the_argument(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+@pytest.mark.parametrize(
+  ("name", "inputs", "settings"),
+  [
+    ("generalised_cross_entropy", "y", {"q": 0.7}),
+    ("symmetric_cross_entropy", "y", {"weights": (0.1, 1.0)}),
+    (
+      "decoupled_distillation",
+      "ty",
+      {"label_weight": 1.0, "other_weight": 8.0, "temperature": 4.0},
+    ),
+    ("standardized_distillation", "t", {"temperature": 2.0}),
+    (
+      "correlation_distance",
+      "tw",
+      {"between_classes": 2.0, "between_examples": 2.0, "temperature": 4.0},
+    ),
+  ],
+)
+def test_defaults_are_the_published_settings(name, inputs, settings):
+  logits, teacher, labels = _random((6, 3))
+  arrays = {"t": teacher, "y": labels, "w": np.ones(6, np.float32)}
+  loss = functools.partial(
+    getattr(losses, name), logits, *(arrays[x] for x in inputs)
+  )
+  np.testing.assert_array_equal(loss(), loss(**settings))
