@@ -77,5 +77,5 @@ def make_clock(
     # A tick that crosses the end of a period saves, whatever its length.
     if start // period < end // period or end == total
   }
-  kept = {*range(stride, len(ends) + 1, stride), len(ends)}
+  kept = {*range(stride, len(ends), stride), len(ends)}
   return Clock(steps_per_epoch, ends, frozenset(kept), frozenset(saved))

@@ -89,7 +89,7 @@ def _places(index, size):
   """Where in this device's rows, and whether they are there at all."""
   place = index - lax.axis_index(DATA_AXIS) * size
   held = (place >= 0) & (place < size)
-  # Clipped although masked: a gather must not read outside.
+  # Masked as well; clipped so that nothing rests on what JAX reads outside.
   return jnp.clip(place, 0, size - 1), held
 
 
