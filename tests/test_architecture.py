@@ -35,7 +35,7 @@ ROOMS = (
   "checkpoints",
   "predictions",
   "training",
-  "method_names",
+  "catalogue",
   "published",
   "plots",
   "config",

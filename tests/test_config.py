@@ -11,6 +11,15 @@ from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.stages import experiment
 
+DIGESTS = {
+  "train": "c42095d686acd640",
+  "fuse": "9fe73fdc4d4706fe",
+  "distill": "0f12a8d70e691e82",
+  "lesson": "28a0ff3758c54777",
+  "compare": "7bf93534e40fe25a",
+  "export": "a4c20329919b231e",
+}
+LATER = ("data.crop_share", "optim.nesterov")
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.glob("configs/*.py"))
 
 
@@ -144,7 +153,7 @@ def test_overrides_take_the_type_of_their_key(key, text, value):
   config = config_lib.default_config()
   config_lib.override(config, key, text)
   config_lib.validate(config)
-  found = config_lib.subset(config, [key])[key]
+  found = config_lib.get(config, key)
   assert found == value and type(found) is type(value)
 
 
@@ -565,3 +574,27 @@ def test_config_json_that_is_none_is_one_line(tmp_path, content):
   with pytest.raises(ValueError, match=r"config\.json") as error:
     config_lib.read(None, saved=saved)
   assert "\n" not in str(error.value)
+
+
+def test_what_decides_a_stage_is_written_as_before():
+  """Digests of it stand in every working directory: its form must stay."""
+  config = config_lib.default_config()
+  assert {
+    stage: files.digest(config_lib.deciding(config, stage))
+    for stage in ("train", "fuse", "distill", "lesson", "compare", "export")
+  } == DIGESTS
+
+
+def test_keys_that_came_later_count_only_where_they_are_set(monkeypatch):
+  config = config_lib.default_config()
+  before = config_lib.deciding(config, "train")
+  known = [
+    key._replace(later=True) if key.name in LATER else key
+    for key in config_lib.KEYS
+  ]
+  monkeypatch.setattr("kfkd_jax.config.reading.KEYS", known)
+  found = config_lib.deciding(config, "train")
+  assert "data.crop_share" not in found and "nesterov" not in found["optim"]
+  config.optim.nesterov = True
+  found = config_lib.deciding(config, "train")
+  assert found["optim"] == {**before["optim"], "nesterov": True}

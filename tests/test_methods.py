@@ -6,8 +6,7 @@ import pytest
 from etils import epath
 from test_pipeline import tiny_config
 
-from kfkd_jax import calibration, checkpoints, files, losses, stages
-from kfkd_jax.config import rules
+from kfkd_jax import calibration, catalogue, checkpoints, files, losses, stages
 from kfkd_jax.stages import compare, experiment, methods, networks
 from kfkd_jax.stages.methods import schedules
 
@@ -20,7 +19,7 @@ VARIED = ("final", "kf", "independent")
 def config_of_all():
   return tiny_config(
     train__epochs=str(EPOCHS),
-    compare__methods=",".join(rules.METHODS),
+    compare__methods=",".join(catalogue.ASKED),
     compare__temperature=",".join(VARIED),
     compare__test_time=",".join(VARIED),
     compare__views="3",
@@ -63,7 +62,7 @@ def accuracy_of(probs):
 
 def test_the_configuration_knows_every_method(rows):
   plain = {name for name in rows if "+" not in name}
-  assert plain | {"ema"} == set(rules.ROWS)
+  assert plain | {"ema"} == set(catalogue.METHODS)
   assert not any(np.isnan(row["nll"]) for row in rows.values())
 
 

@@ -9,7 +9,7 @@ from etils import epath
 from test_report import NASTY, assert_stands_alone, below, parse
 
 from kfkd_jax import cli, files
-from kfkd_jax.method_names import method_name
+from kfkd_jax.catalogue import method_name
 from kfkd_jax.stages import overview
 
 ODD = "'<script>&\"b"  # a directory may be called so

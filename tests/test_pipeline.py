@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from kfkd_jax import cli, files, fusion, stages
+from kfkd_jax import catalogue, cli, files, fusion, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.config import rules
 from kfkd_jax.data import splits
 from kfkd_jax.stages import (
   compare,
@@ -178,7 +177,7 @@ def test_sanity_of_the_history(workdir, capsys):
 
 
 def test_configuration_and_methods_agree():
-  assert set(rules.METHODS) == set(methods.OPTIONAL)
+  assert set(catalogue.ASKED) == set(methods.OPTIONAL)
 
 
 def test_rows_say_what_made_them(workdir, tmp_path):

@@ -7,15 +7,9 @@ from etils import epath
 from test_pipeline import tiny_config
 
 from kfkd_jax import fusion, losses, models, parallel, stages
-from kfkd_jax.config import rules
 from kfkd_jax.stages import distill, experiment, networks
-from kfkd_jax.stages.methods import OPTIONAL, online, strategies
+from kfkd_jax.stages.methods import OPTIONAL, objectives, online, strategies
 from kfkd_jax.training import loop
-
-
-def test_the_configuration_names_every_strategy():
-  made = {*strategies.SELF_TAUGHT, *strategies.TAUGHT, online.NAME}
-  assert made == set(rules.STRATEGIES)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +135,7 @@ def test_features_side_by_side_have_the_members_mean_products(
 @pytest.mark.slow
 def test_other_options_start_only_their_row_again(workdir):
   config = tiny_config(**CONFIG)
-  everything = {**strategies.SELF_TAUGHT, **strategies.TAUGHT}
+  everything = {**objectives.OTHER_OBJECTIVES, **strategies.TAUGHT}
 
   def inputs():
     return {
@@ -173,7 +167,7 @@ def test_other_options_start_only_their_row_again(workdir):
 @pytest.mark.slow
 def test_mutual_keeps_the_first_of_two_networks(workdir):
   config = tiny_config(**CONFIG)
-  method = strategies.SELF_TAUGHT["mutual"]
+  method = OPTIONAL["mutual"]
   (plan,) = method.plans(config, workdir)
   networks.train(config, workdir, plan)
   method.make(config, workdir)

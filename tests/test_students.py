@@ -72,7 +72,7 @@ def changed_model(**changes):
   ],
 )
 def test_what_a_student_takes_over(changes, expected, monkeypatch):
-  for module in ("kfkd_jax.config.rules", "kfkd_jax.config"):
+  for module in ("kfkd_jax.config.reading", "kfkd_jax.config"):
     monkeypatch.setattr(f"{module}.validate", lambda config: None)
   assert changed_model(**changes) == expected
 

@@ -6,31 +6,33 @@ A config file is a Python file with `get_config(args="")` that changes
 """
 
 from kfkd_jax.config.grid import Axis, parse_grid
-from kfkd_jax.config.keys import default_config
-from kfkd_jax.config.pairs import TEACHERS
+from kfkd_jax.config.keys import KEYS, PARTS, Key, default_config
 from kfkd_jax.config.protocols import PROTOCOLS, set_protocol
 from kfkd_jax.config.reading import (
   changed,
+  deciding,
   load_config,
   override,
   parse_arguments,
   read,
   read_sealed,
   sealed,
-  subset,
   to_json,
 )
-from kfkd_jax.config.rules import EXPORTABLE, validate
-from kfkd_jax.config.tree import ConfigError, names
+from kfkd_jax.config.tree import ConfigError, get, names
+from kfkd_jax.config.validation import validate
 
 __all__ = [
-  "EXPORTABLE",
+  "KEYS",
+  "PARTS",
   "PROTOCOLS",
-  "TEACHERS",
   "Axis",
   "ConfigError",
+  "Key",
   "changed",
+  "deciding",
   "default_config",
+  "get",
   "load_config",
   "names",
   "override",
@@ -40,7 +42,6 @@ __all__ = [
   "read_sealed",
   "sealed",
   "set_protocol",
-  "subset",
   "to_json",
   "validate",
 ]

@@ -1,4 +1,4 @@
-"""Every key, its default and its meaning."""
+"""Every key once: its default, its range, its meaning, and what it decides."""
 
 from __future__ import annotations
 
@@ -6,248 +6,440 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_collections
+from etils import epath
 from ml_collections import config_dict
+
+from kfkd_jax import data, models, optim, published
+from kfkd_jax.catalogue import ASKED, EXPORTABLE, FUSIONS, METHODS
+from kfkd_jax.config.ranges import (
+  ANY,
+  MAX_COUNT,
+  RATES,
+  SHARES,
+  WEIGHTS,
+  Range,
+  ascending,
+  at_least,
+  between,
+  one_of,
+  some_of,
+)
+from kfkd_jax.data.splits import NOISE_KINDS, NUM_HALVINGS
+from kfkd_jax.training import clock
+
+
+class Following(NamedTuple):
+  """A default that follows another key until it is set itself.
+
+  Attributes:
+    key: which.
+    choose: the default for a value of it.
+  """
+
+  key: str
+  choose: Callable[[Any], Any]
+
+
+class Key(NamedTuple):
+  """One key of the configuration.
+
+  Attributes:
+    name: dotted.
+    default: its value unless set; None, or a `Following`, with `kind` where it
+      may be None.
+    range: what it may be.
+    meaning: what it does.
+    decides: the stages whose outcome it changes by itself, `lesson` for what a
+      student is taught with; none if it decides no number. Later stages depend
+      on it through what they read.
+    kind: the type of a key that may be None.
+    later: whether digests leave it out at its default, so that what was made
+      before there was such a key is still known as made alike.
+  """
+
+  name: str
+  default: Any
+  range: Range
+  meaning: str
+  decides: tuple[str, ...] = ()
+  kind: type | None = None
+  later: bool = False
+
+
+_TRAIN = ("train",)
+_FUSE = ("fuse",)
+_SPLIT = ("train", "fuse")
+_DISTILL = ("distill",)
+_LESSON = ("distill", "lesson")
+_COMPARE = ("compare",)
+_REPORT = ("report",)
+_EXPORT = ("export",)
+_BOOL = ANY  # the type says it all
+_NO_RATE = ("none", "field")
+_FLOATS = ("float32", "bfloat16")
+PARTS = ("steps", "stage", "predictions", "storage", "devices", "fusion")
+PEERS = (
+  "cnn_8px", "cnn_28px", "cnn_28px_wide", "cnn_32px", "resnet18_32px",
+)  # fmt: skip
+_STREAMS = {
+  "model": "initial parameters",
+  "order": "order of examples",
+  "augment": "crops, flips, mixing",
+  "noise": "which labels are wrong",
+  "selection": "who selects, who tests",
+}
+
+# fmt: off
+KEYS = (
+  Key("seed", 0, at_least(0),
+      "Root of all randomness; `seeds` may set single streams apart from it.",
+      _TRAIN),
+  *(Key(f"seeds.{stream}", None, at_least(0), f"Of the {what}.", _TRAIN, int)
+    for stream, what in _STREAMS.items()),
+
+  Key("data.name", "digits",
+      Range(f"such as {', '.join(data.NAMES)}", bool),
+      "A builder of this package or any TFDS image set.", _TRAIN),
+  Key("data.dir", None, ANY, "TFDS directory; None: its own.", _TRAIN, str),
+  Key("data.num_train", None, at_least(1), "None: all that is left.", _TRAIN,
+      int),
+  Key("data.root", None,
+      Range("an existing folder",
+            lambda v: epath.Path(v).expanduser().is_dir()),
+      "Folder of files fetched by hand: an image set's, those of mnist, "
+      "fashion_mnist, cifar10 or cifar100 as published, or human labels.",
+      _TRAIN, str),
+  Key("data.image_size", None, between(1, 2**14),
+      "Side of the centre square cut from every image; None keeps the images.",
+      _TRAIN, int),
+  Key("data.crop_share", 1.0, between(0.01, 1),
+      "Of the short side that the square takes; 0.875 is ImageNet's habit.",
+      _TRAIN),
+  Key("data.test_share", 0.2, between(0, 1),
+      "Of an image_folder that has no splits.", _TRAIN),
+  Key("data.skip_broken", False, _BOOL,
+      "Read all images once, leave out what fails.", _TRAIN),
+  Key("data.follow_links", False, _BOOL,
+      "Read images that links have outside of data.root."),
+  Key("data.stream", "auto", one_of(data.STREAMING),
+      "Whether images stay on disk and are decoded batch by batch: always, "
+      "never, or auto, if they exceed memory_limit or views are asked for "
+      "(crop_scale, rand_ops) that are made while decoding.", _TRAIN),
+  Key("data.memory_limit", 4.0, between(0, 2**20), "GiB of decoded images.",
+      _TRAIN),
+  Key("data.workers", 0, between(0, 1024),
+      "Processes that decode training batches; 0: threads."),
+
+  Key("noise.kind",
+      Following("data.name", lambda v: "pair" if v == "digits" else "none"),
+      one_of(NOISE_KINDS),
+      "How labels are made wrong. What is not asked for is done to the "
+      "demonstration's digits alone: pair there, none for any other data.",
+      _TRAIN),
+  Key("noise.rate",
+      Following("noise.kind", lambda v: 0.0 if v in _NO_RATE else 0.4),
+      between(0, 1),
+      "Share of labels that change; kinds that have none take none.", _TRAIN),
+  Key("noise.field", None, ANY, "Label column for noise.kind=field.", _TRAIN,
+      str),
+
+  Key("selection.source", "train", one_of(("train", "test")),
+      "Who selects: points carved from train, or half of test.", _SPLIT),
+  Key("selection.num",
+      Following("data.name", lambda v: 400 if v == "digits" else None),
+      at_least(1),
+      "Examples carved from train; half of test needs none. 400 of digits; "
+      "None, for any other data: a fifth of the training examples, at most "
+      "400.", _SPLIT, int),
+  Key("selection.labels", "clean", one_of(("clean", "noisy")),
+      "What the selecting points carry.", _FUSE),
+  Key("selection.halvings", 3, between(1, NUM_HALVINGS),
+      "Of the test split, where selection.source is test.", _FUSE),
+
+  Key("augment.pad", 1, between(0, 64),
+      "Pixels around a random crop to the old size.", _TRAIN),
+  Key("augment.flip", False, _BOOL, "Mirror half of the images.", _TRAIN),
+  Key("augment.cutout", 2, between(0, 512), "Side of a blanked square.",
+      _TRAIN),
+  Key("augment.mixup", 0.0, between(0, 100),
+      "Beta concentration; 0: no mixing. Never for rows that remember what was "
+      "said of each image.", _TRAIN),
+  Key("augment.crop_scale", None, ascending(1e-4, 1),
+      "Lowest and highest share of the area of a random resized crop, such as "
+      "0.08,1.0; None: no such crop.", _TRAIN, tuple),
+  Key("augment.crop_ratio", (0.75, 1.3333), ascending(0.01, 100),
+      "Of the random resized crop's width to its height.", _TRAIN),
+  Key("augment.rand_ops", 0, between(0, data.MAX_RAND_OPS),
+      "Operations of RandAugment; 0: none.", _TRAIN),
+  Key("augment.rand_magnitude", 9.0, between(0, data.MAX_MAGNITUDE),
+      "Their strength.", _TRAIN),
+
+  Key("model.name", "cnn", one_of(sorted(models.MODELS)), "The network.",
+      _TRAIN),
+  Key("model.width", None, between(1, 2**14), "None: the model's own.", _TRAIN,
+      int),
+  Key("model.stem", None, one_of(models.STEMS),
+      "For small (cifar) or large (imagenet) images; None: cifar for resnet18 "
+      "and resnet34, imagenet for the others that have a choice.", _TRAIN, str),
+  Key("model.patch", None, between(1, 512), "Side of a token; None: 16.",
+      _TRAIN, int),
+  Key("model.remat", False, _BOOL,
+      "Compute activations twice instead of keeping them.", _TRAIN),
+  Key("model.pretrained", None,
+      Range("an existing .safetensors file",
+            lambda v: v.endswith(".safetensors") and epath.Path(v).exists()),
+      "Weights in timm's or Hugging Face's naming, from which every network's "
+      "training starts, with a fresh head where the classes differ.", _TRAIN,
+      str),
+  Key("model.dtype", "float32", one_of(_FLOATS),
+      "Of the computation; parameters stay float32.", _TRAIN),
+
+  Key("optim.name", "sgd", one_of(optim.OPTIMIZERS), "The optimiser.", _TRAIN),
+  Key("optim.learning_rate", 0.1, between(0, 1e3), "Its peak.", _TRAIN),
+  Key("optim.momentum", 0.9, between(0, 1), "Of SGD.", _TRAIN),
+  Key("optim.nesterov", False, _BOOL, "Nesterov's form of it.", _TRAIN),
+  Key("optim.weight_decay", 5e-4, between(0, 10), "Of weights.", _TRAIN),
+  Key("optim.decay_everything", False, _BOOL,
+      "Biases and norm parameters as well.", _TRAIN),
+  Key("optim.clip_norm", None, between(1e-12, 1e12), "None: never clip.",
+      _TRAIN, float),
+  Key("optim.schedule", "cosine", one_of(optim.SCHEDULES),
+      "Of the learning rate, see optim.make_schedule.", _TRAIN),
+  Key("optim.warmup_epochs", 0, at_least(0), "In which the rate rises.",
+      _TRAIN),
+  Key("optim.boundaries", (0.5, 0.75), SHARES, "step: shares of the run.",
+      _TRAIN),
+  Key("optim.decay", 0.1, between(0, 1), "step: factor at each boundary.",
+      _TRAIN),
+  Key("optim.low", 0.1, between(0, 1),
+      "swa and triangular: lowest share of the learning rate.", _TRAIN),
+  Key("optim.cycle", None, at_least(1), "Epochs: restarts, triangular, swa.",
+      _TRAIN, int),
+  Key("optim.hold", 0.75, between(0, 1),
+      "swa: share of the run after which the rate is low.", _TRAIN),
+
+  Key("train.epochs", 60, between(1, 10**6), "Passes over the training set.",
+      _TRAIN),
+  Key("train.batch_size", 64, between(1, 2**20), "Of all devices together.",
+      _TRAIN),
+  Key("train.micro_batches", 1, between(1, 2**20),
+      "Pieces that a device learns one after another.", _TRAIN),
+  Key("train.label_smoothing", 0.0, between(0, 1),
+      "Share of a label that all classes get.", _TRAIN),
+  Key("train.average_decay", None, between(0, 1), "EMA; None: none.", _TRAIN,
+      float),
+
+  Key("history.every", 1.0,
+      Range("a whole number, or one over a whole number such as 0.25",
+            lambda v: 1e-4 <= v <= MAX_COUNT
+            and (v if v >= 1 else 1 / v) % 1 == 0),
+      "Between kept checkpoints: epochs, a part of one such as 0.25, or steps.",
+      _TRAIN),
+  Key("history.unit", "epoch", one_of(clock.UNITS), "Of history.every.",
+      _TRAIN),
+  Key("history.keep", None, at_least(2),
+      "At most so many checkpoints: the newest, and those that remember most "
+      "of what it has wrong; epochs that are dropped are still diagnosed. "
+      "None: all.", _TRAIN, int),
+  Key("history.dtype", "float32", one_of(_FLOATS),
+      "bfloat16: half the disk; the last stays whole.", _TRAIN),
+  Key("history.resume_every", 10, at_least(1), "Epochs between full states."),
+
+  Key("predictions.batch_size", 1024, between(1, 2**20),
+      "Examples predicted at once.", _TRAIN),
+  Key("predictions.dtype", "float32", one_of(("float32", "float16")),
+      "float16: half the disk.", _TRAIN),
+  Key("predictions.train", True, _BOOL,
+      "Training points too: what noise was memorised.", _TRAIN),
+
+  Key("fuse.window", 1, between(0, 10**6),
+      "Neighbours averaged on either side.", _FUSE),
+  Key("fuse.num_epsilons", 101, between(2, 10**5), "Grid of mixing weights.",
+      _FUSE),
+  Key("fuse.max_members", 20, between(1, 10**4), "Of Knowledge Fusion.", _FUSE),
+  Key("fuse.transition", "none", one_of(("none", "known")),
+      "known: the mixture is told the noise of its labels.", _FUSE),
+  Key("fuse.tolerance", 1e-3, between(1e-7, 1),
+      "Optimality gap of the mixture.", _FUSE),
+
+  Key("distill.teachers", FUSIONS, some_of(FUSIONS), "Fusions to distil.",
+      _DISTILL),
+  Key("distill.targets", "cached", one_of(("cached", "live")),
+      "live: teachers see the student's view.", _LESSON),
+  Key("distill.hard", False, _BOOL, "Learn the teacher's top class only.",
+      _LESSON),
+  Key("distill.alpha", 1.0, between(0, 100),
+      "Weight of the teacher; the rest: given labels.", _LESSON),
+  Key("distill.temperature", 1.0, between(1e-2, 100),
+      "Softens teacher and student.", _LESSON),
+  Key("distill.epochs", None, between(1, 10**6), "None: train.epochs.",
+      _DISTILL, int),
+  Key("distill.model", None, one_of(sorted(models.MODELS)),
+      "A student of another kind than its teacher; None: of the same.",
+      _DISTILL, str),
+  Key("distill.width", None, between(1, 2**14),
+      "None: the width that distill.model has of its own, or the teacher's.",
+      _DISTILL, int),
+  Key("distill.rounds", 1, between(1, 1000), "Students of students.", _DISTILL),
+  Key("distill.rounds_stop", "none", one_of(("none", "accuracy", "nll")),
+      "What must get better on the selecting points for another round.",
+      _DISTILL),
+  Key("distill.inputs", "train", one_of(("train", "extra", "both")),
+      "Images the student sees; extra ones carry the teacher's labels.",
+      _LESSON),
+  Key("distill.extra", "rest", Range("rest, or the name of a data set", bool),
+      "What is extra: the rest that data.num_train leaves over, or the train "
+      "split of another data set, by name.", _LESSON),
+
+  Key("compare.independent", 3, between(1, 1000),
+      "Networks of the independent ensemble; 1: none.", _COMPARE),
+  Key("compare.methods", (), some_of(ASKED), "More rows, each trained here.",
+      _COMPARE),
+  Key("compare.temperature", (), some_of(tuple(METHODS)),
+      "Rows to repeat at a temperature fitted on select.", _COMPARE),
+  Key("compare.test_time", (), some_of(tuple(METHODS)),
+      "Rows to repeat over views of the test images.", _COMPARE),
+  Key("compare.views", 8, between(2, 1000),
+      "Of each image, itself the first.", _COMPARE),
+  Key("compare.patience", 10, at_least(1),
+      "Checkpoints that early_stopping waits.", _COMPARE),
+  Key("compare.bootstrap_samples", 2000, between(100, 10**6),
+      "Of the intervals.", _COMPARE),
+  Key("compare.level", 0.95, between(0.5, 0.9999), "Of the intervals.",
+      _COMPARE),
+
+  Key("baselines.swa_start", 0.75, between(0, 0.999),
+      "Share of the run that is not averaged.", _COMPARE),
+  Key("baselines.swa_rate", 0.5, between(0, 1),
+      "Rate while averaging, of optim.learning_rate.", _COMPARE),
+  Key("baselines.swa_cycle", None, at_least(1), "Epochs; None: constant.",
+      _COMPARE, int),
+  Key("baselines.snapshot_cycles", 5, between(1, 10**4), "Restarts.", _COMPARE),
+  Key("baselines.fge_start", 0.8, between(0, 1),
+      "Share of the teacher's run that comes before.", _COMPARE),
+  Key("baselines.fge_cycle", 4,
+      Range("an even number, 2 or more",
+            lambda v: 2 <= v <= MAX_COUNT and v % 2 == 0), "Epochs.", _COMPARE),
+  Key("baselines.fge_rates", (0.5, 0.005), RATES,
+      "High, low, of optim.learning_rate.", _COMPARE),
+  Key("baselines.gce_q", 0.7, between(0, 1),
+      "0: cross entropy, 1: mean absolute error.", _COMPARE),
+  Key("baselines.sce_weights", (0.1, 1.0), WEIGHTS,
+      "Of cross entropy and its reverse.", _COMPARE),
+  Key("baselines.elr_weight", 3.0, between(0, 1e3), "Of ELR's term.", _COMPARE),
+  Key("baselines.elr_decay", 0.7, between(0, 1),
+      "Of the remembered predictions.", _COMPARE),
+  Key("baselines.label_smoothing", 0.1, between(0, 1),
+      "Of the row label_smoothing.", _COMPARE),
+  Key("baselines.mixup", 1.0, between(1e-3, 100),
+      "Beta concentration of the row mixup.", _COMPARE),
+
+  Key("strategy.teacher", "kf", one_of(FUSIONS),
+      "Fusion that teaches the students below.", _COMPARE),
+  Key("strategy.label_weight", 1.0, between(0, 100),
+      "Of given labels beside a teacher's loss.", _COMPARE),
+  Key("strategy.temperature", 4.0, between(1e-2, 100),
+      "Of sckd, dkd and dist.", _COMPARE),
+  Key("strategy.air_share", None, between(0, 1), "None: the agreement.",
+      _COMPARE, float),
+  Key("strategy.ps_kd_share", 0.8, between(0, 1),
+      "Of past predictions, in the last epoch.", _COMPARE),
+  Key("strategy.self_adaptive_start", 0.3, between(0, 1),
+      "Share of the run before labels move.", _COMPARE),
+  Key("strategy.self_adaptive_decay", 0.9, between(0, 1),
+      "Of the moving labels.", _COMPARE),
+  Key("strategy.sckd_threshold", 0.0, between(-1, 1),
+      "Least cosine with the labels' gradient.", _COMPARE),
+  Key("strategy.sckd_by_group", False, _BOOL,
+      "Decide for each group of parameters.", _COMPARE),
+  Key("strategy.dkd_weights", (1.0, 8.0), WEIGHTS,
+      "Of the label's class, of the others.", _COMPARE),
+  Key("strategy.dist_weights", (2.0, 2.0), WEIGHTS,
+      "Between classes, between examples.", _COMPARE),
+  Key("strategy.relational_weights", (25.0, 50.0), WEIGHTS,
+      "Of distances, of angles.", _COMPARE),
+  Key("strategy.standardized_weight", 9.0, between(0, 1e3),
+      "Of the teacher's term.", _COMPARE),
+  Key("strategy.xi", 1.5, between(0, 100),
+      "xi_kd: share of the teacher; above 1, away from labels.", _COMPARE),
+  Key("strategy.neighbours", 20, between(1, 10**4),
+      "propagation: of each example.", _COMPARE),
+  Key("strategy.propagation_decay", 0.99, between(0, 0.9999),
+      "How far labels reach, below 1.", _COMPARE),
+
+  Key("report.num_examples", 12, between(0, 1000),
+      "Forgotten examples shown as pictures.", _REPORT),
+  Key("report.paper", None, one_of(tuple(published.COLUMNS)),
+      "A column of `kfkd_jax.published` to set beside ours; None: no such "
+      "table.", _REPORT, str),
+
+  Key("export.models", None,
+      Range(f"a tuple of {EXPORTABLE}, each at most once",
+            lambda v: v and some_of(EXPORTABLE).fits(v)),
+      "None: all.", _EXPORT, tuple),
+  Key("export.parity_examples", 256, between(1, 10**6),
+      "Test images to compare with the live model.", _EXPORT),
+  Key("export.saved_model", True, _BOOL,
+      "As well, where TensorFlow is installed.", _EXPORT),
+  Key("export.onnx", True, _BOOL,
+      "As well, where jax2onnx and onnxruntime are installed.", _EXPORT),
+
+  Key("bench.parts", PARTS, some_of((*PARTS, "peer")),
+      "What is measured; peer: the steps of bench.peers, here and in PyTorch."),
+  Key("bench.peers", PEERS, some_of(PEERS), "Networks of the part peer."),
+  Key("bench.rounds", 16, between(1, 10**4),
+      "Of which the lower quartile counts."),
+  Key("bench.steps", 20, between(1, 10**4), "Training steps of a round."),
+  Key("bench.epochs", 5, between(1, 10**4), "Of the whole train stage."),
+  Key("bench.members", 4, between(1, 10**4),
+      "Teachers of the live distillation."),
+  Key("bench.checkpoints", 16, between(1, 10**4),
+      "Restored, and predicted with."),
+  Key("bench.fusion", "memory", one_of(("tiny", "memory", "disk")),
+      "History to fuse; disk takes 9 GB."),
+
+  Key("runtime.compilation_cache", True, _BOOL,
+      "Keep compiled programs between runs."),
+  Key("runtime.tensorboard", False, _BOOL,
+      "Event files beside metrics.jsonl."),
+  Key("runtime.wandb", None,
+      Range("a project's name of 1 to 128 characters without any of /\\#?%:",
+            lambda v: 1 <= len(v) <= 128 and not set(v) & set("/\\#?%:")),
+      "Weights & Biases project.", kind=str),
+  Key("runtime.ensemble_axis", 1, between(1, 2**14),
+      "Devices that share out the teachers of a live distillation, each its "
+      "part; the others share out the batch. It divides the devices."),
+  Key("runtime.profile", False, _BOOL,
+      "A trace of a few steps, in runs/teacher/profile."),
+)
+# fmt: on
+
+BY_NAME = {key.name: key for key in KEYS}
 
 
 def default_config() -> ml_collections.ConfigDict:
   """Digits with 40 % pair label noise and a small convolutional network."""
-  c = ml_collections.ConfigDict()
-  # Root of all randomness; `seeds` may set single streams apart from it.
-  c.seed = 0
-  c.seeds = ml_collections.ConfigDict()
-  c.seeds.model = config_dict.placeholder(int)  # initial parameters
-  c.seeds.order = config_dict.placeholder(int)  # order of examples
-  c.seeds.augment = config_dict.placeholder(int)  # crops, flips, mixing
-  c.seeds.noise = config_dict.placeholder(int)  # which labels are wrong
-  c.seeds.selection = config_dict.placeholder(int)  # who selects, who tests
-
-  c.data = ml_collections.ConfigDict()
-  # A package builder or any TFDS image set.
-  name = c.data.name = config_dict.FieldReference("digits")
-  c.data.dir = config_dict.placeholder(str)  # TFDS directory; None: its own
-  c.data.num_train = config_dict.placeholder(int)  # None: all that is left
-  # Folder of files fetched by hand: an image set's, those of mnist,
-  # fashion_mnist, cifar10 or cifar100 as published, or human labels.
-  c.data.root = config_dict.placeholder(str)
-  # Side of the centre square cut from every image, which is the whole short
-  # side or a share of it (0.875 is ImageNet's habit); None keeps the images.
-  c.data.image_size = config_dict.placeholder(int)
-  c.data.crop_share = 1.0
-  c.data.test_share = 0.2  # of an image_folder that has no splits
-  c.data.skip_broken = False  # read all images once, leave out what fails
-  c.data.follow_links = False  # read images that links have outside of root
-  # Whether images stay on disk and are decoded batch by batch: always, never,
-  # or auto, if they exceed memory_limit or views are asked for (crop_scale,
-  # rand_ops) that are made while decoding.
-  c.data.stream = "auto"
-  c.data.memory_limit = 4.0  # GiB of decoded images
-  c.data.workers = 0  # processes that decode training batches; 0: threads
-
-  c.noise = ml_collections.ConfigDict()
-  # One of NOISE_KINDS. What is not asked for is done to the demonstration's
-  # digits alone: pair there, none for any other data.
-  kind = c.noise.kind = _following(
-    str, lambda name: "pair" if name == "digits" else "none", name
-  )
-  # Share of labels that change; kinds that have none take none.
-  c.noise.rate = _following(
-    float, lambda kind: 0.0 if kind in ("none", "field") else 0.4, kind
-  )
-  c.noise.field = config_dict.placeholder(str)  # label column for kind=field
-
-  c.selection = ml_collections.ConfigDict()
-  c.selection.source = "train"  # carved from train, or half of test
-  # Examples carved from train; half of test needs none. 400 of digits; None,
-  # for any other data: a fifth of the training examples, at most 400.
-  c.selection.num = _following(
-    int, lambda name: 400 if name == "digits" else None, name
-  )
-  c.selection.labels = "clean"  # or noisy: what the selecting points carry
-  c.selection.halvings = 3  # of the test split, where source is test
-
-  c.augment = ml_collections.ConfigDict()
-  c.augment.pad = 1  # pixels around a random crop to the old size
-  c.augment.flip = False  # mirror half of the images
-  c.augment.cutout = 2  # side of a blanked square
-  # Beta concentration; 0: no mixing. Never for rows that remember what was said
-  # of each image: elr, air_previous, ps_kd, self_adaptive.
-  c.augment.mixup = 0.0
-  # Lowest and highest share of the area of a random resized crop, such as
-  # 0.08,1.0; None: no such crop.
-  c.augment.crop_scale = config_dict.placeholder(tuple)
-  c.augment.crop_ratio = (0.75, 1.3333)  # of its width to its height
-  c.augment.rand_ops = 0  # operations of RandAugment; 0: none
-  c.augment.rand_magnitude = 9.0  # their strength, up to 10
-
-  c.model = ml_collections.ConfigDict()
-  c.model.name = "cnn"  # a key of kfkd_jax.models.MODELS
-  c.model.width = config_dict.placeholder(int)  # None: the model's own
-  # cifar or imagenet, for small or large images; None: the model's own, cifar
-  # for resnet18 and resnet34 and imagenet for the others that have a choice.
-  c.model.stem = config_dict.placeholder(str)
-  c.model.patch = config_dict.placeholder(int)  # side of a token; None: 16
-  c.model.remat = False  # compute activations twice instead of keeping them
-  # A .safetensors file in timm's or Hugging Face's naming, from which every
-  # network's training starts, with a fresh head where the classes differ.
-  c.model.pretrained = config_dict.placeholder(str)
-  c.model.dtype = "float32"  # of the computation; parameters stay float32
-
-  c.optim = ml_collections.ConfigDict()
-  c.optim.name = "sgd"  # sgd or adamw
-  c.optim.learning_rate = 0.1  # its peak
-  c.optim.momentum = 0.9
-  c.optim.nesterov = False
-  c.optim.weight_decay = 5e-4
-  c.optim.decay_everything = False  # biases and norm parameters as well
-  c.optim.clip_norm = config_dict.placeholder(float)  # None: never clip
-  # constant, cosine, step, restarts, triangular or swa: see optim.make_schedule
-  c.optim.schedule = "cosine"
-  c.optim.warmup_epochs = 0
-  c.optim.boundaries = (0.5, 0.75)  # step: shares of the run
-  c.optim.decay = 0.1  # step: factor at each boundary
-  c.optim.low = 0.1  # swa and triangular: lowest share of the learning rate
-  c.optim.cycle = config_dict.placeholder(int)  # restarts, triangular, swa
-  c.optim.hold = 0.75  # swa: share of the run after which the rate is low
-
-  c.train = ml_collections.ConfigDict()
-  c.train.epochs = 60
-  c.train.batch_size = 64  # of all devices together
-  c.train.micro_batches = 1  # pieces that a device learns one after another
-  c.train.label_smoothing = 0.0
-  c.train.average_decay = config_dict.placeholder(float)  # EMA; None: none
-
-  c.history = ml_collections.ConfigDict()
-  # Between kept checkpoints: epochs, a part of one such as 0.25, or steps.
-  c.history.every = 1.0
-  c.history.unit = "epoch"  # or step
-  # At most so many of them: the newest, and those that remember most of what it
-  # has wrong; epochs that are dropped are still diagnosed. None: all.
-  c.history.keep = config_dict.placeholder(int)
-  c.history.dtype = (
-    "float32"  # or bfloat16: half the disk; the last stays whole
-  )
-  c.history.resume_every = 10  # epochs between full states
-
-  c.predictions = ml_collections.ConfigDict()
-  c.predictions.batch_size = 1024  # examples predicted at once
-  c.predictions.dtype = "float32"  # or float16, half the disk
-  c.predictions.train = True  # training points too: what noise was memorised
-
-  c.fuse = ml_collections.ConfigDict()
-  c.fuse.window = 1  # neighbours averaged on either side
-  c.fuse.num_epsilons = 101  # grid of mixing weights
-  c.fuse.max_members = 20
-  c.fuse.transition = "none"  # known: mixture told the noise of its labels
-  c.fuse.tolerance = 1e-3  # optimality gap of the mixture
-
-  c.distill = ml_collections.ConfigDict()
-  c.distill.teachers = ("kf", "mixture")  # fusions to distil
-  c.distill.targets = "cached"  # or live: teachers see the student's view
-  c.distill.hard = False  # learn the teacher's top class only
-  c.distill.alpha = 1.0  # weight of the teacher; the rest: given labels
-  c.distill.temperature = 1.0
-  c.distill.epochs = config_dict.placeholder(int)  # None: train.epochs
-  # A student of another kind than its teacher; None: of the same.
-  c.distill.model = config_dict.placeholder(str)
-  # None: the width that distill.model has of its own, or the teacher's.
-  c.distill.width = config_dict.placeholder(int)
-  c.distill.rounds = 1  # students of students
-  # none, or what must get better on the selecting points for another round:
-  # accuracy or nll.
-  c.distill.rounds_stop = "none"
-  # Images the student sees: train, extra (with the teacher's labels) or both.
-  c.distill.inputs = "train"
-  # What is extra: the rest that data.num_train leaves over, or the train split
-  # of another data set, by name.
-  c.distill.extra = "rest"
-
-  c.compare = ml_collections.ConfigDict()
-  c.compare.independent = 3  # networks of the independent ensemble; 1: none
-  # More rows, each trained here: uniform_soup, greedy_soup, swa, snapshot, fge,
-  # independent_equal_budget, gce, sce, elr, label_smoothing, mixup; and the
-  # strategies air, air_soft, air_previous, ps_kd, self_adaptive, mutual,
-  # online_fusion, sckd, dkd, dist, standardized_kd, relational_kd, xi_kd,
-  # partial_kd, agreement_kd, propagation.
-  c.compare.methods = ()
-  c.compare.temperature = ()  # rows to repeat at a temperature fitted on select
-  c.compare.test_time = ()  # rows to repeat over views of the test images
-  c.compare.views = 8  # of each image, itself the first
-  c.compare.patience = 10  # checkpoints that early_stopping waits
-  c.compare.bootstrap_samples = 2000
-  c.compare.level = 0.95  # of the intervals
-
-  c.baselines = ml_collections.ConfigDict()  # of the rows they are named after
-  c.baselines.swa_start = 0.75  # share of the run that is not averaged
-  c.baselines.swa_rate = 0.5  # rate while averaging, of optim.learning_rate
-  c.baselines.swa_cycle = config_dict.placeholder(int)  # epochs; None: constant
-  c.baselines.snapshot_cycles = 5
-  c.baselines.fge_start = 0.8  # share of the teacher's run that comes before
-  c.baselines.fge_cycle = 4  # epochs, even
-  c.baselines.fge_rates = (0.5, 0.005)  # high, low, of optim.learning_rate
-  c.baselines.gce_q = 0.7  # 0: cross entropy, 1: mean absolute error
-  c.baselines.sce_weights = (0.1, 1.0)  # of cross entropy and its reverse
-  c.baselines.elr_weight = 3.0
-  c.baselines.elr_decay = 0.7  # of the remembered predictions
-  c.baselines.label_smoothing = 0.1
-  c.baselines.mixup = 1.0  # Beta concentration
-
-  c.strategy = (
-    ml_collections.ConfigDict()
-  )  # of the rows that compare.methods names
-  c.strategy.teacher = (
-    "kf"  # fusion that teaches the students below: or mixture
-  )
-  c.strategy.label_weight = 1.0  # of given labels beside a teacher's loss
-  c.strategy.temperature = 4.0  # of sckd, dkd and dist
-  c.strategy.air_share = config_dict.placeholder(float)  # None: the agreement
-  c.strategy.ps_kd_share = 0.8  # of past predictions, in the last epoch
-  c.strategy.self_adaptive_start = 0.3  # share of the run before labels move
-  c.strategy.self_adaptive_decay = 0.9
-  c.strategy.sckd_threshold = 0.0  # least cosine with the labels' gradient
-  c.strategy.sckd_by_group = False  # decide for each group of parameters
-  c.strategy.dkd_weights = (1.0, 8.0)  # of the label's class, of the others
-  c.strategy.dist_weights = (2.0, 2.0)  # between classes, between examples
-  c.strategy.relational_weights = (25.0, 50.0)  # of distances, of angles
-  c.strategy.standardized_weight = 9.0
-  c.strategy.xi = 1.5  # xi_kd: share of the teacher; above 1, away from labels
-  c.strategy.neighbours = 20  # propagation: of each example
-  c.strategy.propagation_decay = 0.99  # how far labels reach, below 1
-
-  c.report = ml_collections.ConfigDict()
-  c.report.num_examples = 12  # forgotten examples shown as pictures
-  # A column of `kfkd_jax.published` to set beside ours; None: no such table.
-  c.report.paper = config_dict.placeholder(str)
-
-  c.export = ml_collections.ConfigDict()
-  c.export.models = config_dict.placeholder(tuple)  # of EXPORTABLE; None: all
-  c.export.parity_examples = 256  # test images to compare with the live model
-  c.export.saved_model = True  # as well, where TensorFlow is installed
-  c.export.onnx = True  # as well, where jax2onnx and onnxruntime are installed
-
-  c.bench = ml_collections.ConfigDict()
-  # "peer" as well: the steps of `bench.peers`, here and in PyTorch.
-  c.bench.parts = (
-    "steps", "stage", "predictions", "storage", "devices", "fusion",
-  )  # fmt: skip
-  c.bench.peers = (
-    "cnn_8px", "cnn_28px", "cnn_28px_wide", "cnn_32px", "resnet18_32px",
-  )  # fmt: skip
-  c.bench.rounds = 16  # of which the lower quartile counts
-  c.bench.steps = 20  # training steps of a round
-  c.bench.epochs = 5  # of the whole train stage
-  c.bench.members = 4  # teachers of the live distillation
-  c.bench.checkpoints = 16  # restored, and predicted with
-  c.bench.fusion = "memory"  # history to fuse: tiny, memory or disk (9 GB)
-
-  c.runtime = ml_collections.ConfigDict()
-  c.runtime.compilation_cache = True  # keep compiled programs between runs
-  c.runtime.tensorboard = False  # event files beside metrics.jsonl
-  c.runtime.wandb = config_dict.placeholder(str)  # Weights & Biases project
-  # Devices that share out the teachers of a live distillation, each its part;
-  # the others share out the batch. It must divide the number of devices.
-  c.runtime.ensemble_axis = 1
-  c.runtime.profile = False  # a trace of a few steps, in runs/teacher/profile
-  return c
+  config = ml_collections.ConfigDict()
+  followed = {k.default.key for k in KEYS if isinstance(k.default, Following)}
+  references: dict[str, config_dict.FieldReference] = {}
+  for key in KEYS:
+    *sections, name = key.name.split(".")
+    node = config
+    for section in sections:
+      if section not in node:
+        node[section] = ml_collections.ConfigDict()
+      node = node[section]
+    if isinstance(key.default, Following):
+      node[name] = _reference(key, references[key.default.key])
+    elif key.kind is not None:
+      node[name] = config_dict.placeholder(key.kind)
+    elif key.name in followed:
+      node[name] = config_dict.FieldReference(key.default)
+    else:
+      node[name] = key.default
+    if key.name in followed:
+      references[key.name] = node.get_ref(name)
+  return config
 
 
 class _Op(NamedTuple):
@@ -257,9 +449,11 @@ class _Op(NamedTuple):
   args: tuple[config_dict.FieldReference, ...]
 
 
-def _following(
-  kind: type, choose: Callable[..., Any], *others: config_dict.FieldReference
+def _reference(
+  key: Key, other: config_dict.FieldReference
 ) -> config_dict.FieldReference:
-  """A default that follows other keys until it is set itself."""
-  op = _Op(lambda _, *values: choose(*values), others)
+  """A value that follows another key's until it is set itself."""
+  choose = key.default.choose
+  kind = key.kind or type(choose(other.get()))
+  op = _Op(lambda _, value: choose(value), (other,))
   return config_dict.FieldReference(kind(), field_type=kind, op=op)

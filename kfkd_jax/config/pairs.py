@@ -5,9 +5,8 @@ from __future__ import annotations
 import ml_collections
 
 from kfkd_jax import data, models
+from kfkd_jax.catalogue import FUSIONS
 from kfkd_jax.config.tree import ConfigError
-
-TEACHERS = ("kf", "mixture")
 
 _HAS_TRANSITION = ("symmetric", "pair", "asymmetric")
 
@@ -19,7 +18,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   selection = config.selection
   taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
   untaught = sorted(
-    set(config.export.models or ()) - {"final", *TEACHERS, *taught}
+    set(config.export.models or ()) - {"final", *FUSIONS, *taught}
   )
   on_disk = config.augment.crop_scale is not None or config.augment.rand_ops
   distill = config.distill

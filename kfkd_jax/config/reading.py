@@ -6,16 +6,18 @@ import ast
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_collections
 from etils import epath
 
 from kfkd_jax import files
-from kfkd_jax.config import rules, tree
-from kfkd_jax.config.keys import default_config
+from kfkd_jax.config import tree
+from kfkd_jax.config.keys import BY_NAME, KEYS, default_config
+from kfkd_jax.config.ranges import shown
 from kfkd_jax.config.tree import ConfigError
+from kfkd_jax.config.validation import check_type, validate
 
 
 def parse_arguments(text: str, **defaults: Any) -> ml_collections.ConfigDict:
@@ -92,7 +94,7 @@ def read(
     config = load_config(spec)
   for key, text in overrides:
     override(config, key, text)
-  rules.validate(config)
+  validate(config)
   return config
 
 
@@ -115,19 +117,32 @@ def changed(
   copy = default_config()
   _adopt(copy, config)
   _set(copy, changes)
-  rules.validate(copy)
+  validate(copy)
   return copy
 
 
-def subset(
-  config: ml_collections.ConfigDict, keys: Sequence[str]
-) -> dict[str, Any]:
-  """The values under `keys`, each a section or a dotted key."""
-  found = {key: tree.get(config, key) for key in keys}
-  return {
-    key: v.to_dict() if isinstance(v, ml_collections.ConfigDict) else v
-    for key, v in found.items()
-  }
+def deciding(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
+  """What decides a stage's outcome: whole sections, and single dotted keys.
+
+  Digests of it tell whether a stage would be made alike, so its form must not
+  change: see `Key.later`.
+  """
+  found: dict[str, Any] = {}
+  for section in config:
+    keys = [k for k in KEYS if k.name.split(".")[0] == section]
+    ours = {
+      key.name: tree.get(config, key.name)
+      for key in keys
+      if stage in key.decides
+      and not (key.later and tree.get(config, key.name) == key.default)
+    }
+    whole = all(stage in key.decides or key.later for key in keys)
+    if whole and tree.is_section(config, section):
+      short = {name.partition(".")[2]: v for name, v in ours.items()}
+      found |= {section: short} if short else {}
+    else:
+      found |= ours
+  return found
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
@@ -189,20 +204,21 @@ def _typed(key: str, text: str, current: Any, expected: type | None) -> Any:
   """Reads `text` as the type that `key` has."""
   expected = expected or type(current)
   if expected is str:
-    return None if text == "None" and key in rules.OPTIONAL else text
+    optional = key in BY_NAME and BY_NAME[key].kind is not None
+    return None if text == "None" and optional else text
   value = _literal(text)
   if expected is tuple and isinstance(value, str):
     value = tuple(filter(None, (v.strip() for v in value.split(","))))
   if expected is tuple and isinstance(value, (int, float)):
     value = (value,)
-  rules.check_type(key, value, expected)
+  check_type(key, value, expected)
   if value is None:
     return None
   try:
     return expected(value)
   except OverflowError:
     raise ConfigError(
-      f"{key}={rules.shown(value)} is not possible; it does not fit a "
+      f"{key}={shown(value)} is not possible; it does not fit a "
       f"{expected.__name__}"
     ) from None
 

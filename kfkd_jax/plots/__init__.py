@@ -7,7 +7,7 @@ or memorised, green is what was learned or is right, grey is a reference. Where
 several things are compared, each has a colour, a line and a marker of its own.
 """
 
-from kfkd_jax.method_names import method_name
+from kfkd_jax.catalogue import method_name
 from kfkd_jax.plots.comparison import (
   plot_against,
   plot_curves_compared,

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from kfkd_jax.method_names import method_name
+from kfkd_jax.catalogue import method_name
 from kfkd_jax.plots.style import (
   MUTED,
   SIZE,

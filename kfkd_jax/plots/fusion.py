@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from kfkd_jax.method_names import method_name
+from kfkd_jax.catalogue import method_name
 from kfkd_jax.plots.style import (
   BLUE,
   MUTED,

@@ -43,7 +43,6 @@ class Stage(NamedTuple):
 
   Attributes:
     run: does the work, on every process; with `alone` on the main one.
-    keys: configuration that decides its outcome.
     needs: stages whose artefacts it reads.
     artefacts: what it leaves in the working directory, by configuration: files,
       folders of runs, and folders with `SHA256SUMS`.
@@ -52,7 +51,6 @@ class Stage(NamedTuple):
   """
 
   run: Callable[[ml_collections.ConfigDict, epath.Path], str]
-  keys: tuple[str, ...]
   needs: tuple[str, ...]
   artefacts: Callable[[ml_collections.ConfigDict], Sequence[str]]
   alone: bool = False
@@ -67,7 +65,6 @@ class Stage(NamedTuple):
 STAGES: dict[str, Stage] = {
   "train": Stage(
     train.run,
-    keys=networks.TRAINING_KEYS,
     needs=(),
     artefacts=train.artefacts,
     plans=train.plans,
@@ -75,21 +72,18 @@ STAGES: dict[str, Stage] = {
   ),
   "diagnose": Stage(
     diagnose.run,
-    keys=(),
     needs=("train",),
     artefacts=lambda config: ("diagnosis.json",),
     alone=True,
   ),
   "fuse": Stage(
     fuse.run,
-    keys=("fuse", "selection"),
     needs=("train",),
     artefacts=lambda config: ("fusion.json",),
     alone=True,
   ),
   "distill": Stage(
     distill.run,
-    keys=("distill",),
     needs=("train", "fuse"),
     artefacts=distill.artefacts,
     plans=distill.plans,
@@ -97,7 +91,6 @@ STAGES: dict[str, Stage] = {
   ),
   "compare": Stage(
     compare.run,
-    keys=("compare", "baselines", "strategy"),
     needs=("train", "fuse", "distill"),
     artefacts=lambda config: ("results.jsonl", "hits.npz"),
     plans=compare.plans,
@@ -105,7 +98,6 @@ STAGES: dict[str, Stage] = {
   ),
   "report": Stage(
     _report,
-    keys=("report",),
     needs=("train", "diagnose", "fuse", "distill", "compare"),
     artefacts=lambda config: ("report",),
     alone=True,
@@ -116,7 +108,6 @@ STAGES: dict[str, Stage] = {
 ON_REQUEST: dict[str, Stage] = {
   "export": Stage(
     export.run,
-    keys=("export",),
     needs=("train", "fuse", "distill", "compare"),
     artefacts=lambda config: ("export",),
   ),
@@ -133,7 +124,7 @@ def inputs_of(config: ml_collections.ConfigDict, name: str) -> dict[str, str]:
   stage = _KNOWN[name]
   return {
     "version": kfkd_jax.__version__,
-    "config": files.digest(config_lib.subset(config, stage.keys)),
+    "config": files.digest(config_lib.deciding(config, name)),
     **{need: files.digest(inputs_of(config, need)) for need in stage.needs},
   }
 
@@ -275,13 +266,13 @@ def _protect(config, workdir, names, place, say) -> None:
   if difference:
     processes.on_main(_make_room, config, workdir, difference, place, say)
     return
-  runs, keys = _replaced(config, workdir, names)
+  runs, stages = _replaced(config, workdir, names)
   if place is None:
     taught = _taught_anew(config, workdir, names)
     if runs or taught:
       processes.on_main(
         _refuse, config, workdir, [*dict.fromkeys(runs + taught)],
-        [*keys, *(STAGES["fuse"].keys if taught else ())],
+        [*stages, *(["fuse"] if taught else [])],
       )  # fmt: skip
   elif runs:
     processes.on_main(keeping.set_aside, config, workdir, runs, place)
@@ -301,14 +292,16 @@ def _make_room(config, workdir, difference, place, say) -> None:
   say(f"set aside in {place}: {', '.join(runs)}")
 
 
-def _refuse(config, workdir, runs, keys) -> None:
-  raise networks.WouldReplaceError(keeping.refusal(config, workdir, runs, keys))
+def _refuse(config, workdir, runs, stages) -> None:
+  raise networks.WouldReplaceError(
+    keeping.refusal(config, workdir, runs, stages)
+  )
 
 
 def _replaced(config, workdir, names) -> tuple[list[str], list[str]]:
-  """Runs with work that stages would replace, and the keys that decide them."""
+  """Runs with work that would be replaced, and the stages that would do so."""
   runs: list[str] = []
-  keys: list[str] = []
+  stages: list[str] = []
   for name in names:
     if not processes.on_main(_is_to_plan, config, workdir, name):
       continue
@@ -319,10 +312,10 @@ def _replaced(config, workdir, names) -> tuple[list[str], list[str]]:
       [(p.name, networks.origin(config, p)) for p in plans],
     )
     if found:
-      runs, keys = runs + found, [*keys, *_KNOWN[name].keys]
+      runs, stages = runs + found, [*stages, name]
     if found and not _KNOWN[name].needs:  # all others learnt from it
-      return processes.on_main(keeping.runs_with_work, workdir), keys
-  return runs, keys
+      return processes.on_main(keeping.runs_with_work, workdir), stages
+  return runs, stages
 
 
 def _is_to_plan(config, workdir, name) -> bool:

@@ -130,14 +130,12 @@ def _hits(task: experiment.Task, by_fold: list[list[Entry]]) -> Hits:
   return Hits(np.array(names), np.asarray(test.ids), hits, tested, scored)
 
 
-_NO_NUMBERS = ("bench", "report", "runtime")  # sections that decide none
-
-
 def _origin(config) -> dict[str, Any]:
   """What made the numbers, for every row."""
-  deciding = [section for section in config if section not in _NO_NUMBERS]
+  stages = ("train", "fuse", "distill", "compare")
+  deciding = [config_lib.deciding(config, stage) for stage in stages]
   return {
-    "config_hash": files.digest(config_lib.subset(config, deciding)),
+    "config_hash": files.digest(deciding),
     "device_kind": jax.devices()[0].device_kind,
     "versions": {
       "kfkd_jax": kfkd_jax.__version__,

@@ -28,15 +28,6 @@ from kfkd_jax.data import Stored
 from kfkd_jax.stages import experiment, forecast, fuse, networks
 from kfkd_jax.training import evaluation, objective, step
 
-LESSON_KEYS = (
-  "distill.targets",
-  "distill.hard",
-  "distill.alpha",
-  "distill.temperature",
-  "distill.inputs",
-  "distill.extra",
-)
-
 
 def student_name(teacher: str, number: int = 1) -> str:
   """The run, and the method, of a fusion's student in round `number`."""
@@ -163,7 +154,7 @@ def _plan(config, workdir, name, teacher, before) -> networks.Plan:
     name,
     lambda: _lesson(config, workdir, run, weights),
     inputs={
-      "distill": config_lib.subset(config, LESSON_KEYS),
+      "distill": config_lib.deciding(config, "lesson"),
       **taught_by,
     },
     changes=student_changes(config),

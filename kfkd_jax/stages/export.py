@@ -32,10 +32,8 @@ from etils import epath
 from flax import traverse_util
 
 import kfkd_jax
-from kfkd_jax import config as config_lib
-from kfkd_jax import files, fusion, history, models, processes
+from kfkd_jax import catalogue, files, fusion, history, models, processes
 from kfkd_jax.data import splits
-from kfkd_jax.method_names import method_name
 from kfkd_jax.stages import (
   distill,
   experiment,
@@ -75,7 +73,7 @@ class Model(NamedTuple):
 
   @property
   def is_fusion(self) -> bool:
-    return self.method in config_lib.TEACHERS
+    return self.method in catalogue.FUSIONS
 
 
 ApplyFn = Callable[[Any, jax.Array], jax.Array]
@@ -115,7 +113,7 @@ def methods(config: ml_collections.ConfigDict) -> list[str]:
   if config.export.models is not None:
     return list(config.export.models)
   students = [distill.student_name(t) for t in config.distill.teachers]
-  return ["final", *config_lib.TEACHERS, *students]
+  return ["final", *catalogue.FUSIONS, *students]
 
 
 def make_apply_fn(config: ml_collections.ConfigDict) -> ApplyFn:
@@ -140,7 +138,7 @@ def read(
   content = processes.on_main(files.read_json, workdir / "fusion.json")
   epochs = content["epochs"]
   run_name = experiment.TEACHER
-  if method in config_lib.TEACHERS:
+  if method in catalogue.FUSIONS:
     weights = fuse.weights_of(workdir, method)
   elif method == "final":
     weights = np.asarray(fusion.final_only(len(epochs)))
@@ -341,7 +339,7 @@ def make_card(
     "parity_examples": config.export.parity_examples,
     "models": {
       model.method: {
-        "title": method_name(model.method),
+        "title": catalogue.method_name(model.method),
         "epochs": model.epochs,
         "weights": model.weights,
         "network": {
@@ -405,7 +403,7 @@ def _other_formats(config, found, folder) -> str:
 
 def _clear(folder: epath.Path) -> None:
   """Removes models of an earlier export, and nothing else."""
-  for method, suffix in itertools.product(config_lib.EXPORTABLE, _SUFFIXES):
+  for method, suffix in itertools.product(catalogue.EXPORTABLE, _SUFFIXES):
     path = folder / f"{method}{suffix}"
     if path.exists():
       formats.remove(path)

@@ -72,7 +72,7 @@ def refusal(
   config: ml_collections.ConfigDict,
   workdir: epath.Path,
   runs: Sequence[str],
-  keys: Sequence[str],
+  stages: Sequence[str],
 ) -> str:
   """Says which runs would be replaced, by which changes, and the ways on.
 
@@ -80,9 +80,9 @@ def refusal(
     config: what was asked for.
     workdir: the working directory.
     runs: their names.
-    keys: of the configuration, or sections, that decide them.
+    stages: that make them.
   """
-  changes = _shortened(_changes(config, workdir, keys))
+  changes = _shortened(_changes(config, workdir, stages))
   cause = changes or "another configuration or version"
   trained = [
     _described(workdir, name)
@@ -102,17 +102,16 @@ def _shortened(parts: list[str]) -> str:
   return ", ".join([*parts[:_MOST_SHOWN], *more])
 
 
-def _changes(config, workdir, keys) -> list[str]:
+def _changes(config, workdir, stages) -> list[str]:
   """`KEY=OLD -> NEW` for what differs from the saved configuration."""
   with contextlib.suppress(ValueError):  # lost, or of another version
     before = config_lib.read(None, saved=configuration(workdir))
     return [
-      f"{key}={old} -> {new}"
-      for key in config_lib.names(config)
-      if any(f"{key}.".startswith(f"{part}.") for part in keys)
-      for old, new in [
-        [config_lib.subset(c, [key])[key] for c in (before, config)]
+      f"{name}={old} -> {new}"
+      for name in [
+        key.name for key in config_lib.KEYS if set(key.decides) & set(stages)
       ]
+      for old, new in [[config_lib.get(c, name) for c in (before, config)]]
       if old != new
     ]
   return []

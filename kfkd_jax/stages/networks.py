@@ -24,32 +24,10 @@ from kfkd_jax import checkpoints, files, models, parallel, processes
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.stages import experiment, forecast
+from kfkd_jax.stages.objectives import OBJECTIVES
 from kfkd_jax.stages.progress import Progress
 from kfkd_jax.training import evaluation, loop, objective
 from kfkd_jax.training.profiling import StepTrace
-
-TRAINING_KEYS = (
-  "seed",
-  "seeds",
-  *(
-    f"data.{k}"
-    for k in config_lib.default_config().data
-    if k not in ("workers", "follow_links")  # change no image
-  ),
-  "noise",
-  "augment",
-  "model",
-  "optim",
-  "train",
-  "history.every",
-  "history.unit",
-  "history.keep",
-  "history.dtype",
-  "predictions",
-  "selection.source",
-  "selection.num",
-)
-
 
 _MODEL = "model.json"
 _SECONDS = "seconds.json"
@@ -103,8 +81,7 @@ class Plan(NamedTuple):
 
 def supervised(config: ml_collections.ConfigDict) -> Lesson:
   """The given labels, as the configuration trains on them."""
-  smoothing = config.train.label_smoothing
-  return Lesson(objective.supervised(label_smoothing=smoothing))
+  return Lesson(OBJECTIVES["ce"](config))
 
 
 def run_path(workdir: epath.Path, name: str) -> epath.Path:
@@ -122,7 +99,7 @@ def origin(config: ml_collections.ConfigDict, plan: Plan) -> str:
   """What stands for all that the planned network is trained from."""
   config = config_lib.changed(config, plan.changes)
   return files.digest({
-    "training": config_lib.subset(config, TRAINING_KEYS),
+    "training": config_lib.deciding(config, "train"),
     "member": plan.member,
     "keep_history": plan.keep_history,
     **plan.inputs,

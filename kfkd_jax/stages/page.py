@@ -13,7 +13,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from kfkd_jax import files, plots
-from kfkd_jax.method_names import method_name
+from kfkd_jax.catalogue import method_name
 from kfkd_jax.stages import text
 
 _PNG_DPI = 200

@@ -14,7 +14,7 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files
-from kfkd_jax.stages import experiment, networks
+from kfkd_jax.stages import experiment
 
 NOTE = "data.json"
 
@@ -61,7 +61,11 @@ def _noted(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def _described(config) -> dict[str, Any]:
-  keys = [k for k in networks.TRAINING_KEYS if k.startswith("data.")]
-  wanted = config_lib.subset(config, [*keys, "noise.field"])
+  wanted = {
+    key: value
+    for key, value in config_lib.deciding(config, "train").items()
+    if key.startswith("data.")
+  }
+  wanted["noise.field"] = config.noise.field
   fingerprint = dict(experiment.load_task(config).fingerprint)
   return {"config": files.digest(wanted), "fingerprint": fingerprint}

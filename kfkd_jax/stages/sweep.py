@@ -28,8 +28,8 @@ _NOTE = "sweep.json"
 _ERROR = "error.txt"
 _NUM_SEEDS = 5
 _PATIENCE = 60.0  # seconds to wait while another command writes its note
-# What may differ between the commands of one sweep: it decides no number.
-_FREE = ("seed", "runtime", "bench")
+# Keys that decide any of these may not differ between a sweep's commands.
+_NUMBERS = {"train", "fuse", "distill", "compare"}
 
 
 class Plan(NamedTuple):
@@ -296,13 +296,13 @@ def _check_same_base(config, workdir: epath.Path, noted: Plan) -> None:
     return  # lost, and named anew
   base = config_lib.read(None, saved=found)
   varied = [axis.key for axis in noted.axes]
-  for key in config_lib.names(config):
-    if key.split(".")[0] in _FREE or key in varied:
+  for key in config_lib.KEYS:
+    if key.name in ("seed", *varied) or not _NUMBERS & set(key.decides):
       continue
-    ours, theirs = (config_lib.subset(c, [key])[key] for c in (config, base))
+    ours, theirs = (config_lib.get(c, key.name) for c in (config, base))
     if ours != theirs:
       raise config_lib.ConfigError(
-        f"the sweep in {workdir} was begun with {key}={theirs!r}, not "
+        f"the sweep in {workdir} was begun with {key.name}={theirs!r}, not "
         f"{ours!r}; choose another --workdir, or vary the key by --grid in one"
       )
 

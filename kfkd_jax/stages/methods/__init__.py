@@ -10,8 +10,9 @@ import ml_collections
 
 from kfkd_jax.stages.methods import (
   history,
+  mutual,
+  objectives,
   online,
-  robust,
   schedules,
   several,
   soups,
@@ -37,8 +38,8 @@ OPTIONAL: dict[str, Method] = {
   "snapshot": schedules.SNAPSHOT,
   "fge": schedules.FGE,
   "independent_equal_budget": several.EQUAL_BUDGET,
-  **robust.ROBUST,
-  **strategies.SELF_TAUGHT,
+  **objectives.OTHER_OBJECTIVES,
+  "mutual": mutual.MUTUAL,
   **strategies.TAUGHT,
   "online_fusion": online.ONLINE_FUSION,
 }

@@ -12,9 +12,6 @@ from etils import epath
 from kfkd_jax import fusion
 from kfkd_jax.stages import experiment, networks
 
-# What changes for objectives whose memory is of single images.
-SINGLE_IMAGES = {"augment.mixup": 0.0}
-
 
 class Source(NamedTuple):
   """Checkpoints of one run that take part.

@@ -16,9 +16,9 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import plots
+from kfkd_jax.catalogue import method_name
 from kfkd_jax.config import parse_grid
 from kfkd_jax.config.tree import ConfigError, get
-from kfkd_jax.method_names import method_name
 from kfkd_jax.stages import page, sweep
 from kfkd_jax.stages.studies import measures
 
