@@ -477,7 +477,7 @@ def test_only_the_demonstration_is_given_noise_unasked(changes, expected):
   assert noise_of(config_lib.read(None, changes.items())) == expected
   changed = config_lib.changed(config_lib.default_config(), changes)
   assert noise_of(changed) == expected
-  noted = config_lib.subset(changed, ["noise"])["noise"]
+  noted = config_lib.deciding(changed, "train")["noise"]
   assert (noted["kind"], noted["rate"]) == expected
 
 
