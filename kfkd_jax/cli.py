@@ -136,18 +136,18 @@ def _dispatch(options, overrides, orders) -> int:
   from kfkd_jax import processes
 
   if options.stage == "report" and options.inputs:
-    from kfkd_jax.stages import overview
+    from kfkd_jax.report import overview_page as overview
 
     print(overview.run(options.inputs, options.output))
     return 0
   workdir = epath.Path(options.workdir)
   if options.stage == "clean":
-    from kfkd_jax.stages import keeping
+    from kfkd_jax.run import keeping
 
     print(keeping.clean(workdir, force=bool(options.force)))
     return 0
   if options.stage == "study":
-    from kfkd_jax.stages import studies
+    from kfkd_jax.lab import studies
 
     overrides = [*studies.find(options.inputs[0]).changes, *overrides]
     config = config_lib.read(options.config, overrides)
@@ -170,7 +170,8 @@ def _to_continue(options, workdir):
     saved = workdir / "config.json"  # what they do loses nothing
     return saved if saved.exists() else None
   from kfkd_jax import stages
-  from kfkd_jax.stages import keeping, sweep
+  from kfkd_jax.lab import sweep
+  from kfkd_jax.run import keeping
 
   of = sweep if options.stage == "sweep" else keeping
   saved = of.configuration(workdir)
@@ -192,11 +193,11 @@ def _work(options, config, workdir) -> tuple[int, str]:
   from kfkd_jax import stages
 
   if options.stage == "bench":
-    from kfkd_jax.stages import bench
+    from kfkd_jax.lab import bench
 
     return 0, processes.on_main(bench.run, config, workdir)
   if options.stage == "predict":
-    from kfkd_jax.stages import predict
+    from kfkd_jax.export import predict
 
     output = options.output or "probs.npz"
     return 0, processes.on_main(
@@ -205,7 +206,7 @@ def _work(options, config, workdir) -> tuple[int, str]:
   if options.stage in ("sweep", "study"):
     return _sweep(options, config, workdir)
   if options.stage == "sanity":
-    from kfkd_jax.stages import sanity
+    from kfkd_jax.lab import sanity
 
     table, passed = processes.on_main(sanity.run, config, workdir)
     return 0 if passed else _FAILED, table
@@ -220,13 +221,13 @@ def _work(options, config, workdir) -> tuple[int, str]:
 
 def _sweep(options, config, workdir) -> tuple[int, str]:
   """Runs cells, or only reads them; lists those that failed."""
-  from kfkd_jax.stages import sweep
+  from kfkd_jax.lab import sweep
 
   against, grid = options.against or "final", options.grid or ()
   if options.only_table:
     return 0, sweep.read_table(config, workdir, against=against)
   if options.stage == "study":
-    from kfkd_jax.stages import studies
+    from kfkd_jax.lab import studies
 
     (name,) = options.inputs
     outcome = studies.run(

@@ -11,9 +11,8 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, models
-from kfkd_jax.config import rules
-from kfkd_jax.stages import bench
-from kfkd_jax.stages.bench import devices, measure, peer, stacks, steps
+from kfkd_jax.lab import bench
+from kfkd_jax.lab.bench import devices, measure, peer, stacks, steps
 from kfkd_jax.training import objective
 
 TINY = {
@@ -138,7 +137,7 @@ def test_all_of_it_makes_a_table(tmp_path):
 
 def test_peers_train_networks_with_as_many_parameters():
   torch = pytest.importorskip("torch")
-  assert tuple(peer.PEERS) == rules.PEERS
+  assert tuple(peer.PEERS) == config_lib.default_config().bench.peers
   for it in peer.PEERS.values():
     module = models.create(it.model, 10, width=it.width)
     shape = (1, it.side, it.side, it.channels)

@@ -15,7 +15,8 @@ from test_overview import ODD, make_run
 from test_report import NASTY, make_workdir
 
 from kfkd_jax import files
-from kfkd_jax.stages import overview, report
+from kfkd_jax.report import overview_page as overview
+from kfkd_jax.report import run_page as report
 
 DRIVER, CHROMIUM = (
   next(filter(None, map(shutil.which, names)), None)

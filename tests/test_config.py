@@ -9,7 +9,7 @@ from etils import epath
 
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import experiment
+from kfkd_jax.run import experiment
 
 DIGESTS = {
   "train": "c42095d686acd640",

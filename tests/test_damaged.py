@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from kfkd_jax import checkpoints, cli, files
-from kfkd_jax.stages import networks
+from kfkd_jax.run import networks
 
 pytestmark = pytest.mark.slow
 

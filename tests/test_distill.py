@@ -6,8 +6,9 @@ from etils import epath
 from test_pipeline import tiny_config
 
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, metrics, parallel, stages
-from kfkd_jax.stages import distill, experiment, fuse, methods, networks
+from kfkd_jax import files, methods, metrics, parallel, stages
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.stages import distill, fuse
 
 
 def config_of(**changes):

@@ -14,17 +14,17 @@ from test_text import HOSTILE, rendered
 
 from kfkd_jax import cli, files, fusion, history, models, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import (
-  experiment,
-  export,
+from kfkd_jax.export import (
   formats,
-  networks,
   onnx_model,
   predict,
   saved_model,
-  seals,
-  text,
 )
+from kfkd_jax.export import (
+  models as export,
+)
+from kfkd_jax.report import text
+from kfkd_jax.run import experiment, networks, seals
 
 METHODS = ["final", "kf", "mixture", "kf_kd"]
 MIXED = [0.2, 0.3, 0.5]

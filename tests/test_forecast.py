@@ -8,7 +8,7 @@ from etils import epath
 
 from kfkd_jax import cli, parallel
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import experiment, forecast, networks
+from kfkd_jax.run import experiment, forecast, networks
 from kfkd_jax.training import loop
 
 

@@ -704,7 +704,7 @@ def test_fuse_under_grad_and_vmap():
 @pytest.fixture(name="bench")
 def fixture_bench():
   # Not above: the rules are tested without what the pipeline needs.
-  from kfkd_jax.stages.bench import fusion as bench
+  from kfkd_jax.lab.bench import fusion as bench
 
   return bench
 

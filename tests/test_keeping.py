@@ -12,7 +12,9 @@ from test_pipeline import tiny_config
 
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import distill, keeping, networks, sweep
+from kfkd_jax.lab import sweep
+from kfkd_jax.run import keeping, networks
+from kfkd_jax.stages import distill
 
 QUICK = {"train__epochs": "2", "distill__teachers": "kf"}
 

@@ -11,7 +11,7 @@ from etils import epath
 from kfkd_jax import config as config_lib
 from kfkd_jax import fusion, parallel
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.stages import experiment, networks
+from kfkd_jax.run import experiment, networks
 from kfkd_jax.training import loop
 
 EPOCHS, SETTLED, SPAN = 2000, 200, 400

@@ -6,9 +6,18 @@ import pytest
 from etils import epath
 from test_pipeline import tiny_config
 
-from kfkd_jax import calibration, catalogue, checkpoints, files, losses, stages
-from kfkd_jax.stages import compare, experiment, methods, networks
-from kfkd_jax.stages.methods import schedules
+from kfkd_jax import (
+  calibration,
+  catalogue,
+  checkpoints,
+  files,
+  losses,
+  methods,
+  stages,
+)
+from kfkd_jax.methods import schedules
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.stages import compare
 
 pytestmark = pytest.mark.slow
 

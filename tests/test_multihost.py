@@ -15,7 +15,7 @@ from etils import epath
 
 from kfkd_jax import checkpoints, cli, files, lock, parallel, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import networks
+from kfkd_jax.run import networks
 
 ARGUMENTS = [
   "--config.data.num_train=100",

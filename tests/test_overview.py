@@ -10,7 +10,7 @@ from test_report import NASTY, assert_stands_alone, below, parse
 
 from kfkd_jax import cli, files
 from kfkd_jax.catalogue import method_name
-from kfkd_jax.stages import overview
+from kfkd_jax.report import overview_page as overview
 
 ODD = "'<script>&\"b"  # a directory may be called so
 

@@ -12,7 +12,8 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import models, published, stages
-from kfkd_jax.stages import experiment, networks, report
+from kfkd_jax.report import run_page as report
+from kfkd_jax.run import experiment, networks
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs" / "paper"
 COLUMNS = sorted(published.COLUMNS)

@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from kfkd_jax import catalogue, cli, files, fusion, stages
+from kfkd_jax import catalogue, cli, files, fusion, methods, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.data import splits
-from kfkd_jax.stages import (
-  compare,
-  distill,
-  experiment,
-  methods,
-  networks,
-  tables,
-)
+from kfkd_jax.report import tables
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.stages import compare, distill
 
 METHODS = {
   "final",

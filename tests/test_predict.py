@@ -14,7 +14,7 @@ from PIL import Image
 
 from kfkd_jax import cli, files
 from kfkd_jax.data import pictures as data_pictures
-from kfkd_jax.stages import predict, trailer
+from kfkd_jax.export import predict, trailer
 
 SHAPE = (4, 5, 3)
 NAMES = ["ant", "bee", "cat"]

@@ -18,7 +18,7 @@ from etils import epath
 from kfkd_jax import checkpoints, models
 from kfkd_jax import config as config_lib
 from kfkd_jax.models import pretrained, vit
-from kfkd_jax.stages import experiment, networks
+from kfkd_jax.run import experiment, networks
 from kfkd_jax.training import loop
 
 FAMILIES = [f for f in test_models.SMALL if f not in ("mlp", "cnn")]

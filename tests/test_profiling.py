@@ -11,7 +11,7 @@ from etils import epath
 from test_pipeline import tiny_config
 
 from kfkd_jax import cli, stages
-from kfkd_jax.stages import networks
+from kfkd_jax.run import networks
 from kfkd_jax.training.profiling import NUM_STEPS, WARM_UP, StepTrace
 
 

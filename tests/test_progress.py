@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from kfkd_jax.config import ConfigError, default_config, validate
-from kfkd_jax.stages.progress import Progress
+from kfkd_jax.run.progress import Progress
 from kfkd_jax.training.loop import EpochReport
 
 

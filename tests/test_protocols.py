@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from kfkd_jax import config as config_lib
 from kfkd_jax.data import sources, splits
-from kfkd_jax.stages import compare, experiment
+from kfkd_jax.run import experiment
+from kfkd_jax.stages import compare
 
 
 def configured(protocol, **selection):

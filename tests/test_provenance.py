@@ -7,7 +7,7 @@ from PIL import Image
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, stages
-from kfkd_jax.stages import experiment, networks, provenance
+from kfkd_jax.run import experiment, networks, provenance
 
 
 @pytest.fixture

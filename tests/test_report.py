@@ -19,8 +19,10 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import files, plots
 from kfkd_jax.data import augment, splits
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.stages import compare, diagnose, experiment, fuse, report
-from kfkd_jax.stages import page as page_lib
+from kfkd_jax.report import page as page_lib
+from kfkd_jax.report import run_page as report
+from kfkd_jax.run import experiment
+from kfkd_jax.stages import compare, diagnose, fuse
 from kfkd_jax.training.loop import Split
 
 NASTY = "<script>alert(1)</script>"

@@ -17,7 +17,8 @@ from etils import epath
 from kfkd_jax import checkpoints, files, fusion, parallel, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.stages import distill, experiment, networks
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.stages import distill
 from kfkd_jax.training import evaluation, loop, objective, retention, step
 
 EPOCHS, KEEP = 9, 3

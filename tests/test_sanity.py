@@ -6,7 +6,8 @@ from etils import epath
 
 from kfkd_jax import cli, fusion, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import fuse, sanity
+from kfkd_jax.lab import sanity
+from kfkd_jax.stages import fuse
 
 SHAPE = (12, 150, 4)
 

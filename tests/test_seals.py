@@ -8,7 +8,7 @@ from etils import epath
 
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import networks
+from kfkd_jax.run import networks
 
 pytestmark = pytest.mark.slow
 

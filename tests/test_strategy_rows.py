@@ -7,8 +7,9 @@ from etils import epath
 from test_pipeline import tiny_config
 
 from kfkd_jax import fusion, losses, models, parallel, stages
-from kfkd_jax.stages import distill, experiment, networks
-from kfkd_jax.stages.methods import OPTIONAL, objectives, online, strategies
+from kfkd_jax.methods import OPTIONAL, objectives, online, strategies
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.stages import distill
 from kfkd_jax.training import loop
 
 

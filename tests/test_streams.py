@@ -8,7 +8,7 @@ from etils import epath
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, parallel, stages
 from kfkd_jax.data import order
-from kfkd_jax.stages import experiment, networks
+from kfkd_jax.run import experiment, networks
 from kfkd_jax.training import loop
 
 STREAMS = ("model", "order", "augment", "noise", "selection")

@@ -8,7 +8,9 @@ from test_pipeline import tiny_config
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, models, parallel, processes, stages
-from kfkd_jax.stages import compare, distill, experiment, export, networks
+from kfkd_jax.export import models as export
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.stages import compare, distill
 
 TEACHER_WIDTH, STUDENT_WIDTH = 8, 4
 

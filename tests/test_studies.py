@@ -14,9 +14,9 @@ from etils import epath
 
 from kfkd_jax import cli, files
 from kfkd_jax import config as config_lib
+from kfkd_jax.lab import studies, sweep
+from kfkd_jax.lab.studies import measures
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.stages import studies, sweep
-from kfkd_jax.stages.studies import measures
 
 
 def one_hot(classes, num_classes=3, sure=0.9):

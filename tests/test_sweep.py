@@ -13,7 +13,7 @@ from etils import epath
 
 from kfkd_jax import cli, files, lock, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.stages import sweep
+from kfkd_jax.lab import sweep
 
 
 def row(method, seed, accuracy):

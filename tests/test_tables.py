@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kfkd_jax.stages import tables
+from kfkd_jax.report import tables
 from kfkd_jax.stages.compare import Hits
 
 METHODS = ("final", "kf", "kf_kd")

@@ -8,7 +8,8 @@ import json
 import pytest
 from markdown_it import MarkdownIt
 
-from kfkd_jax.stages import page, predict, tables, text
+from kfkd_jax.export import predict
+from kfkd_jax.report import page, tables, text
 
 HOSTILE = [
   "<script>alert(1)</script>",

@@ -18,22 +18,13 @@ from etils import epath
 import kfkd_jax
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, processes
-from kfkd_jax.stages import (
-  compare,
-  diagnose,
-  distill,
-  export,
-  fuse,
-  keeping,
-  networks,
-  provenance,
-  seals,
-  train,
-)
+from kfkd_jax.export import models as export
+from kfkd_jax.run import keeping, networks, provenance, seals
+from kfkd_jax.stages import compare, diagnose, distill, fuse, train
 
 
 def _report(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
-  from kfkd_jax.stages import report  # Matplotlib takes its time to load
+  from kfkd_jax.report import run_page as report
 
   return report.run(config, workdir)
 

@@ -16,9 +16,9 @@ from etils import epath
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, metrics, processes, statistics
-from kfkd_jax.stages import experiment, methods, networks
-from kfkd_jax.stages.methods import variants
+from kfkd_jax import files, methods, metrics, processes, statistics
+from kfkd_jax.methods import variants
+from kfkd_jax.run import experiment, networks
 
 
 class Entry(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import files, forgetting
-from kfkd_jax.stages import experiment, networks
+from kfkd_jax.run import experiment, networks
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:

@@ -25,7 +25,8 @@ from kfkd_jax import (
   processes,
 )
 from kfkd_jax.data import Stored
-from kfkd_jax.stages import experiment, forecast, fuse, networks
+from kfkd_jax.run import experiment, forecast, networks
+from kfkd_jax.stages import fuse
 from kfkd_jax.training import evaluation, objective, step
 
 

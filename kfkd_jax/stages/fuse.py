@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from kfkd_jax import files, fusion, processes
 from kfkd_jax.predictions import Subset
-from kfkd_jax.stages import experiment, networks
+from kfkd_jax.run import experiment, networks
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:

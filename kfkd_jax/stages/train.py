@@ -7,7 +7,8 @@ from etils import epath
 
 from kfkd_jax import processes
 from kfkd_jax.data import splits
-from kfkd_jax.stages import distill, experiment, forecast, networks
+from kfkd_jax.run import experiment, forecast, networks
+from kfkd_jax.stages import distill
 
 
 def artefacts(config: ml_collections.ConfigDict) -> list[str]:

@@ -1,0 +1,1 @@
+"""Models as files, and predictions with them."""

@@ -1,0 +1,416 @@
+"""Writes networks and fused ensembles as files that need none of this package.
+
+Each model leaves in `export/` a program with its weights inside, StableHLO
+through `jax.export` for any batch size and several kinds of device, and its
+weights by name. A card says what they are and what they scored.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.resources
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import jinja2
+import ml_collections
+import numpy as np
+import safetensors.numpy
+from etils import epath
+from flax import traverse_util
+
+import kfkd_jax
+from kfkd_jax import catalogue, files, fusion, history, models, processes
+from kfkd_jax.data import splits
+from kfkd_jax.export import formats, saved_model, trailer
+from kfkd_jax.report import text
+from kfkd_jax.run import experiment, networks, seals
+from kfkd_jax.stages import distill, fuse
+from kfkd_jax.training import step
+
+# Largest difference of a probability from the live model's, by compute type:
+# the compiler may keep or drop roundings to bfloat16 as it likes.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+_SUFFIXES = (".jaxexp", ".safetensors", *formats.SUFFIXES.values())
+_MAX_BYTES = 2**31 - 2**20  # what a flatbuffer holds, and room for the program
+
+
+class Model(NamedTuple):
+  """A model to export: one network, or several with weights.
+
+  Attributes:
+    method: its slug.
+    epochs: of each network, M numbers.
+    stacked: variables `[M, ...]`.
+    weights: `f32[M]`, convex.
+    config: the configuration, its network that of the model.
+  """
+
+  method: str
+  epochs: list[int]
+  stacked: dict[str, Any]
+  weights: np.ndarray
+  config: ml_collections.ConfigDict
+
+  @property
+  def is_fusion(self) -> bool:
+    return self.method in catalogue.FUSIONS
+
+
+ApplyFn = Callable[[Any, jax.Array], jax.Array]
+PredictFn = Callable[[jax.Array], Any]
+
+
+def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+  """Writes `export/`; returns what is in it and how exact it is."""
+  found = [read(config, workdir, method) for method in methods(config)]
+  return processes.on_main(_export, config, workdir, found)
+
+
+def _export(config, workdir, found: Sequence[Model]) -> str:
+  folder = epath.Path(workdir) / "export"
+  programs = {m.method: serialise(m) for m in found}
+  gaps = check_parity(config, found, programs)
+  _clear(folder)
+  written = {m.method: _write(folder, m, programs) for m in found}
+  said = _other_formats(config, found, folder)
+  card = make_card(config, workdir, found, written, gaps)
+  files.write_text(folder / "README.md", render_card(card))
+  files.write_text(
+    folder / "card.json", text.without_markup(files.to_json(card))
+  )
+  models = [f"{method}{end}" for method in programs for end in _SUFFIXES]
+  there = [name for name in models if (folder / name).exists()]
+  seals.write_sums(folder, ["README.md", "card.json", *there])
+  size = sum(f["bytes"] for part in written.values() for f in part.values())
+  return (
+    f"export/ with {', '.join(programs)}, {size / 1e6:.1f} MB; differs from "
+    f"the live models by at most {max(gaps.values()):.1e}; {said}"
+  )
+
+
+def methods(config: ml_collections.ConfigDict) -> list[str]:
+  """The slugs of what is exported."""
+  if config.export.models is not None:
+    return list(config.export.models)
+  students = [distill.student_name(t) for t in config.distill.teachers]
+  return ["final", *catalogue.FUSIONS, *students]
+
+
+def make_apply_fn(config: ml_collections.ConfigDict) -> ApplyFn:
+  """`(variables, images u8[B, H, W, Ch]) -> logits[B, K]`, in eval mode."""
+  task = experiment.load_task(config)
+  return _apply_fn(
+    experiment.make_module(config, task), experiment.make_views(config, task)
+  )
+
+
+@functools.lru_cache(maxsize=8)
+def _apply_fn(module: nn.Module, views: step.Views) -> ApplyFn:
+  """The same function for the same network, so that it is compiled once."""
+  logits = step.eval_apply(module)
+  return lambda variables, images: logits(variables, views.clean(images))
+
+
+def read(
+  config: ml_collections.ConfigDict, workdir: epath.Path, method: str
+) -> Model:
+  """The networks behind a method and their weights, from the disk."""
+  content = processes.on_main(files.read_json, workdir / "fusion.json")
+  epochs = content["epochs"]
+  run_name = experiment.TEACHER
+  if method in catalogue.FUSIONS:
+    weights = fuse.weights_of(workdir, method)
+  elif method == "final":
+    weights = np.asarray(fusion.final_only(len(epochs)))
+  else:
+    run_name, weights = method, np.ones(1, np.float32)
+    epochs = [config.distill.epochs or config.train.epochs]
+  members = [epochs[c] for c in np.flatnonzero(weights)]
+  return Model(
+    method,
+    members,
+    *networks.read_members(config, workdir, weights, name=run_name),
+    networks.configured_as(config, workdir, run_name),
+  )
+
+
+def make_predict(model: Model, *, impl: str = "map") -> PredictFn:
+  """`images u8[B, H, W, Ch] -> probs f32[B, K]`, the weights inside.
+
+  An ensemble's networks run one after the other in a loop, so that the program
+  is as small as that of one; with `impl="loop"` each is written out.
+  """
+  apply_fn = make_apply_fn(model.config)
+  if len(model.weights) == 1:
+    variables = history.take_checkpoints(model.stacked, 0)
+
+    def predict(images):
+      return history.predict(apply_fn, variables, images)
+
+  else:
+
+    def predict(images):
+      return history.fused_predict(
+        apply_fn, model.stacked, model.weights, images, impl=impl
+      )
+
+  return predict
+
+
+def serialise(model: Model) -> bytes:
+  """The content of a `.jaxexp` file."""
+  size = sum(x.nbytes for x in jax.tree.leaves(model.stacked))
+  if size > _MAX_BYTES:
+    raise ValueError(
+      f"{model.method} has {len(model.epochs)} networks of together "
+      f"{size / 2**30:.1f} GiB, and a file holds less than 2 GiB; leave it out "
+      "of export.models, or fuse fewer networks (fuse.max_members)"
+    )
+  (batch,) = jax.export.symbolic_shape("b")
+  shape = (batch, *_image_shape(model.config))
+  images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+  predict = jax.jit(make_predict(model))
+  with formats.no_source_paths():
+    exported = jax.export.export(predict, platforms=saved_model.PLATFORMS)(
+      images
+    )
+    return trailer.appended(bytes(exported.serialize(vjp_order=0)))
+
+
+def check_parity(
+  config: ml_collections.ConfigDict,
+  found: Sequence[Model],
+  programs: Mapping[str, bytes],
+) -> dict[str, float]:
+  """Largest difference of each program from its live model, by method.
+
+  The programs run in a process of their own, which knows JAX alone. Both sides
+  use the CPU: an accelerator cannot be shared between processes, and rounds
+  more.
+
+  Raises:
+    ParityError: a difference is above what rounding explains.
+  """
+  task = experiment.load_task(config)
+  images = task.splits["test"].images[: config.export.parity_examples]
+  outside = run_outside(programs, images)
+  tolerance = TOLERANCE[config.model.dtype]
+  gaps = {}
+  for model in found:
+    live = live_probs(model, images)
+    gap = float(np.abs(outside[model.method] - live).max())
+    if not gap <= tolerance:  # not a number must fail as well
+      raise formats.ParityError(
+        f"{model.method}.jaxexp differs from the live model by {gap:.1e}, "
+        f"above {tolerance:.0e}; nothing was exported"
+      )
+    gaps[model.method] = gap
+  return gaps
+
+
+def live_probs(model: Model, images: np.ndarray) -> np.ndarray:
+  """What the model says before export, network by network: `f64[N, K]`."""
+  apply_fn = make_apply_fn(model.config)
+  with jax.default_device(_cpu()):
+    probs = [
+      history.predict(apply_fn, member, images)
+      for member in history.unstack_checkpoints(model.stacked)
+    ]
+  return np.einsum("m,mnk->nk", model.weights.astype(np.float64), probs)
+
+
+def run_outside(
+  programs: Mapping[str, bytes], images: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Probabilities by method, from a process that imports JAX alone."""
+  script = importlib.resources.files("kfkd_jax.export") / "standalone.py"
+  with (
+    importlib.resources.as_file(script) as main,
+    tempfile.TemporaryDirectory() as temporary,
+  ):
+    folder = pathlib.Path(temporary)
+    np.save(folder / "images.npy", images)
+    arguments = [str(folder / "images.npy")]
+    for name, program in programs.items():
+      (folder / f"{name}.jaxexp").write_bytes(program)
+      arguments += [str(folder / f"{name}{e}") for e in (".jaxexp", ".npy")]
+    done = subprocess.run(
+      [sys.executable, "-P", str(main), *arguments],
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    if done.returncode:
+      last = (done.stderr.strip() or "no message").splitlines()[-1]
+      raise formats.ParityError(f"the exported models do not run: {last}")
+    return {name: np.load(folder / f"{name}.npy") for name in programs}
+
+
+def weights_file(model: Model) -> bytes:
+  """The content of a `.safetensors` file: arrays by name, and what they are.
+
+  Names are paths such as `params/Dense_0/kernel`; a fusion's have the leading
+  axis M, and `weights` holds the networks' weights `[M]`.
+  """
+  variables = model.stacked
+  if not model.is_fusion:
+    variables = history.take_checkpoints(variables, 0)
+  tensors = traverse_util.flatten_dict(variables, sep="/")
+  if model.is_fusion:
+    tensors["weights"] = model.weights
+  task = experiment.load_task(model.config)
+  views = experiment.make_views(model.config, task)
+  described = {
+    "method": model.method,
+    "model": experiment.model_options(model.config),
+    "epochs": model.epochs,
+    "image_shape": _image_shape(model.config),
+    "mean": views.mean,
+    "std": views.std,
+    "class_names": task.class_names,
+  }
+  content = safetensors.numpy.save(
+    {k: np.ascontiguousarray(v) for k, v in tensors.items()},
+    {
+      "format": "flax",
+      "kfkd_jax": kfkd_jax.__version__,
+      **{name: files.to_json(value) for name, value in described.items()},
+    },
+  )
+  return _with_sorted_header(content)
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+  """The same `.safetensors`; its writer shuffles the metadata each time."""
+  end = 8 + int.from_bytes(content[:8], "little")
+  header = json.dumps(json.loads(content[8:end]), sort_keys=True).encode()
+  header += b" " * (-len(header) % 8)  # the arrays begin at a multiple of 8
+  return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def make_card(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  found: Sequence[Model],
+  written: Mapping[str, Mapping[str, Any]],
+  gaps: Mapping[str, float],
+) -> dict[str, Any]:
+  """What the files are, where they come from and what they scored."""
+  task = experiment.load_task(config)
+  views = experiment.make_views(config, task)
+  rows = {
+    row["method"]: row
+    for row in files.read_json_lines(workdir / "results.jsonl")
+    if row["split"] in ("test", "test/0")  # the fold that chose the weights
+  }
+  ledger = splits.read_ledger(workdir / "noise.npz")
+  return {
+    "versions": {"kfkd_jax": kfkd_jax.__version__, "jax": jax.__version__},
+    "platforms": saved_model.PLATFORMS,
+    "input": {"dtype": "uint8", "shape": _image_shape(config)},
+    "normalisation": {"mean": views.mean, "std": views.std},
+    "class_names": task.class_names,
+    "data": {"name": task.name, "num_train": len(task.given)},
+    "noise": {
+      "kind": config.noise.kind,
+      "rate": ledger.realised_rate("train"),
+    },
+    "level": config.compare.level,
+    "parity_examples": config.export.parity_examples,
+    "models": {
+      model.method: {
+        "title": catalogue.method_name(model.method),
+        "epochs": model.epochs,
+        "weights": model.weights,
+        "network": {
+          **experiment.model_options(model.config),
+          "num_parameters": models.num_parameters(
+            history.take_checkpoints(model.stacked, 0)
+          ),
+        },
+        "result": rows[model.method],
+        "parity": gaps[model.method],
+        "files": written[model.method],
+      }
+      for model in found
+    },
+  }
+
+
+def render_card(card: Mapping[str, Any]) -> str:
+  """The card as Markdown."""
+  environment = jinja2.Environment(
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+  )
+  environment.filters["text"] = text.to_markdown
+  environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+  source = importlib.resources.files("kfkd_jax.export").joinpath("card.md")
+  return environment.from_string(source.read_text("utf-8")).render(card)
+
+
+def _write(folder, model, programs) -> dict[str, dict[str, Any]]:
+  """Writes a model's files; returns the size and sum of each by its name."""
+  contents = {
+    f"{model.method}.jaxexp": programs[model.method],
+    f"{model.method}.safetensors": weights_file(model),
+  }
+  for name, content in contents.items():
+    files.write_bytes(folder / name, content)
+  return {
+    name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()}
+    for name, c in contents.items()
+  }
+
+
+def _other_formats(config, found, folder) -> str:
+  """Writes what else was asked for; says what there is."""
+  task = experiment.load_task(config)
+  images = task.splits["test"].images[: config.export.parity_examples]
+  shipped = {
+    model.method: formats.Shipped(
+      # Not every converter knows the loop.
+      make_predict(model, impl="loop"),
+      live_probs(model, images),
+    )
+    for model in found
+  }
+  tolerance = TOLERANCE[config.model.dtype]
+  return formats.write(config, folder, shipped, images, tolerance=tolerance)
+
+
+def _clear(folder: epath.Path) -> None:
+  """Removes models of an earlier export, and nothing else."""
+  for method, suffix in itertools.product(catalogue.EXPORTABLE, _SUFFIXES):
+    path = folder / f"{method}{suffix}"
+    if path.exists():
+      formats.remove(path)
+
+
+def _image_shape(config: ml_collections.ConfigDict) -> tuple[int, ...]:
+  return experiment.load_task(config).images.shape[1:]
+
+
+def _cpu() -> jax.Device:
+  try:
+    return jax.devices("cpu")[0]
+  except RuntimeError as error:
+    raise ValueError(
+      f"export compares on the CPU, which JAX_PLATFORMS="
+      f"{os.environ.get('JAX_PLATFORMS')!r} leaves out; add cpu to it"
+    ) from error

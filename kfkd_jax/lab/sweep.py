@@ -1,0 +1,356 @@
+"""The whole run for a grid of configurations and several seeds.
+
+A cell is a working directory of its own, `KEY=VALUE/.../seed-<n>/`. Any number
+of `kfkd sweep` commands may share the work: whoever holds a cell's lock has it,
+and a cell that is finished or held is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import ml_collections
+from etils import epath
+
+from kfkd_jax import config as config_lib
+from kfkd_jax import files, lock, stages
+from kfkd_jax.report import tables
+from kfkd_jax.run import keeping
+from kfkd_jax.stages import compare
+
+BASE = "base.json"  # the configuration that the grid varies
+_NOTE = "sweep.json"
+_ERROR = "error.txt"
+_NUM_SEEDS = 5
+_PATIENCE = 60.0  # seconds to wait while another command writes its note
+# Keys that decide any of these may not differ between a sweep's commands.
+_NUMBERS = {"train", "fuse", "distill", "compare"}
+
+
+class Plan(NamedTuple):
+  """What a sweep is made of.
+
+  Attributes:
+    axes: the grid; empty for seeds alone.
+    seeds: ascending.
+  """
+
+  axes: tuple[config_lib.Axis, ...]
+  seeds: tuple[int, ...]
+
+
+class Cell(NamedTuple):
+  """One working directory of a sweep.
+
+  Attributes:
+    point: `KEY=VALUE` for every axis.
+    config: what it runs, its seed among it.
+  """
+
+  point: tuple[str, ...]
+  config: ml_collections.ConfigDict
+
+  @property
+  def name(self) -> str:
+    """Its folder below the sweep's."""
+    parts = [_as_folder(part) for part in self.point]
+    return "/".join([*parts, f"seed-{self.config.seed}"])
+
+
+class Outcome(NamedTuple):
+  """What came of a command.
+
+  Attributes:
+    table: of all finished cells.
+    failed: the error of each cell that failed, by name.
+    busy: who holds each cell that another program is at work in, by name.
+    finished: the cells that the command asked for and that are there now.
+  """
+
+  table: str
+  failed: dict[str, str]
+  busy: dict[str, str]
+  finished: tuple[Cell, ...]
+
+
+def configuration(workdir: epath.Path) -> epath.Path | None:
+  """The file that a sweep is continued with; None for a new one.
+
+  Where its own is lost, a cell's: it says the same, but for what is varied.
+
+  Raises:
+    ConfigError: there is a sweep, and nothing says of what.
+  """
+  found, base = _base_of(workdir), workdir / BASE
+  if found is not None:
+    return found
+  if files.exists(workdir / _NOTE) or any(keeping.cells_below(workdir)):
+    raise config_lib.ConfigError(keeping.refusal_without_config(base))
+  return base if files.exists(base) else keeping.configuration(workdir)
+
+
+def _base_of(workdir: epath.Path) -> epath.Path | None:
+  base = workdir / BASE
+  if keeping.content_of(base) is not None:
+    return base
+  for cell in keeping.cells_below(workdir):
+    config = cell / "config.json"
+    if files.unsealed(keeping.content_of(config)) is not None:
+      return config
+  return None
+
+
+def run(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  *,
+  num_seeds: int | None = None,
+  grid: Sequence[str] = (),
+  against: str = "final",
+) -> Outcome:
+  """Runs every cell that is neither finished nor held; writes the tables.
+
+  Args:
+    config: what the cells have in common.
+    workdir: of the sweep.
+    num_seeds: seeds 0, 1, ...; None for those of the sweep so far, or five.
+    grid: `KEY=VALUE,VALUE` an axis; empty for the grid of the sweep so far.
+    against: the method that gains are over.
+  """
+  workdir = epath.Path(workdir)
+  wanted, noted = _agree(config, workdir, num_seeds, grid)
+  every = cells = list(_cells(config, wanted))
+  old_errors = {cell.name: _error_of(workdir, cell) for cell in cells}
+  failed: dict[str, str] = {}
+  busy: dict[str, str] = {}
+  while cells:
+    busy = {}
+    for cell in cells:
+      error = _error_of(workdir, cell)
+      if error is None or error == old_errors[cell.name]:
+        # Else it failed just now, under another command of this sweep.
+        try:
+          error = _run_cell(cell, workdir / cell.name)
+        except lock.LockedError as held:
+          busy[cell.name] = str(held)
+          continue
+      if error is not None:
+        failed[cell.name] = error.splitlines()[0]
+    if len(busy) == len(cells):
+      break
+    cells = [cell for cell in cells if cell.name in busy]
+  table = _write_tables(config, workdir, noted, against)
+  finished = [c for c in every if not {c.name} & {*failed, *busy}]
+  return Outcome(table, failed, busy, tuple(finished))
+
+
+def read_table(
+  config: ml_collections.ConfigDict, workdir: epath.Path, *, against: str
+) -> str:
+  """The table of the cells that are finished; runs nothing."""
+  workdir = epath.Path(workdir)
+  noted = _noted(workdir)
+  if noted is None:
+    raise ValueError(f"{workdir} holds no sweep; `kfkd sweep` begins one")
+  _check_same_base(config, workdir, noted)
+  return _write_tables(config, workdir, noted, against)
+
+
+def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
+  """Runs a cell unless it is finished; returns why it failed, if it did."""
+  note = folder / _ERROR
+  try:
+    if not _is_finished(cell, folder):
+      say = functools.partial(_say, cell.name)
+      stages.run(cell.config, folder, say=say)
+      # What was compiled serves no other cell, and of many fills the memory.
+      jax.clear_caches()
+  except lock.LockedError:
+    raise
+  except Exception as error:
+    # Whatever it was, the other cells can still be run.
+    line = " ".join(str(error).split()) or type(error).__name__
+    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    content = f"{line}\n\n{now} (run {time.time_ns()})\n"
+    files.write_text(note, content + traceback.format_exc())
+    _say(cell.name, f"failed: {line}")
+    return line
+  note.unlink(missing_ok=True)
+  return None
+
+
+def _is_finished(cell: Cell, folder: epath.Path) -> bool:
+  return all(
+    stages.is_up_to_date(cell.config, folder, stage) for stage in stages.STAGES
+  )
+
+
+def _error_of(workdir: epath.Path, cell: Cell) -> str | None:
+  note = workdir / cell.name / _ERROR
+  try:
+    return files.read_bytes(note).decode()
+  except FileNotFoundError:
+    return None
+
+
+def _say(name: str, line: str) -> None:
+  print(f"[{name}] {line}", flush=True)
+
+
+def _cells(config: ml_collections.ConfigDict, plan: Plan) -> Iterator[Cell]:
+  """All cells, every grid point with one seed before any has its second."""
+  keys = [axis.key for axis in plan.axes]
+  for seed in plan.seeds:
+    for values in itertools.product(*(axis.values for axis in plan.axes)):
+      changes = dict(zip(keys, values, strict=True))
+      own = config_lib.changed(config, {**changes, "seed": seed})
+      point = tuple(f"{key}={value}" for key, value in changes.items())
+      yield Cell(point, own)
+
+
+def _as_folder(part: str) -> str:
+  """A text without what cannot stand in a folder's name."""
+  return part.replace("%", "%25").replace("/", "%2F")
+
+
+def _agree(config, workdir, num_seeds, grid) -> tuple[Plan, Plan]:
+  """Notes what is wanted beside what was so far; returns both.
+
+  Nothing is written where a configuration cannot work, or where the sweep so
+  far has another base or other axes.
+  """
+  if num_seeds is not None and num_seeds < 1:
+    raise config_lib.ConfigError("--seeds must be at least 1")
+  axes = config_lib.parse_grid(grid, config)
+  seeds = tuple(range(num_seeds or _NUM_SEEDS))
+  for _ in _cells(config, Plan(axes, seeds[:1])):
+    pass
+  with _briefly_held(workdir):
+    noted = _noted(workdir)
+    begun = noted is not None
+    if noted is None:
+      _check_grid_named(workdir, axes)
+      wanted = noted = Plan(axes, seeds)
+    else:
+      _check_same_base(config, workdir, noted)
+      wanted = Plan(
+        _in_order(axes, workdir, noted) if axes else noted.axes,
+        noted.seeds if num_seeds is None else seeds,
+      )
+      noted = _united(noted, wanted)
+    if not begun or keeping.content_of(workdir / BASE) is None:
+      files.write_text(workdir / BASE, config_lib.sealed(config))
+    files.write_json(workdir / _NOTE, noted._asdict())
+  return wanted, noted
+
+
+@contextlib.contextmanager
+def _briefly_held(workdir: epath.Path) -> Iterator[None]:
+  """Holds the sweep's own lock, which no command keeps for long."""
+  until = time.monotonic() + _PATIENCE
+  with contextlib.ExitStack() as stack:
+    while True:
+      try:
+        stack.enter_context(lock.held(workdir))
+        break
+      except lock.LockedError:
+        if time.monotonic() > until:
+          raise
+        time.sleep(0.05)
+    yield
+
+
+def _noted(workdir: epath.Path) -> Plan | None:
+  """What the sweep is made of so far; None where there is none."""
+  note = workdir / _NOTE
+  if not files.exists(note):
+    return None
+  content = files.read_json(note)
+  try:
+    axes = [config_lib.Axis(key, tuple(v)) for key, v in content["axes"]]
+    return Plan(tuple(axes), tuple(map(int, content["seeds"])))
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(
+      f"{note} is damaged; remove it and run again: what is finished stays"
+    ) from error
+
+
+def _check_grid_named(workdir: epath.Path, axes) -> None:
+  """Refuses a sweep of seeds alone where the note of a larger one is lost."""
+  inner = [c for c in keeping.cells_below(workdir) if "=" in c.parent.name]
+  if inner and not axes:
+    raise config_lib.ConfigError(
+      f"{workdir / _NOTE} is lost; give every --grid that the sweep had, of "
+      f"which there is {inner[0]}"
+    )
+
+
+def _check_same_base(config, workdir: epath.Path, noted: Plan) -> None:
+  found = _base_of(workdir)
+  if found is None:
+    return  # lost, and named anew
+  base = config_lib.read(None, saved=found)
+  varied = [axis.key for axis in noted.axes]
+  for key in config_lib.KEYS:
+    if key.name in ("seed", *varied) or not _NUMBERS & set(key.decides):
+      continue
+    ours, theirs = (config_lib.get(c, key.name) for c in (config, base))
+    if ours != theirs:
+      raise config_lib.ConfigError(
+        f"the sweep in {workdir} was begun with {key.name}={theirs!r}, not "
+        f"{ours!r}; choose another --workdir, or vary the key by --grid in one"
+      )
+
+
+def _in_order(axes, workdir, noted: Plan) -> tuple[config_lib.Axis, ...]:
+  """The axes in the order of the sweep so far, which must have the same."""
+  ours = {axis.key: axis for axis in axes}
+  theirs = [axis.key for axis in noted.axes]
+  if set(ours) != set(theirs):
+    raise config_lib.ConfigError(
+      f"the sweep in {workdir} varies {', '.join(theirs) or 'the seed alone'}, "
+      f"not {', '.join(ours)}; choose another --workdir"
+    )
+  return tuple(ours[key] for key in theirs)
+
+
+def _united(noted: Plan, wanted: Plan) -> Plan:
+  axes = [
+    config_lib.Axis(old.key, tuple(dict.fromkeys(old.values + new.values)))
+    for old, new in zip(noted.axes, wanted.axes, strict=True)
+  ]
+  return Plan(tuple(axes), tuple(sorted({*noted.seeds, *wanted.seeds})))
+
+
+def _write_tables(config, workdir, plan: Plan, against: str) -> str:
+  """Summarises the finished cells; writes Markdown and CSV beside them."""
+  points: dict[tuple[str, ...], list[tables.Run]] = {}
+  for cell in _cells(config, plan):
+    runs = points.setdefault(cell.point, [])
+    folder = workdir / cell.name
+    if stages.is_up_to_date(cell.config, folder, "compare"):
+      rows = files.read_json_lines(folder / "results.jsonl")
+      runs.append(tables.Run(rows, compare.read_hits(folder)))
+  summaries = {
+    point: tables.summarise(
+      runs,
+      against=against,
+      num_samples=config.compare.bootstrap_samples,
+      level=config.compare.level,
+    )
+    for point, runs in points.items()
+    if runs
+  }
+  name = "table" if against == "final" else f"table-against-{against}"
+  text = tables.markdown(summaries, num_seeds=len(plan.seeds))
+  if summaries:
+    files.write_text(workdir / f"{name}.md", text + "\n")
+    files.write_text(workdir / f"{name}.csv", tables.csv_text(summaries))
+  return text

@@ -1,0 +1,111 @@
+"""What a method is: weights over the checkpoints of one or more runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+from etils import epath
+
+from kfkd_jax import fusion
+from kfkd_jax.run import experiment, networks
+
+
+class Source(NamedTuple):
+  """Checkpoints of one run that take part.
+
+  Attributes:
+    run: its name.
+    weights: `[C]` over the checkpoints that it kept; `[1]` for the last alone.
+  """
+
+  run: str
+  weights: np.ndarray
+
+  def over(self, num_checkpoints: int) -> np.ndarray:
+    """The weights over all checkpoints."""
+    if len(self.weights) == 1:
+      return fusion.final_only(num_checkpoints)
+    return self.weights
+
+
+class Ensemble(NamedTuple):
+  """A method's outcome, ready to predict.
+
+  Attributes:
+    method: its slug.
+    sources: whose weighted predictions are averaged, each source alike.
+    selected_on: the points that chose it; "" where nothing was chosen.
+    train_cost: in trainings of one network, all that the method needs.
+    select_gain: gain over `final` on the selecting points; None if not chosen.
+    size: of each network, in networks like the teacher's.
+  """
+
+  method: str
+  sources: tuple[Source, ...]
+  selected_on: str
+  train_cost: float
+  select_gain: float | None = None
+  size: experiment.Size = experiment.SAME_SIZE
+
+  @property
+  def num_members(self) -> int:
+    """Networks to keep, and to run at inference."""
+    return sum(int(np.count_nonzero(s.weights)) for s in self.sources)
+
+
+class Method(NamedTuple):
+  """A row of the comparison, or several, that needs networks of its own.
+
+  Attributes:
+    plans: `(config, workdir) -> plans` of the networks to train.
+    make: `(config, workdir)`, computes further networks from those.
+    ensembles: `(config, workdir, fold number) -> ensembles`; what was chosen on
+      the first fold is none of the others' business.
+  """
+
+  ensembles: Callable[
+    [ml_collections.ConfigDict, epath.Path, int], list[Ensemble]
+  ]
+  plans: Callable[
+    [ml_collections.ConfigDict, epath.Path], list[networks.Plan]
+  ] = lambda config, workdir: []
+  make: Callable[[ml_collections.ConfigDict, epath.Path], Any] = (
+    lambda config, workdir: None
+  )
+
+
+def of_runs(
+  method: str,
+  runs: list[str],
+  cost: float,
+  *,
+  selected_on: str = "",
+  size: experiment.Size = experiment.SAME_SIZE,
+) -> Ensemble:
+  """The last checkpoints of some runs."""
+  sources = tuple(Source(run, np.ones(1, np.float32)) for run in runs)
+  return Ensemble(method, sources, selected_on, float(cost), size=size)
+
+
+def predict(workdir: epath.Path, ensemble: Ensemble, split: str) -> np.ndarray:
+  """Its probabilities `f32[N, K]` on a split, from the stored predictions."""
+  parts = []
+  for source in ensemble.sources:
+    store = networks.predictions(workdir, source.run, split)
+    weights = source.over(len(store))
+    parts.append(np.asarray(fusion.fuse(store, weights)))
+  return np.mean(parts, axis=0)
+
+
+def watching_cost(config: ml_collections.ConfigDict, workdir, number: int):
+  """Predicting a fold's selecting points at every checkpoint, in trainings.
+
+  A training step counts as three forward passes: one forward, two back.
+  """
+  task = experiment.load_task(config)
+  store = networks.predictions(workdir, experiment.TEACHER, "test")
+  forwards = len(store) * len(task.folds[number].select_rows)
+  return forwards / (3 * len(task.given) * config.train.epochs)

@@ -1,0 +1,107 @@
+"""Methods over the teacher's history: nothing more is trained."""
+
+from __future__ import annotations
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+from jax.typing import ArrayLike
+
+from kfkd_jax import files, forgetting, fusion
+from kfkd_jax.methods.ensemble import Ensemble, Method, Source, watching_cost
+from kfkd_jax.predictions import Subset
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.stages import fuse
+
+
+def _ensembles(
+  config: ml_collections.ConfigDict, workdir: epath.Path, number: int
+) -> list[Ensemble]:
+  """Every rule that only weighs what the prediction store holds."""
+  return [
+    *_unchosen(config, workdir, number),
+    *_by_accuracy(config, workdir, number),
+    *_fused(config, workdir, number),
+  ]
+
+
+HISTORY = Method(_ensembles)
+
+
+def _of_teacher(method, weights, cost, on="", gain=None) -> Ensemble:
+  """An ensemble by weights over all checkpoints, also those not kept."""
+  source = Source(experiment.TEACHER, np.asarray(weights, np.float32))
+  return Ensemble(method, (source,), on, cost, gain)
+
+
+def _unchosen(config, workdir, number) -> list[Ensemble]:
+  """Rules that look at no label, with as many members as KF."""
+  key = jax.random.key(experiment.stream(config, "selection", number))
+  kf = fuse.weights_of(workdir, "kf", number)
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  counts = (len(kept), int(np.count_nonzero(kf)))
+  rules: dict[str, ArrayLike] = {
+    "final": fusion.final_only(len(kept)),
+    "horizontal": fusion.horizontal(*counts),
+    "fixed_jumps": fusion.fixed_jumps(*counts),
+    "random_epochs": fusion.random_checkpoints(key, *counts),
+  }
+  return [
+    _of_teacher(rule, fuse.over_all(weights, kept, len(kf)), 1.0)
+    for rule, weights in rules.items()
+  ]
+
+
+def _by_accuracy(config, workdir, number) -> list[Ensemble]:
+  """One checkpoint, chosen by its accuracy on the selecting points."""
+  accuracy = select_accuracy(config, workdir, number)
+  watching = watching_cost(config, workdir, number)
+  on = _selected_on(config, number)
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  num = len(networks.predictions(workdir, experiment.TEACHER, "test"))
+  stop = fusion.early_stopping(accuracy, patience=config.compare.patience)
+  best = fusion.best_checkpoint(accuracy)
+  stopped = (1 + watching) * (kept[stop.num_watched - 1] + 1) / num
+  return [
+    _of_teacher(
+      method,
+      fuse.over_all(weights, kept, num),
+      cost,
+      on,
+      float(weights @ accuracy - accuracy[-1]),
+    )
+    for method, weights, cost in (
+      ("best_epoch", best, 1 + watching),
+      ("early_stopping", stop.weights, stopped),
+    )
+  ]
+
+
+def _fused(config, workdir, number) -> list[Ensemble]:
+  """What the fuse stage chose."""
+  folds = files.read_json(workdir / "fusion.json")["folds"]
+  cost = 1 + watching_cost(config, workdir, number)
+  on = _selected_on(config, number)
+  return [
+    _of_teacher(method, chosen["weights"], cost, on, chosen["gain"])
+    for method, chosen in folds[number]["methods"].items()
+  ]
+
+
+def select_accuracy(
+  config: ml_collections.ConfigDict, workdir: epath.Path, number: int
+) -> np.ndarray:
+  """`[M]` accuracy of each kept checkpoint on a fold's selecting points."""
+  task = experiment.load_task(config)
+  fold = task.folds[number]
+  store = networks.predictions(workdir, experiment.TEACHER, fold.select_split)
+  labels = experiment.selection_labels(config, task, fold)
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  chosen = Subset(store, fold.select_rows, kept)
+  return np.asarray(forgetting.correctness(chosen, labels)).mean(1)
+
+
+def _selected_on(config, number) -> str:
+  fold = experiment.load_task(config).folds[number]
+  return experiment.selected_on(config, fold)

@@ -1,0 +1,56 @@
+"""Two networks that teach each other while they train; one is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kfkd_jax import models
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.training import self_taught
+
+
+def _pair(module):
+  return models.Pair(num_classes=module.num_classes, make=module.clone)
+
+
+def _plans(config, workdir) -> list[networks.Plan]:
+  del workdir
+
+  def init() -> dict[str, Any]:
+    """Two times the pretrained weights, with heads of their own."""
+    task = experiment.load_task(config)
+    pair: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for member, place in enumerate(("first", "second")):
+      seeds = experiment.seeds_for(config, member)
+      found = experiment.initial_variables(config, task, seeds) or {}
+      for name, tree in found.items():
+        pair[name][place] = tree
+    return pair
+
+  return [
+    networks.Plan(
+      "mutual_pair",
+      lambda: networks.Lesson(self_taught.mutual()),
+      inputs={},
+      changes={"train.average_decay": None},
+      init=init if config.model.pretrained is not None else None,
+      module=_pair,
+    )
+  ]
+
+
+def _make(config, workdir) -> None:
+  """Keeps the first of the two networks as a network like any other."""
+  template = networks.template(config, module=_pair)
+  with networks.open_history(workdir, "mutual_pair") as history:
+    both = history.restore(history.steps()[-1], template)
+  networks.store(config, workdir, "mutual", models.first_of(both))
+
+
+def _ensembles(config, workdir, number) -> list[Ensemble]:
+  del config, workdir, number
+  return [of_runs("mutual", ["mutual"], 2.0)]
+
+
+MUTUAL = Method(_ensembles, _plans, _make)

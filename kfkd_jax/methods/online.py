@@ -1,0 +1,133 @@
+"""Online fusion: the run's own past, fused, teaches it while it trains.
+
+Before every epoch the mixture of the checkpoints so far that is most likely on
+the selecting points is found, and its predictions of the training points join
+the labels, the more the more has been forgotten. It takes no training but the
+run's own, and its history is its teacher.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kfkd_jax import files, forgetting, fusion, losses
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
+from kfkd_jax.predictions import PredictionStore
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.training import loop, objective
+
+NAME = "online_fusion"
+_LEAST = 8  # rows that the mixture is padded to, at least
+
+
+class Past(NamedTuple):
+  """What the past is worth.
+
+  Attributes:
+    weights: `f32[C]` the mixture of the checkpoints so far.
+    share: of it in the targets, 0 to 1.
+  """
+
+  weights: np.ndarray
+  share: float
+
+
+def fused_past(likelihoods: np.ndarray, correct: np.ndarray) -> Past:
+  """The mixture of the checkpoints so far, and how far to trust it.
+
+  The share is the largest part of the present mistakes that one checkpoint of
+  the past got right: max_c F_c / (1 - accuracy). It is 0 while nothing has been
+  forgotten and 1 when some checkpoint mends all that is wrong now.
+
+  Args:
+    likelihoods: `[C, S]` probability of each selecting point's label.
+    correct: `bool[C, S]` who was right.
+  """
+  count, num_points = likelihoods.shape
+  size = max(_LEAST, 1 << (count - 1).bit_length())
+  # Few sizes mean few compilations; rows of zeros get no weight.
+  padded = np.zeros((size, num_points), np.float32)
+  padded[:count] = likelihoods
+  weights = np.asarray(fusion.mixture_weights(padded))[:count]
+  wrong = 1 - float(correct[-1].mean())
+  forgotten = float(np.max(forgetting.forget_fractions(correct)))
+  share = forgotten / wrong if wrong else 0.0
+  return Past(weights / weights.sum(), min(share, 1.0))
+
+
+def _review(config) -> loop.Review:
+  """Targets from the stores alone, so that a resumed run finds the same."""
+  task = experiment.load_task(config)
+  fold = task.folds[0]
+  labels = experiment.selection_labels(config, task, fold)
+  known = config.fuse.transition == "known"
+  transition = task.transition if known else None
+  one_hot = np.eye(task.num_classes, dtype=np.float32)[task.given]
+  seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+  def judged(store: PredictionStore, epoch: int):
+    if epoch not in seen:  # a checkpoint's predictions never change
+      probs = store.read(epoch)[fold.select_rows]
+      right = probs.argmax(-1) == labels
+      likely = fusion.label_likelihoods(
+        probs[None], labels, transition=transition
+      )
+      seen[epoch] = likely[0], right
+    return seen[epoch]
+
+  def review(finished: int, stores: dict[str, PredictionStore]):
+    del finished
+    select = stores[fold.select_split]
+    if not select.epochs:
+      return {"teacher_probs": one_hot}
+    found = [judged(select, epoch) for epoch in select.epochs]
+    past = fused_past(*(np.stack(part) for part in zip(*found, strict=True)))
+    told = np.asarray(fusion.fuse(stores["train"], past.weights))
+    return {
+      "teacher_probs": np.asarray(
+        losses.blended_targets(one_hot, told, past.share)
+      )
+    }
+
+  return review
+
+
+def _plans(config, workdir) -> list[networks.Plan]:
+  del workdir
+  task = experiment.load_task(config)
+  fold = task.folds[0]
+  labels = experiment.selection_labels(config, task, fold)
+  return [
+    networks.Plan(
+      NAME,
+      lambda: networks.Lesson(
+        objective.cached_distillation(), review=_review(config)
+      ),
+      inputs={
+        "selected_on": files.digest(
+          [fold.select_split, fold.select_rows.tolist(), labels.tolist()]
+        ),
+        "transition": config.fuse.transition,
+      },
+      changes={"predictions.train": True},
+      keep_history=True,
+    )
+  ]
+
+
+def _ensembles(config, workdir, number) -> list[Ensemble]:
+  """One row: training, and predicting both splits at every checkpoint."""
+  if number:
+    return []
+  task = experiment.load_task(config)
+  fold = task.folds[0]
+  store = networks.predictions(workdir, NAME, fold.select_split)
+  forwards = len(store) * (len(task.given) + len(fold.select_rows))
+  cost = 1 + forwards / (3 * len(task.given) * config.train.epochs)
+  on = experiment.selected_on(config, fold)
+  return [of_runs(NAME, [NAME], cost, selected_on=on)]
+
+
+ONLINE_FUSION = Method(_ensembles, _plans)

@@ -1,0 +1,66 @@
+"""Networks trained apart: independent ensembles, at full and at equal cost."""
+
+from __future__ import annotations
+
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
+from kfkd_jax.run import experiment, networks
+
+
+def _names(config) -> list[str]:
+  return [f"independent_{m}" for m in range(1, config.compare.independent)]
+
+
+def _plan(config, name: str, member: int, **options) -> networks.Plan:
+  return networks.Plan(
+    name,
+    lambda: networks.supervised(config),
+    inputs={},
+    member=member,
+    **options,
+  )
+
+
+def _plans(config, workdir) -> list[networks.Plan]:
+  """What the ensemble needs beside the teacher, its first member."""
+  del workdir
+  return [_plan(config, n, m) for m, n in enumerate(_names(config), start=1)]
+
+
+def _ensembles(config, workdir, number) -> list[Ensemble]:
+  del workdir, number
+  if config.compare.independent == 1:
+    return []
+  runs = [experiment.TEACHER, *_names(config)]
+  return [of_runs("independent", runs, len(runs))]
+
+
+INDEPENDENT = Method(_ensembles, _plans)
+
+
+def _short_names(config) -> list[str]:
+  return [f"short_{m}" for m in range(config.compare.independent)]
+
+
+def _short_epochs(config) -> int:
+  return max(config.train.epochs // config.compare.independent, 1)
+
+
+def _short_plans(config, workdir) -> list[networks.Plan]:
+  """M networks of 1/M of the epochs, each with the whole schedule."""
+  del workdir
+  changes = {"train.epochs": _short_epochs(config)}
+  names = _short_names(config)
+  return [
+    _plan(config, name, member, changes=changes)
+    for member, name in enumerate(names)
+  ]
+
+
+def _short_ensembles(config, workdir, number) -> list[Ensemble]:
+  del workdir, number
+  runs = _short_names(config)
+  cost = len(runs) * _short_epochs(config) / config.train.epochs
+  return [of_runs("independent_equal_budget", runs, cost)]
+
+
+EQUAL_BUDGET = Method(_short_ensembles, _short_plans)

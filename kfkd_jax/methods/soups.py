@@ -1,0 +1,148 @@
+"""One network from averaged weights, its BatchNorm estimated anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from kfkd_jax import averaging, fusion, parallel, processes
+from kfkd_jax.data import order, stored
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, watching_cost
+from kfkd_jax.methods.history import select_accuracy
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.stages import fuse
+from kfkd_jax.training import evaluation
+
+Variables = dict[str, Any]
+
+
+def averaged(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  weights: np.ndarray,
+  *,
+  run: str = experiment.TEACHER,
+) -> Variables:
+  """The weighted average of a run's checkpoints, ready to be used."""
+  stacked, weights = networks.read_members(config, workdir, weights, name=run)
+  average = averaging.weighted_average(stacked, weights)
+  return with_statistics(config)(average)
+
+
+def with_statistics(
+  config: ml_collections.ConfigDict,
+) -> Callable[[Variables], Variables]:
+  """Builds what gives a network the statistics of the training images.
+
+  They are those of one epoch on clean views, the mean over its batches.
+  """
+  task = experiment.load_task(config)
+  views = experiment.make_views(config, task)
+  module = experiment.make_module(config, task).clone(
+    axis_name=None,
+    norm_momentum=0.0,  # the statistics of a batch alone
+  )
+
+  @jax.jit
+  def batch_stats(variables, images):
+    _, updates = module.apply(
+      variables, views.clean(images), train=True, mutable=["batch_stats"]
+    )
+    return updates.get("batch_stats", {})
+
+  seeds = experiment.seeds_for(config)
+  index, weight = order.epoch_batches(
+    order.epoch_order(seeds.order, 0, len(task.images)),
+    config.train.batch_size,
+  )
+
+  def renew(variables: Variables) -> Variables:
+    statistics = averaging.reestimate_batch_stats(
+      batch_stats,
+      variables,
+      # Without the rows that fill a batch up: each image counts once.
+      (task.images[r[w > 0]] for r, w in zip(index, weight, strict=True)),
+    )
+    return {**variables, "batch_stats": statistics}
+
+  return renew
+
+
+def _make_kf(config, workdir) -> None:
+  weights = fuse.weights_of(workdir, "kf")
+  networks.store(config, workdir, "kf_soup", averaged(config, workdir, weights))
+
+
+def _make_uniform(config, workdir) -> None:
+  """The checkpoints of `fixed_jumps`: evenly spaced, as many as KF uses."""
+  kf = fuse.weights_of(workdir, "kf")
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  jumps = fusion.fixed_jumps(len(kept), int(np.count_nonzero(kf)))
+  weights = fuse.over_all(jumps, kept, len(kf))
+  networks.store(
+    config, workdir, "uniform_soup", averaged(config, workdir, weights)
+  )
+
+
+def _make_greedy(config, workdir) -> None:
+  """From the `fuse.max_members` checkpoints best on the selecting points."""
+  accuracy = np.asarray(
+    processes.on_main(lambda: select_accuracy(config, workdir, 0).tolist())
+  )
+  best = np.argsort(accuracy, kind="stable")[-config.fuse.max_members :]
+  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  num = len(networks.predictions(workdir, experiment.TEACHER, "test"))
+  candidates = fuse.over_all(1, kept[best], num)
+  stacked, _ = networks.read_members(config, workdir, candidates)
+  renew = with_statistics(config)
+  chosen = averaging.greedy_soup(
+    stacked, accuracy[np.sort(best)], _scorer(config, renew)
+  )
+  soup = renew(averaging.weighted_average(stacked, chosen))
+  networks.store(config, workdir, "greedy_soup", soup)
+
+
+def _scorer(config, renew) -> Callable[[Variables], float]:
+  """Builds the accuracy of averaged weights on the first fold's points."""
+  task = experiment.load_task(config)
+  fold = task.folds[0]
+  labels = experiment.selection_labels(config, task, fold)
+  mesh = parallel.data_mesh()
+  predictor = evaluation.Predictor(experiment.make_recipe(config, task), mesh)
+  selecting = stored.take(
+    task.splits[fold.select_split].images, fold.select_rows
+  )
+  images = predictor.put(selecting)
+
+  def score(variables: Variables) -> float:
+    variables = parallel.replicate(renew(variables), mesh)
+    return float((predictor(variables, images).argmax(-1) == labels).mean())
+
+  return score
+
+
+def _method(name: str, make, *, passes: Callable[[Any], int]):
+  """The row of a soup: one network; `passes` counts those over the data."""
+
+  def ensembles(config, workdir, number) -> list[Ensemble]:
+    if number:
+      return []
+    watching = watching_cost(config, workdir, number)
+    cost = 1 + watching + passes(config) / (3 * config.train.epochs)
+    fold = experiment.load_task(config).folds[number]
+    on = experiment.selected_on(config, fold)
+    return [of_runs(name, [name], cost, selected_on=on)]
+
+  return Method(ensembles, make=make)
+
+
+KF_SOUP = _method("kf_soup", _make_kf, passes=lambda config: 1)
+UNIFORM_SOUP = _method("uniform_soup", _make_uniform, passes=lambda config: 1)
+GREEDY_SOUP = _method(
+  "greedy_soup", _make_greedy, passes=lambda config: config.fuse.max_members
+)

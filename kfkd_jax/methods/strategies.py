@@ -1,0 +1,199 @@
+"""Students that learn from a fusion in other ways than by its probabilities.
+
+The fusion is the one that `strategy.teacher` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_collections
+import numpy as np
+
+from kfkd_jax import files, losses, relabelling
+from kfkd_jax.data import Stored
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, watching_cost
+from kfkd_jax.run import experiment, networks, objectives
+from kfkd_jax.stages import distill, fuse
+from kfkd_jax.training import objective, taught
+
+
+class Teaching(NamedTuple):
+  """A fusion that teaches, and what it is asked.
+
+  Attributes:
+    stacked: the members' variables `[M, ...]`.
+    weights: `[M]`.
+    images: `u8[N, H, W, Ch]` of the training set, in memory or on disk.
+    labels: `i32[N]` as given.
+    probs: `f32[N, K]` what the fusion says about them.
+  """
+
+  stacked: dict[str, Any]
+  weights: np.ndarray
+  images: np.ndarray | Stored
+  labels: np.ndarray
+  probs: np.ndarray
+
+
+def _teaching(config, workdir) -> Teaching:
+  task = experiment.load_task(config)
+  weights = fuse.weights_of(workdir, config.strategy.teacher)
+  stacked, weights = networks.read_members(config, workdir, weights)
+  probs = distill.teacher_probs(config, stacked, weights, task.images)
+  return Teaching(stacked, weights, task.images, task.given, probs)
+
+
+def _taught(
+  name: str,
+  lesson: Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson],
+) -> Method:
+  """One student of the fusion `strategy.teacher`."""
+
+  def plans(config, workdir) -> list[networks.Plan]:
+    weights = fuse.weights_of(workdir, config.strategy.teacher)
+    return [
+      networks.Plan(
+        name,
+        lambda: lesson(config, _teaching(config, workdir)),
+        inputs={
+          **objectives.inputs(config, name),
+          "weights": files.digest(weights.tobytes()),
+        },
+        changes=distill.student_changes(config),
+      )
+    ]
+
+  def ensembles(config, workdir, number) -> list[Ensemble]:
+    if number:
+      return []
+    fold = experiment.load_task(config).folds[0]
+    weights = fuse.weights_of(workdir, config.strategy.teacher)
+    cost = 1 + watching_cost(config, workdir, 0)
+    cost += distill.taught_cost(config, int(np.count_nonzero(weights)))
+    on = experiment.selected_on(config, fold)
+    size = distill.student_size(config)
+    return [of_runs(name, [name], cost, selected_on=on, size=size)]
+
+  return Method(ensembles, plans)
+
+
+def _with_probs(
+  make: Callable[[ml_collections.ConfigDict], objective.Objective],
+) -> Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson]:
+  """The fused probabilities beside the given labels."""
+  return lambda config, teaching: networks.Lesson(
+    make(config), extra={"teacher_probs": teaching.probs}
+  )
+
+
+def _with_targets(
+  targets: Callable[[ml_collections.ConfigDict, Teaching], Any],
+) -> Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson]:
+  """Probabilities that stand for the labels, and nothing else."""
+  return lambda config, teaching: networks.Lesson(
+    objective.cached_distillation(),
+    extra={"teacher_probs": np.asarray(targets(config, teaching))},
+  )
+
+
+def _relational(config, teaching: Teaching) -> networks.Lesson:
+  lesson = taught.relational(
+    label_weight=config.strategy.label_weight,
+    weights=config.strategy.relational_weights,
+  )
+  return networks.Lesson(
+    lesson, extra={"teacher_features": _features(config, teaching)}
+  )
+
+
+def _features(config, teaching: Teaching) -> np.ndarray:
+  return distill.teacher_features(
+    config, teaching.stacked, teaching.weights, teaching.images
+  )
+
+
+def _propagated(config, teaching: Teaching) -> np.ndarray:
+  """Labels the fusion finds likely, spread over its features."""
+  return propagated(
+    teaching.probs,
+    _features(config, teaching),
+    teaching.labels,
+    num_neighbours=config.strategy.neighbours,
+    decay=config.strategy.propagation_decay,
+  )
+
+
+def propagated(
+  probs: np.ndarray,
+  features: np.ndarray,
+  labels: np.ndarray,
+  *,
+  num_neighbours: int,
+  decay: float,
+) -> np.ndarray:
+  """Labels of small loss, spread along the graph of neighbours.
+
+  Args:
+    probs: `[N, K]` of the teacher.
+    features: `[N, F]` of the teacher.
+    labels: `[N]` as given.
+    num_neighbours: of each example in the graph.
+    decay: how far labels reach.
+
+  Returns:
+    `f32[N, K]`.
+  """
+  num_classes = probs.shape[1]
+  likelihood = np.take_along_axis(probs, labels[:, None], 1)[:, 0]
+  values = -np.log(np.maximum(likelihood, 1e-7))
+  clean = relabelling.clean_probabilities(values) > 0.5
+  seeds = np.eye(num_classes)[labels] * clean[:, None]
+  graph = relabelling.neighbour_graph(features, num_neighbours=num_neighbours)
+  return relabelling.propagate(graph, seeds, decay=decay)
+
+
+def _of_two_terms(
+  make: Callable[..., objective.Objective], key: str
+) -> Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson]:
+  """A loss of two terms, whose weights are a key of `strategy`."""
+  return _with_probs(
+    lambda c: make(
+      label_weight=c.strategy.label_weight,
+      weights=c.strategy[key],
+      temperature=c.strategy.temperature,
+    )
+  )
+
+
+LESSONS: dict[
+  str, Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson]
+] = {
+  "sckd": _with_probs(
+    lambda c: taught.gated(
+      label_weight=c.strategy.label_weight,
+      temperature=c.strategy.temperature,
+      threshold=c.strategy.sckd_threshold,
+      by_group=c.strategy.sckd_by_group,
+    )
+  ),
+  "dkd": _of_two_terms(taught.decoupled, "dkd_weights"),
+  "dist": _of_two_terms(taught.correlated, "dist_weights"),
+  "standardized_kd": _with_probs(
+    lambda c: taught.standardized(
+      label_weight=c.strategy.label_weight,
+      weight=c.strategy.standardized_weight,
+    )
+  ),
+  "relational_kd": _relational,
+  "xi_kd": _with_targets(
+    lambda c, t: losses.extrapolated_targets(t.labels, t.probs, c.strategy.xi)
+  ),
+  "partial_kd": _with_targets(lambda c, t: losses.partial_targets(t.probs)),
+  "agreement_kd": _with_targets(
+    lambda c, t: losses.agreement_targets(t.labels, t.probs)
+  ),
+  "propagation": _with_targets(_propagated),
+}
+TAUGHT = {name: _taught(name, lesson) for name, lesson in LESSONS.items()}

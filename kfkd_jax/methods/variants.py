@@ -1,0 +1,90 @@
+"""Options on any row: a fitted temperature, views of the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from kfkd_jax import calibration, history, losses, parallel
+from kfkd_jax.data import Stored, augment, order
+from kfkd_jax.methods.ensemble import Ensemble, Source, predict
+from kfkd_jax.run import experiment, networks
+from kfkd_jax.training import evaluation
+
+
+def with_temperature(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  ensemble: Ensemble,
+  number: int,
+) -> np.ndarray:
+  """Test probabilities at the temperature fitted on a fold's points."""
+  task = experiment.load_task(config)
+  fold = task.folds[number]
+  probs = predict(workdir, ensemble, fold.select_split)[fold.select_rows]
+  labels = experiment.selection_labels(config, task, fold)
+  temperature = calibration.fit_temperature(probs, labels)
+  return np.asarray(
+    losses.temper(predict(workdir, ensemble, "test"), temperature)
+  )
+
+
+def with_views(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  sources: Sequence[Source],
+) -> np.ndarray:
+  """Test probabilities, the mean over `compare.views` views of each image.
+
+  The first view is the image as it is, the others are drawn as in training.
+  The sources' weights are over all checkpoints of their runs.
+  """
+  task = experiment.load_task(config)
+  mesh = parallel.data_mesh()
+  recipe = experiment.make_recipe(config, task)
+  predictor = evaluation.Predictor(recipe, mesh)
+  predictors = {recipe.module: predictor}
+  images = task.splits["test"].images
+  views = [
+    predictor.put(images if v == 0 else _view(config, images, v))
+    for v in range(config.compare.views)
+  ]
+  total = np.zeros((len(images), task.num_classes), np.float32)
+  for source in sources:
+    stacked, weights = networks.read_members(
+      config, workdir, source.weights, name=source.run
+    )
+    trained = networks.configured_as(config, workdir, source.run)
+    recipe = experiment.make_recipe(trained, task)
+    if recipe.module not in predictors:
+      predictors[recipe.module] = evaluation.Predictor(recipe, mesh)
+    predictor = predictors[recipe.module]
+    for member, weight in enumerate(weights):
+      variables = history.take_checkpoints(stacked, member)
+      variables = parallel.replicate(variables, mesh)
+      for view in views:
+        total += weight * predictor(variables, view)
+  return total / (len(views) * len(sources))
+
+
+def _view(config, images: np.ndarray | Stored, number: int) -> np.ndarray:
+  """Every image as training might show it, `u8[N, H, W, Ch]`."""
+  key = jax.random.key(experiment.stream(config, "augment", number))
+  changed = jax.jit(
+    lambda positions, batch: augment.augment(
+      key,
+      positions,
+      batch,
+      pad=config.augment.pad,
+      flip=config.augment.flip,
+      cutout=config.augment.cutout,
+    )
+  )
+  size = min(len(images), config.predictions.batch_size)
+  index, mask = order.padded_batches(len(images), size)
+  parts = [np.asarray(changed(rows, images[rows])) for rows in index]
+  return np.concatenate(parts)[mask.ravel()]

@@ -1,0 +1,1 @@
+"""Pages, tables and what they are drawn from."""

@@ -1,0 +1,151 @@
+"""Pages that need nothing but themselves, and their figures as files."""
+
+from __future__ import annotations
+
+import importlib.resources
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import markupsafe
+from etils import epath
+from matplotlib.figure import Figure
+
+from kfkd_jax import files, plots
+from kfkd_jax.catalogue import method_name
+from kfkd_jax.report import text
+
+_PNG_DPI = 200
+_FOLDER = "pages"  # of templates, style and script
+
+
+class Drawn(NamedTuple):
+  """A figure, and what it shows for those who do not see it."""
+
+  figure: Figure
+  label: str
+
+
+class Page(NamedTuple):
+  """A page and what lies beside it.
+
+  Attributes:
+    html: the page.
+    figures: by file name.
+    tables: rows by file name; all rows of a table have the same keys.
+  """
+
+  html: str
+  figures: Mapping[str, Figure]
+  tables: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def render(
+  template: str,
+  figures: Mapping[str, Drawn],
+  tables: Mapping[str, Sequence[Mapping[str, Any]]],
+  **values: Any,
+) -> Page:
+  """A page from its template, which finds its `figures` as SVG."""
+  shown = {
+    name: markupsafe.Markup(
+      plots.to_svg(drawn.figure, label=drawn.label, prefix=f"{name}-")
+    )
+    for name, drawn in figures.items()
+  }
+  html = _environment().get_template(template).render(figures=shown, **values)
+  return Page(html, {k: drawn.figure for k, drawn in figures.items()}, tables)
+
+
+class Written(NamedTuple):
+  """What `write` wrote: its files, beside the page, and the page's size."""
+
+  names: list[str]
+  size: str
+
+
+def write(page: Page, path: epath.Path) -> Written:
+  """Writes the page, and `figures/` and `tables/` beside it."""
+  path = epath.Path(path)
+  contents = {path.name: page.html.encode()}
+  for name, figure in page.figures.items():
+    for kind, content in _images(figure).items():
+      contents[f"figures/{name}.{kind}"] = content
+  for name, rows in page.tables.items():
+    contents[f"tables/{name}.csv"] = text.to_csv(rows).encode()
+    contents[f"tables/{name}.md"] = to_markdown(rows).encode()
+  for name, content in contents.items():
+    files.write_bytes(path.parent / name, content)
+  return Written([*contents], f"{len(contents[path.name]) / 1000:.0f} kB")
+
+
+def _images(figure: Figure) -> dict[str, bytes]:
+  """The figure as files for papers and slides, on white."""
+  images = {}
+  for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+    buffer = io.BytesIO()
+    plots.save(figure, buffer, format=kind, dpi=_PNG_DPI, metadata=metadata)
+    images[kind] = buffer.getvalue()
+  return images
+
+
+def flat(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+  """The row's values under `keys`; an interval becomes two columns."""
+  found: dict[str, Any] = {}
+  for key in keys:
+    if key.endswith("_interval"):
+      low, high = row[key] or (None, None)
+      found |= {f"{key}_low": low, f"{key}_high": high}
+    else:
+      found[key] = row[key]
+  return found
+
+
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Rows of equal keys, floats with four digits after the point."""
+  head = [text.to_markdown(key) for key in rows[0]]
+  lines = [head, ["---"] * len(head)]
+  lines += [[_cell(value) for value in row.values()] for row in rows]
+  return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(value: Any) -> str:
+  if value is None:
+    return ""
+  shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+  return text.to_markdown(shown)
+
+
+def _environment() -> jinja2.Environment:
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    loader=jinja2.FunctionLoader(_source),
+  )
+  environment.filters.update(
+    percent=percent, signed=signed, decimals=decimals, method=method_name
+  )
+  environment.globals["source"] = lambda name: markupsafe.Markup(_source(name))
+  return environment
+
+
+def _source(name: str) -> str:
+  here = importlib.resources.files("kfkd_jax.report") / _FOLDER
+  return here.joinpath(name).read_text(encoding="utf-8")
+
+
+def percent(share: float) -> str:
+  return f"{100 * share:.1f}"
+
+
+def decimals(value: float, places: int = 3) -> str:
+  return f"{value:.{places}f}"
+
+
+def signed(value: float) -> str:
+  """A difference of shares in percentage points, with a real minus sign."""
+  points = round(100 * value, 1) + 0.0  # never -0.0
+  return f"{points:+.1f}".replace("-", "−")

@@ -1,0 +1,215 @@
+"""One table over the seeds of every grid point: means, intervals, tests."""
+
+from __future__ import annotations
+
+import statistics as plain
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kfkd_jax import statistics
+from kfkd_jax.report import text
+from kfkd_jax.stages.compare import Hits
+
+_MEANS = (
+  "nll",
+  "ece",
+  "brier",
+  "train_cost",
+  "inference_cost",
+  "storage_cost",
+)
+
+
+class Run(NamedTuple):
+  """What one seed left: the rows of `results.jsonl`, and `hits.npz`."""
+
+  rows: list[dict[str, Any]]
+  hits: Hits
+
+
+def summarise(
+  runs: Sequence[Run],
+  *,
+  against: str = "final",
+  num_samples: int = 2000,
+  level: float = 0.95,
+) -> list[dict[str, Any]]:
+  """One row a method, over the seeds of one grid point.
+
+  A seed's folds share one network: they are pooled before seeds are compared,
+  and a gain is taken over the folds in which both methods were scored.
+
+  Args:
+    runs: of the same configuration but for the seed.
+    against: the method that gains, wins and p-values are over.
+    num_samples: of the bootstrap.
+    level: of the intervals.
+
+  Returns:
+    Rows with `method`, `against`, `seeds`, `level`; `accuracy` and `gain`, each
+    with `_error` (standard error over seeds, None for one seed), `_low` and
+    `_high` (bootstrap over seeds and test points); `wins`, `ties` and `losses`
+    over seeds; `p_value` and `p_holm` (None for `against` itself); and means of
+    the other scores and of the costs.
+  """
+  methods = [str(name) for name in runs[0].hits.methods]
+  if against not in methods:
+    raise ValueError(
+      f"--against={against!r} is no method of this sweep; there are "
+      f"{', '.join(methods)}"
+    )
+  totals, counts = _measured(runs, methods.index(against))
+  means = statistics.run_means(totals, counts)
+  intervals = statistics.bootstrap_runs(
+    0, totals, counts, num_samples=num_samples, level=level
+  )
+  num = len(methods)
+  # Whole numbers of points, so that a tie is a tie.
+  signs = np.sign(totals[num:].sum(-1)).astype(int)
+  p_values, p_holm = _p_values(means[num:], methods.index(against))
+  return [
+    {
+      "method": method,
+      "against": against,
+      "seeds": len(runs),
+      "level": level,
+      **_estimate("accuracy", means, intervals, m),
+      **_estimate("gain", means, intervals, num + m),
+      "wins": int(np.sum(signs[m] > 0)),
+      "ties": int(np.sum(signs[m] == 0)),
+      "losses": int(np.sum(signs[m] < 0)),
+      "p_value": p_values[m],
+      "p_holm": p_holm[m],
+      **_mean_scores(runs, method),
+    }
+    for m, method in enumerate(methods)
+  ]
+
+
+def _measured(
+  runs: Sequence[Run], reference: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Hits, then gains, of all M methods, summed over folds.
+
+  Returns:
+    totals `[2M, S, N]` and counts `[2M, N]`.
+  """
+  first = runs[0].hits
+  for run in runs:
+    for name in ("methods", "ids", "tested", "scored"):
+      if not np.array_equal(getattr(run.hits, name), getattr(first, name)):
+        raise ValueError(
+          f"seeds cannot be compared: their hits.npz differ in {name}"
+        )
+  tested, scored = first.tested[:, None], first.scored[..., None]
+  alone = tested & scored  # [F, M, N]
+  both = alone & scored[:, reference, None]
+  hits = np.stack([run.hits.hits for run in runs]).astype(np.int8)
+  gains = hits - hits[:, :, reference, None]
+  totals = np.concatenate(
+    [np.where(alone, hits, 0).sum(1), np.where(both, gains, 0).sum(1)], axis=1
+  )
+  counts = np.concatenate([alone.sum(0), both.sum(0)])
+  return totals.swapaxes(0, 1), counts
+
+
+def _estimate(name, means, intervals, r: int) -> dict[str, float | None]:
+  values = means[r]
+  error = None
+  if len(values) > 1:
+    error = float(values.std(ddof=1) / np.sqrt(len(values)))
+  return {
+    name: float(values.mean()),
+    f"{name}_error": error,
+    f"{name}_low": float(intervals.low[r]),
+    f"{name}_high": float(intervals.high[r]),
+  }
+
+
+def _p_values(
+  gains: np.ndarray, reference: int
+) -> tuple[list[float | None], list[float | None]]:
+  """p-values of `gains[M, S]`, and corrected; the reference has none."""
+  others = [m for m in range(len(gains)) if m != reference]
+  found = [statistics.sign_flip_p_value(0, gains[m]) for m in others]
+  p_values: list[float | None] = [None] * len(gains)
+  p_holm = p_values.copy()
+  corrected = statistics.holm(np.array(found)).tolist()
+  for m, p, q in zip(others, found, corrected, strict=True):
+    p_values[m], p_holm[m] = p, q
+  return p_values, p_holm
+
+
+def _mean_scores(runs: Sequence[Run], method: str) -> dict[str, float]:
+  by_seed = [[r for r in run.rows if r["method"] == method] for run in runs]
+  return {
+    key: plain.fmean(plain.fmean(r[key] for r in rows) for rows in by_seed)
+    for key in _MEANS
+  }
+
+
+Summaries = Mapping[tuple[str, ...], list[dict[str, Any]]]
+
+
+def markdown(summaries: Summaries, *, num_seeds: int) -> str:
+  """The summaries by grid point for a terminal or a README; in %."""
+  if not summaries:
+    return "no cell is finished yet"
+  parts = [
+    f"### {_title(point, rows[0]['seeds'], num_seeds)}\n\n{_table(rows)}"
+    for point, rows in summaries.items()
+  ]
+  level = next(iter(summaries.values()))[0]["level"]
+  parts.append(
+    "Accuracy and gain in %: mean over seeds ± standard error over seeds, and "
+    f"[{100 * level:g} % bootstrap interval over seeds and test points]. p: "
+    "sign-flip test of the mean gain over seeds, Holm-corrected for the other "
+    "methods of the table; with M of them and S seeds it is at least "
+    "M * 2**(1 - S)."
+  )
+  return "\n\n".join(parts)
+
+
+def _title(point: tuple[str, ...], seeds: int, num_seeds: int) -> str:
+  count = (
+    f"{seeds} seeds" if seeds == num_seeds else f"{seeds} of {num_seeds} seeds"
+  )
+  return f"{text.to_markdown(', '.join(point))}: {count}" if point else count
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+  lines = [
+    f"| method | accuracy | gain over {rows[0]['against']} | wins/ties/losses "
+    "| p | NLL | ECE | train | inference |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+  ]
+  for row in rows:
+    p = "-" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
+    lines.append(
+      f"| {row['method']} | {_percent(row, 'accuracy', '')} "
+      f"| {_percent(row, 'gain', '+')} [{100 * row['gain_low']:+.2f}, "
+      f"{100 * row['gain_high']:+.2f}] "
+      f"| {row['wins']}/{row['ties']}/{row['losses']} | {p} "
+      f"| {row['nll']:.3f} | {row['ece']:.3f} | {row['train_cost']:.2f} "
+      f"| {row['inference_cost']:.1f} |"
+    )
+  return "\n".join(lines)
+
+
+def _percent(row: dict[str, Any], name: str, sign: str) -> str:
+  error = row[f"{name}_error"]
+  half = "" if error is None else f" ± {100 * error:.2f}"
+  return f"{100 * row[name]:{sign}.2f}{half}"
+
+
+def csv_text(summaries: Summaries) -> str:
+  """The summaries as one table with a column an axis; in shares, not %."""
+  return text.to_csv(
+    [
+      {**dict(part.split("=", 1) for part in point), **row}
+      for point, rows in summaries.items()
+      for row in rows
+    ]
+  )

@@ -1,0 +1,1 @@
+"""What a configuration means: its data, its networks, its results."""

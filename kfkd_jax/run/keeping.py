@@ -1,0 +1,232 @@
+"""What took long is kept: not replaced unasked, set aside, freed on request."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from kfkd_jax import config as config_lib
+from kfkd_jax import files, lock
+from kfkd_jax.run import forecast, networks
+
+_CONFIG = "config.json"
+_COPY = f"runs/{_CONFIG}"  # should the first be lost
+ASIDE = "aside"
+_MOST_SHOWN = 4  # keys or runs in a line
+
+
+def write_config(
+  config: ml_collections.ConfigDict, workdir: epath.Path
+) -> None:
+  """Notes what a working directory is continued with, twice."""
+  content = config_lib.sealed(config).encode()
+  for path in (workdir / _CONFIG, workdir / _COPY):
+    if not files.exists(path) or files.read_bytes(path) != content:
+      files.write_bytes(path, content)
+
+
+def configuration(workdir: epath.Path) -> epath.Path | None:
+  """The file that a working directory is continued with; None for a new one.
+
+  Raises:
+    ConfigError: it holds runs, and nothing says what they are of.
+  """
+  saved, copy = workdir / _CONFIG, workdir / _COPY
+  if content_of(saved) is not None:
+    return saved
+  if files.unsealed(content_of(copy)) is not None:
+    return copy
+  runs = workdir / "runs"
+  if files.exists(workdir / "manifest.json") or (
+    files.is_folder(runs) and any(runs.iterdir())
+  ):
+    raise config_lib.ConfigError(refusal_without_config(saved))
+  return saved if files.exists(saved) else None
+
+
+def content_of(path: epath.Path) -> Any:
+  """What a JSON file holds; None where it is lost or cut short."""
+  try:
+    return files.read_json(path)
+  except (FileNotFoundError, IsADirectoryError, ValueError):
+    return None
+
+
+def refusal_without_config(saved: epath.Path) -> str:
+  """What to do where the configuration of finished runs is lost."""
+  return (
+    f"{saved} is lost or damaged, and {saved.parent} holds runs, which are not "
+    "trained over with another configuration; name theirs by --config=FILE.py"
+    "[:ARGS] (--config=default if there was none) and every --config.KEY=VALUE "
+    "that it was begun with, or choose another --workdir"
+  )
+
+
+def refusal(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  runs: Sequence[str],
+  stages: Sequence[str],
+) -> str:
+  """Says which runs would be replaced, by which changes, and the ways on.
+
+  Args:
+    config: what was asked for.
+    workdir: the working directory.
+    runs: their names.
+    stages: that make them.
+  """
+  changes = _shortened(_changes(config, workdir, stages))
+  cause = changes or "another configuration or version"
+  trained = [
+    _described(workdir, name)
+    for name in runs
+    if files.exists(networks.run_path(workdir, name) / "metrics.jsonl")
+  ]
+  shown = _shortened(trained or list(runs))
+  return (
+    f"{cause} would train again what is there in {workdir}: {shown}; give "
+    "--workdir=NEW to keep it as it is, or --redo to set it aside first"
+  )
+
+
+def _shortened(parts: list[str]) -> str:
+  left = len(parts) - _MOST_SHOWN
+  more = [f"{left} more"] if left > 0 else []
+  return ", ".join([*parts[:_MOST_SHOWN], *more])
+
+
+def _changes(config, workdir, stages) -> list[str]:
+  """`KEY=OLD -> NEW` for what differs from the saved configuration."""
+  with contextlib.suppress(ValueError):  # lost, or of another version
+    before = config_lib.read(None, saved=configuration(workdir))
+    return [
+      f"{name}={old} -> {new}"
+      for name in [
+        key.name for key in config_lib.KEYS if set(key.decides) & set(stages)
+      ]
+      for old, new in [[config_lib.get(c, name) for c in (before, config)]]
+      if old != new
+    ]
+  return []
+
+
+def _described(workdir, name) -> str:
+  """A run with how long it is: `teacher (60 epochs, 3.1 h)`."""
+  run = networks.run_path(workdir, name)
+  parts = []
+  with contextlib.suppress(FileNotFoundError, ValueError, LookupError):
+    epochs = files.read_json_lines(run / "metrics.jsonl")[-1]["epoch"]
+    parts.append(f"{epochs:g} epochs")
+  seconds = networks.seconds(run)
+  if seconds is not None:
+    parts.append(_duration(seconds))
+  return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def _duration(seconds: float) -> str:
+  for size, unit in ((3600, "h"), (60, "min")):
+    if seconds >= size:
+      return f"{seconds / size:.2g} {unit}"
+  return f"{seconds:.2g} s"
+
+
+def runs_with_work(workdir: epath.Path) -> list[str]:
+  """Every run that has a checkpoint, the teacher first."""
+  folder = workdir / "runs"
+  runs = list(folder.iterdir()) if files.is_folder(folder) else []
+  names = [
+    run.name for run in runs if run.name[0] != "." and networks.holds_work(run)
+  ]
+  return sorted(names, key=lambda name: (name != "teacher", name))
+
+
+def cells_below(folder: epath.Path) -> Iterator[epath.Path]:
+  """The working directories of a sweep's cells."""
+  if not files.is_folder(folder):
+    return
+  for path in sorted(folder.iterdir()):
+    if path.name.startswith("seed-"):
+      yield path
+    elif "=" in path.name:
+      yield from cells_below(path)
+
+
+def new_place(workdir: epath.Path) -> epath.Path:
+  """Where to set aside what is replaced now."""
+  now = datetime.datetime.now().isoformat(timespec="milliseconds")
+  return workdir / ASIDE / now.replace(":", "-")
+
+
+def set_aside(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  runs: Sequence[str],
+  place: epath.Path,
+) -> None:
+  """Moves runs to `place`, with what says and was found of them beside.
+
+  The new configuration is noted before the first moves: if this is killed,
+  what has stayed is refused to be replaced, not trained again.
+  """
+  for path in workdir.iterdir():
+    copy = place / path.name
+    if path.name[0] != "." and path.is_file() and not files.exists(copy):
+      files.write_bytes(copy, path.read_bytes())
+  write_config(config, workdir)
+  (place / "runs").mkdir(parents=True, exist_ok=True)
+  for name in (n for run in runs for n in (run, f"{run}_ema")):
+    run = networks.run_path(workdir, name)
+    if files.exists(run):
+      run.rename(place / "runs" / name)
+
+
+def clean(workdir: epath.Path, *, force: bool) -> str:
+  """Lists what was set aside and left behind; with `force`, frees it."""
+  if not files.is_folder(workdir):
+    raise config_lib.ConfigError(f"--workdir: there is no folder {workdir}")
+  lines, total = [], 0
+  for folder in _working_directories(workdir):
+    with lock.held(folder):
+      for path in _left(folder):
+        size = _size(path)
+        total += size
+        lines.append(f"{path}  {forecast.shown(size)}")
+        if force:
+          path.rmtree() if path.is_dir() else path.unlink()
+      aside = folder / ASIDE
+      if force and files.is_folder(aside) and not any(aside.iterdir()):
+        aside.rmdir()
+  if not lines:
+    return f"nothing was set aside or left behind in {workdir}"
+  end = "freed" if force else "in all; `kfkd clean --force` frees it for good"
+  return "\n".join([*lines, f"{forecast.shown(total)} {end}"])
+
+
+def _working_directories(workdir: epath.Path) -> list[epath.Path]:
+  """The folder itself, and the cells of a sweep below it."""
+  return [workdir, *cells_below(workdir)]
+
+
+def _left(folder: epath.Path) -> Iterator[epath.Path]:
+  for pattern in (
+    f"{ASIDE}/*", f"{lock.NAME}.*", ".*.tmp", "*/.*.tmp",
+    "runs/.*.discarded", "runs/*/.*.tmp", "runs/*/predictions/*/.*.tmp",
+  ):  # fmt: skip
+    yield from sorted(folder.glob(pattern))
+
+
+def _size(path: epath.Path) -> int:
+  if path.is_dir():
+    return forecast.used(path)
+  return (
+    len(path.read_bytes())
+    if "://" in os.fspath(path)
+    else (os.lstat(path).st_size)
+  )

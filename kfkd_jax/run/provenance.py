@@ -1,0 +1,71 @@
+"""The data that a working directory began with: `data.json`.
+
+A student is compared with its teacher example by example, so both must have
+seen the same data. Names and numbers, labels and images stand here as digests,
+and nothing is reused once they differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+from etils import epath
+
+from kfkd_jax import config as config_lib
+from kfkd_jax import files
+from kfkd_jax.run import experiment
+
+NOTE = "data.json"
+
+
+def difference(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+  """What of the data is not as it was; "" where it is, or is another set."""
+  before, now = _noted(workdir), _described(config)
+  if before is None or before["config"] != now["config"]:
+    return ""
+  was, found = before["fingerprint"], now["fingerprint"]
+  return ", ".join(
+    f"{key} ({was.get(key)} to {found[key]})" if "number" in key else key
+    for key in found
+    if was.get(key) != found[key]
+  )
+
+
+def refusal(
+  config: ml_collections.ConfigDict, workdir: epath.Path, difference: str
+) -> str:
+  """What to do where the data of the same name and place has changed."""
+  return (
+    f"the data of {config.data.name!r} is not what {workdir} was made from: "
+    f"{difference} changed; put it back, give --workdir=NEW, or --redo to set "
+    "aside what was made and make it again"
+  )
+
+
+def note(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+  """Notes the data that is worked with now."""
+  now = _described(config)
+  if _noted(workdir) != now:
+    files.write_json(workdir / NOTE, files.sealed(now))
+
+
+def _noted(workdir: epath.Path) -> dict[str, Any] | None:
+  path = workdir / NOTE
+  if not files.exists(path):
+    return None
+  content = files.unsealed(files.read_json(path, dict))
+  if content is None:
+    raise ValueError(f"{path} is damaged; remove it and run again")
+  return content
+
+
+def _described(config) -> dict[str, Any]:
+  wanted = {
+    key: value
+    for key, value in config_lib.deciding(config, "train").items()
+    if key.startswith("data.")
+  }
+  wanted["noise.field"] = config.noise.field
+  fingerprint = dict(experiment.load_task(config).fingerprint)
+  return {"config": files.digest(wanted), "fingerprint": fingerprint}

@@ -1,0 +1,66 @@
+"""Seals: short texts that change when what a stage left does.
+
+A folder that a stage fills lists its files in `SHA256SUMS`, in the form that
+`sha256sum --check` reads. What else lies there is not the stage's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+from etils import epath
+
+from kfkd_jax import files
+from kfkd_jax.run import networks
+
+SUMS = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+def write_sums(folder: epath.Path, names: Iterable[str]) -> None:
+  """Lists the files, and those in the folders, that `names` are of."""
+  found: set[str] = set()
+  for path in (folder / name for name in names):
+    inside = path.rglob("*") if path.is_dir() else [path]
+    found |= {str(p.relative_to(folder)) for p in inside if p.is_file()}
+  lines = [f"{_sum(folder / name)}  {name}\n" for name in sorted(found)]
+  files.write_text(folder / SUMS, "".join(lines))
+
+
+def seal(path: epath.Path) -> str:
+  """Of a file, a run, or a folder with `SHA256SUMS`."""
+  if not files.exists(path):
+    return "missing"
+  if not files.is_folder(path):
+    return files.digest(files.read_bytes(path))
+  if not files.exists(path / SUMS):
+    return networks.seal(path)
+  sums = files.digest(files.read_bytes(path / SUMS))
+  return sums + "".join(_changed(path))
+
+
+def culprit(artefact: str, path: epath.Path) -> str:
+  """The name to give for an artefact whose seal is broken."""
+  changed = _changed(path) if (path / SUMS).exists() else []
+  return f"{artefact}/{changed[0]}" if changed else artefact
+
+
+def _changed(folder: epath.Path) -> list[str]:
+  """The listed files that are not what they were."""
+  changed = []
+  listed = files.read_bytes(folder / SUMS).decode(errors="replace")
+  for line in listed.splitlines():
+    match = _LINE.fullmatch(line)
+    if match is None:
+      return [SUMS]
+    if _sum(folder / match[2]) != match[1]:
+      changed.append(match[2])
+  return changed
+
+
+def _sum(path: epath.Path) -> str:
+  if not path.is_file():  # nor a pipe, which may block for ever
+    return "missing"
+  return hashlib.sha256(path.read_bytes()).hexdigest()
