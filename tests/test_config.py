@@ -9,7 +9,7 @@ from etils import epath
 
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.run import experiment
+from kfkd_jax.run import tasks
 
 DIGESTS = {
   "train": "c42095d686acd640",
@@ -454,7 +454,7 @@ def test_files_that_break_the_types_are_one_line(tmp_path, line):
 )
 def test_what_does_not_fit_the_data_is_found_before_training(changes, message):
   with pytest.raises(ValueError, match=message):
-    experiment.load_task(configured(**changes))
+    tasks.load_task(configured(**changes))
 
 
 def noise_of(config):
@@ -502,20 +502,20 @@ def test_a_fifth_of_other_data_selects(num_train, split):
   config = config_lib.default_config()
   config.data.name = "synthetic/num_train=450,num_test=50"
   config.data.num_train = num_train
-  line = experiment.first_line(config, experiment.load_task(config))
+  line = tasks.first_line(config, tasks.load_task(config))
   assert line.startswith(f"{config.data.name}: {split}")
   assert "wrong" not in line
 
 
 def test_made_noise_is_said_first():
   config = configured(noise__rate="1")
-  line = experiment.first_line(config, experiment.load_task(config))
+  line = tasks.first_line(config, tasks.load_task(config))
   assert line == (
     "digits: 897 train, 400 select, 500 test; 100 % of the training labels "
     "were made wrong (pair)"
   )
   config_lib.set_protocol(config, "paper")
-  line = experiment.first_line(config, experiment.load_task(config))
+  line = tasks.first_line(config, tasks.load_task(config))
   assert "1297 train, 500 test, half of which selects, 3 times;" in line
 
 

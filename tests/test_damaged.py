@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from kfkd_jax import checkpoints, cli, files
-from kfkd_jax.run import networks
+from kfkd_jax.run import results
 
 pytestmark = pytest.mark.slow
 
@@ -189,6 +189,6 @@ def test_a_stage_alone_says_what_is_damaged(workdir, capsys):
 
 
 def test_whole_run_is_whole(whole):
-  assert networks.is_whole(epath.Path(whole) / TEACHER)
+  assert results.is_whole(epath.Path(whole) / TEACHER)
   with checkpoints.Checkpoints(epath.Path(whole) / TEACHER / "history") as kept:
     assert kept.steps() == [1, 2, 3]

@@ -7,7 +7,7 @@ from test_pipeline import tiny_config
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, methods, metrics, parallel, stages
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import experiment, results, students, tasks
 from kfkd_jax.stages import distill, fuse
 
 
@@ -30,8 +30,8 @@ def guessing(images):
 
 def test_students_of_the_rest_learn_what_the_teacher_says():
   config = config_of(distill__inputs="extra")
-  task = experiment.load_task(config)
-  found = distill.student_examples(config, guessing)
+  task = tasks.load_task(config)
+  found = students.student_examples(config, guessing)
   assert len(found["image"]) == len(task.rest) == 1297 - 120 - 60
   np.testing.assert_array_equal(found["label"], task.rest[:, 0, 1, 0] % 10)
   np.testing.assert_array_equal(found["unlabelled"], 1)
@@ -40,8 +40,8 @@ def test_students_of_the_rest_learn_what_the_teacher_says():
 
 def test_rest_is_apart_from_all_that_plays_a_part():
   config = config_of(distill__inputs="both")
-  task = experiment.load_task(config)
-  found = distill.student_examples(config, guessing)
+  task = tasks.load_task(config)
+  found = students.student_examples(config, guessing)
   np.testing.assert_array_equal(found["image"][:120], task.images)
   np.testing.assert_array_equal(found["label"][:120], task.given)
   np.testing.assert_array_equal(found["unlabelled"], np.arange(1237) >= 120)
@@ -52,18 +52,18 @@ def test_rest_is_apart_from_all_that_plays_a_part():
 
 def test_plain_students_see_the_training_images():
   config = config_of()
-  found = distill.student_examples(config, guessing)
+  found = students.student_examples(config, guessing)
   assert set(found) == {"image", "label"}
 
 
 def test_extra_images_come_from_another_data_set_if_they_fit(monkeypatch):
   config = config_of(distill__inputs="extra", distill__extra="digits")
-  assert experiment.extra_images(config).shape == (1297, 8, 8, 1)
-  cost = distill.train_cost(config, 4)
+  assert students.extra_images(config).shape == (1297, 8, 8, 1)
+  cost = students.train_cost(config, 4)
   assert cost == pytest.approx(1297 / 120 * (3 * 3 + 4) / (3 * 3))
   config.distill.extra = "synthetic"
   with pytest.raises(config_lib.ConfigError, match="extra='synthetic' has"):
-    experiment.extra_images(config)
+    students.extra_images(config)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_root_is_the_extra_sets_if_it_is_a_folder(
   tmp_path, monkeypatch, name, shared
 ):
   config = config_of(distill__inputs="extra", data__root=str(tmp_path))
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   monkeypatch.setattr(experiment, "load_task", lambda config: task)
   roots = []
 
@@ -85,7 +85,7 @@ def test_the_root_is_the_extra_sets_if_it_is_a_folder(
 
   monkeypatch.setattr(experiment.data_lib, "load", load)
   config.distill.extra = name
-  experiment.extra_images(config)
+  students.extra_images(config)
   assert roots == [str(tmp_path) if shared else None]
 
 
@@ -109,10 +109,10 @@ def test_rounds_end_where_nothing_is_gained(monkeypatch, scores, rounds):
   config = config_of(distill__rounds_stop="accuracy")
   asked = iter(scores)
   monkeypatch.setattr(distill, "_score", lambda *_: next(asked))
-  names = list(distill.students(config, None, "kf"))
+  names = list(students.students(config, None, "kf"))
   assert names == ["kf_kd", "kf_kd_2", "kf_kd_3"][:rounds]
   config.distill.rounds_stop = "none"
-  assert len(list(distill.students(config, None, "kf"))) == 3
+  assert len(list(students.students(config, None, "kf"))) == 3
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def workdir(tmp_path_factory):
 
 
 def last(workdir, name, split):
-  store = networks.predictions(workdir, name, split)
+  store = results.predictions(workdir, name, split)
   return store[len(store) - 1]
 
 
@@ -143,11 +143,13 @@ def test_each_round_learns_from_the_one_before(workdir):
 @pytest.mark.slow
 def test_scores_and_costs_of_rounds(workdir):
   config = config_of(distill__rounds_stop="nll")
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   labels = task.splits["select"].labels
   probs = last(workdir, "kf_kd", "select")
   score = -metrics.negative_log_likelihood(probs, labels)
-  assert distill._score(config, workdir, "kf_kd") == pytest.approx(float(score))
+  assert students._score(config, workdir, "kf_kd") == pytest.approx(
+    float(score)
+  )
   config.distill.rounds_stop = "none"
   rows = methods.students.STUDENTS.ensembles(config, workdir, 0)
   assert [row.method for row in rows] == ["kf_kd", "kf_kd_2", "kf_kd_3"]

@@ -24,7 +24,7 @@ from kfkd_jax.export import (
   models as export,
 )
 from kfkd_jax.report import text
-from kfkd_jax.run import experiment, networks, seals
+from kfkd_jax.run import build, experiment, results, seals, tasks
 
 METHODS = ["final", "kf", "mixture", "kf_kd"]
 MIXED = [0.2, 0.3, 0.5]
@@ -88,9 +88,9 @@ def restored(exported):
 def stored_probs(workdir, method):
   """What the run itself wrote down about the test images."""
   if method.endswith("_kd"):
-    store = networks.predictions(workdir, method, "test")
+    store = results.predictions(workdir, method, "test")
     return store[len(store) - 1]
-  store = networks.predictions(workdir, "teacher", "test")
+  store = results.predictions(workdir, "teacher", "test")
   if method == "final":
     return store[len(store) - 1]
   chosen = files.read_json(workdir / "fusion.json")["folds"][0]["methods"]
@@ -106,7 +106,7 @@ def test_another_process_says_what_the_run_wrote_down(
   finished, exported, count
 ):
   """Every method, with batches of other sizes than any seen at export."""
-  images = experiment.load_task(tiny_config()).splits["test"].images[:count]
+  images = tasks.load_task(tiny_config()).splits["test"].images[:count]
   outside = export.run_outside(programs_of(exported), images)
   for method in METHODS:
     assert outside[method].shape == (count, 10)
@@ -163,7 +163,7 @@ def test_readable_card_tells_the_same(exported):
 def test_names_of_classes_are_text_wherever_the_card_goes(
   exported, restored, finished, monkeypatch
 ):
-  task = experiment.load_task(tiny_config())
+  task = tasks.load_task(tiny_config())
   names = tuple((HOSTILE * 10)[:10])
   hostile = task._replace(name=HOSTILE[0], class_names=names)
   monkeypatch.setattr(experiment, "load_task", lambda config: hostile)
@@ -248,7 +248,7 @@ def test_weights_by_name_rebuild_the_network(finished, exported, method):
   assert weights is None
   assert set(variables) == {"params", "batch_stats"}
   assert metadata["image_shape"] == [8, 8, 1]
-  images = experiment.load_task(tiny_config()).splits["test"].images
+  images = tasks.load_task(tiny_config()).splits["test"].images
   np.testing.assert_allclose(
     predict(images), stored_probs(finished, method), atol=1e-5
   )
@@ -375,8 +375,8 @@ def test_impossible_configurations(changes, message):
 def test_other_networks_export_alike(name, dtype):
   """Convolutions and half precision, from fresh weights of two seeds."""
   config = tiny_config(model__name=name, model__dtype=dtype, model__width="4")
-  task = experiment.load_task(config)
-  module = experiment.make_module(config, task)
+  task = tasks.load_task(config)
+  module = build.make_module(config, task)
   images = task.splits["test"].images[:20]
   both = [models.init(module, jax.random.key(s), images[:1]) for s in (0, 1)]
   model = export.Model(
@@ -452,7 +452,7 @@ def test_saved_model_says_the_same(finished, tmp_path):
   predict = export.make_predict(model)
   path = epath.Path(tmp_path) / "mixture.savedmodel"
   saved_model.write(path, predict, (8, 8, 1))
-  images = experiment.load_task(config).splits["test"].images[:30]
+  images = tasks.load_task(config).splits["test"].images[:30]
   np.testing.assert_allclose(
     saved_model.probabilities(path, images),
     stored_probs(finished, "mixture")[:30],
@@ -463,7 +463,7 @@ def test_saved_model_says_the_same(finished, tmp_path):
 def test_predict_takes_an_exported_model_by_name(
   finished, exported, tmp_path, capsys
 ):
-  images = experiment.load_task(tiny_config()).splits["test"].images[:6]
+  images = tasks.load_task(tiny_config()).splits["test"].images[:6]
   np.savez(tmp_path / "i.npz", images=images)
   arguments = [
     "predict", "--model=mixture", f"{tmp_path / 'i.npz'}",
@@ -489,7 +489,7 @@ def test_onnx_says_the_same(finished, tmp_path, method):
   predict = export.make_predict(model, impl="loop")
   path = epath.Path(tmp_path) / f"{method}.onnx"
   onnx_model.write(path, predict, (8, 8, 1))
-  images = experiment.load_task(config).splits["test"].images[:30]
+  images = tasks.load_task(config).splits["test"].images[:30]
   np.testing.assert_allclose(
     onnx_model.probabilities(path, images),
     stored_probs(finished, method)[:30],

@@ -8,7 +8,7 @@ from etils import epath
 
 from kfkd_jax import cli, parallel
 from kfkd_jax import config as config_lib
-from kfkd_jax.run import experiment, forecast, networks
+from kfkd_jax.run import build, forecast, networks, streams, tasks
 from kfkd_jax.training import loop
 
 
@@ -25,22 +25,22 @@ def config_of(**changes):
 
 
 def forecast_of(config):
-  task = experiment.load_task(config)
-  recipe = experiment.make_recipe(config, task, keep_history=True)
-  splits = experiment.predicted_splits(config, task)
+  task = tasks.load_task(config)
+  recipe = build.make_recipe(config, task, keep_history=True)
+  splits = build.predicted_splits(config, task)
   lesson = networks.supervised(config).objective
   return forecast.forecast(recipe, lesson, task, splits)
 
 
 def train(config, run):
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   loop.train(
     run,
-    experiment.make_recipe(config, task, keep_history=True),
+    build.make_recipe(config, task, keep_history=True),
     networks.supervised(config).objective,
     {"image": task.images, "label": task.given},
-    experiment.predicted_splits(config, task),
-    seeds=experiment.seeds_for(config),
+    build.predicted_splits(config, task),
+    seeds=streams.seeds_for(config),
     # Orbax notes the devices of every leaf; eight would be felt at this size.
     mesh=parallel.data_mesh(jax.devices()[:1]),
   )

@@ -13,7 +13,7 @@ from test_pipeline import tiny_config
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.lab import sweep
-from kfkd_jax.run import keeping, networks
+from kfkd_jax.run import keeping, networks, results
 from kfkd_jax.stages import distill
 
 QUICK = {"train__epochs": "2", "distill__teachers": "kf"}
@@ -71,7 +71,7 @@ def test_interrupted_run_is_kept_too_and_an_empty_one_is_not(workdir):
   for name in ("history", "resume"):
     shutil.rmtree(workdir / "runs" / "teacher" / name)
   stages.run_stage(config_of(seed="1"), workdir, "train", say=quiet)
-  assert networks.is_whole(workdir / "runs" / "teacher")
+  assert results.is_whole(workdir / "runs" / "teacher")
 
 
 def test_redo_sets_aside_and_clean_frees(workdir, capsys):

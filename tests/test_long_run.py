@@ -11,7 +11,7 @@ from etils import epath
 from kfkd_jax import config as config_lib
 from kfkd_jax import fusion, parallel
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, networks, streams, tasks
 from kfkd_jax.training import loop
 
 EPOCHS, SETTLED, SPAN = 2000, 200, 400
@@ -35,7 +35,7 @@ def train(run, **changes):
   for key, text in (small | changes).items():
     config_lib.override(config, key, text)
   config_lib.validate(config)
-  task, seen = experiment.load_task(config), []
+  task, seen = tasks.load_task(config), []
 
   def sample(report):
     with open("/proc/self/statm") as f:
@@ -44,11 +44,11 @@ def train(run, **changes):
 
   loop.train(
     epath.Path(run),
-    experiment.make_recipe(config, task, keep_history=True),
+    build.make_recipe(config, task, keep_history=True),
     networks.supervised(config).objective,
     {"image": task.images, "label": task.given},
-    experiment.predicted_splits(config, task),
-    seeds=experiment.seeds_for(config),
+    build.predicted_splits(config, task),
+    seeds=streams.seeds_for(config),
     mesh=parallel.data_mesh(jax.devices()[:1]),
     observe=sample,
   )

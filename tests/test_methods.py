@@ -16,7 +16,7 @@ from kfkd_jax import (
   stages,
 )
 from kfkd_jax.methods import schedules
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import results, tasks
 from kfkd_jax.stages import compare
 
 pytestmark = pytest.mark.slow
@@ -54,18 +54,18 @@ def rows(workdir):
 
 
 def history_of(workdir, run):
-  template = networks.template(config_of_all())
+  template = results.template(config_of_all())
   with checkpoints.Checkpoints(workdir / "runs" / run / "history") as history:
     return {e: history.restore(e, template) for e in history.steps()}
 
 
 def stored(workdir, run):
-  store = networks.predictions(workdir, run, "test")
+  store = results.predictions(workdir, run, "test")
   return {e: store.read(e) for e in store.epochs}
 
 
 def accuracy_of(probs):
-  labels = experiment.load_task(config_of_all()).splits["test"].labels
+  labels = tasks.load_task(config_of_all()).splits["test"].labels
   return float((probs.argmax(-1) == labels).mean())
 
 
@@ -138,7 +138,7 @@ def test_equal_budget_trains_each_for_its_share(workdir, rows):
 
 def test_early_stopping_is_the_best_epoch_that_patience_sees(workdir, rows):
   config = config_of_all()
-  store = networks.predictions(workdir, "teacher", "select")
+  store = results.predictions(workdir, "teacher", "select")
   accuracy = [
     (store[c].argmax(-1) == store.labels).mean() for c in range(EPOCHS)
   ]
@@ -179,10 +179,10 @@ def test_uniform_soup_averages_what_fixed_jumps_uses(workdir):
 def test_greedy_soup_is_no_worse_on_the_selecting_points_than_one_network(
   workdir, rows
 ):
-  store = networks.predictions(workdir, "greedy_soup", "select")
+  store = results.predictions(workdir, "greedy_soup", "select")
   soup = (store[0].argmax(-1) == store.labels).mean()
   path = history_of(workdir, "teacher")
-  networks_alone = networks.predictions(workdir, "teacher", "select")
+  networks_alone = results.predictions(workdir, "teacher", "select")
   accuracy = [
     (networks_alone[c].argmax(-1) == store.labels).mean() for c in range(EPOCHS)
   ]
@@ -194,9 +194,9 @@ def test_greedy_soup_is_no_worse_on_the_selecting_points_than_one_network(
 
 
 def test_temperature_is_fitted_on_the_selecting_points(workdir, rows):
-  select = networks.predictions(workdir, "teacher", "select")
+  select = results.predictions(workdir, "teacher", "select")
   temperature = calibration.fit_temperature(select[EPOCHS - 1], select.labels)
-  test = networks.predictions(workdir, "teacher", "test")
+  test = results.predictions(workdir, "teacher", "test")
   probs = np.asarray(losses.temper(test[EPOCHS - 1], temperature))
   chosen = np.take_along_axis(probs, test.labels[:, None], 1)
   row = rows["final+temperature"]

@@ -15,7 +15,7 @@ from etils import epath
 
 from kfkd_jax import checkpoints, cli, files, lock, parallel, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.run import networks
+from kfkd_jax.run import results
 
 ARGUMENTS = [
   "--config.data.num_train=100",
@@ -152,10 +152,10 @@ def variables_of(workdir, run):
   """The arrays of a run's checkpoints, by number and path."""
   config = config_lib.read(None, [], saved=epath.Path(workdir) / "config.json")
   found = {}
-  path = networks.run_path(workdir, run) / "history"
+  path = results.run_path(workdir, run) / "history"
   with checkpoints.Checkpoints(path) as history:
     for step in history.steps():
-      tree = history.restore(step, networks.template(config))
+      tree = history.restore(step, results.template(config))
       for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         found[step, jax.tree_util.keystr(path)] = np.asarray(leaf)
   return found

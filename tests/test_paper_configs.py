@@ -13,7 +13,7 @@ from etils import epath
 from kfkd_jax import config as config_lib
 from kfkd_jax import models, published, stages
 from kfkd_jax.report import run_page as report
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, results
 
 FOLDER = pathlib.Path(__file__).parent.parent / "configs" / "paper"
 COLUMNS = sorted(published.COLUMNS)
@@ -67,7 +67,7 @@ def test_networks_have_the_published_size(name, tmp_path):
   config = load(name, f"root={tmp_path}")
   side = 32 if config.data.name == "cifar100" else 64
   side = config.data.image_size or side
-  options = experiment.model_options(config)
+  options = build.model_options(config)
   count = {"cifar100": 100, "tiny_imagenet": 200, "animal10n": 10}
   module = models.create(
     options.pop("name"),
@@ -89,7 +89,7 @@ def test_two_steps_on_made_images(name, tmp_path):
   full = load(name)
   assert (config.noise, config.optim.name) == (full.noise, full.optim.name)
   stages.run_stage(config, epath.Path(tmp_path), "train", say=str)
-  store = networks.predictions(epath.Path(tmp_path), "teacher", "test")
+  store = results.predictions(epath.Path(tmp_path), "teacher", "test")
   assert store.epochs == [1, 2]  # of one step each
   assert np.isfinite(store[1]).all()
 

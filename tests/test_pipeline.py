@@ -14,8 +14,8 @@ from kfkd_jax import catalogue, cli, files, fusion, methods, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.data import splits
 from kfkd_jax.report import tables
-from kfkd_jax.run import experiment, networks
-from kfkd_jax.stages import compare, distill
+from kfkd_jax.run import results, students, tasks
+from kfkd_jax.stages import compare
 
 METHODS = {
   "final",
@@ -148,9 +148,9 @@ def test_every_method_is_scored_with_its_costs(workdir):
 
 
 def test_hits_are_what_the_rows_are_means_of(workdir):
-  hits = compare.read_hits(epath.Path(workdir))
+  hits = results.read_hits(epath.Path(workdir))
   assert hits.tested.all() and hits.scored.all()
-  store = networks.predictions(epath.Path(workdir), "teacher", "test")
+  store = results.predictions(epath.Path(workdir), "teacher", "test")
   np.testing.assert_array_equal(hits.ids, store.ids)
   rows = rows_of(workdir)
   assert hits.methods.tolist() == list(rows)
@@ -186,7 +186,7 @@ def test_rows_say_what_made_them(workdir, tmp_path):
 
 
 def test_nothing_is_reported_on_the_points_that_chose(workdir):
-  task = experiment.load_task(tiny_config())
+  task = tasks.load_task(tiny_config())
   (fold,) = task.folds
   assert fold.select_split == "select"
   train_ids = set(task.splits["train"].ids)
@@ -198,7 +198,7 @@ def test_nothing_is_reported_on_the_points_that_chose(workdir):
 def test_fusion_reproduces_from_the_store(workdir):
   content = read(workdir, "fusion.json")
   chosen = content["folds"][0]["methods"]["kf"]
-  store = networks.predictions(epath.Path(workdir), "teacher", "select")
+  store = results.predictions(epath.Path(workdir), "teacher", "select")
   fresh = fusion.knowledge_fusion(store, store.labels)
   np.testing.assert_array_equal(fresh.members, chosen["members"])
   np.testing.assert_allclose(fresh.weights, chosen["weights"], atol=1e-7)
@@ -209,13 +209,13 @@ def test_cached_teacher_is_the_fused_store(workdir):
   """Members run again from their checkpoints say what the store says."""
   config = tiny_config()
   weights = np.linspace(0, 1, 6, dtype=np.float32) / 3
-  stacked, weights_used = networks.read_members(
+  stacked, weights_used = results.read_members(
     config, epath.Path(workdir), weights
   )
   assert len(weights_used) == 5  # the first weighs nothing
-  images = experiment.load_task(config).images
-  probs = distill.teacher_probs(config, stacked, weights_used, images)
-  store = networks.predictions(epath.Path(workdir), "teacher", "train")
+  images = tasks.load_task(config).images
+  probs = students.teacher_probs(config, stacked, weights_used, images)
+  store = results.predictions(epath.Path(workdir), "teacher", "train")
   np.testing.assert_allclose(probs, fusion.fuse(store, weights), atol=1e-6)
 
 
@@ -261,11 +261,11 @@ def test_other_inputs_start_a_run_again(tmp_path, capsys):
   quick = {"train__epochs": "1", "distill__teachers": "", "model__width": "4"}
   folder = epath.Path(tmp_path)
   stages.run_stage(tiny_config(**quick), folder, "train", say=print)
-  first = networks.predictions(folder, "teacher", "test")[0]
+  first = results.predictions(folder, "teacher", "test")[0]
   other = tiny_config(**quick, optim__learning_rate="0.3")
   stages.run_stage(other, folder, "train", say=print, redo=True)
   assert "set aside in" in capsys.readouterr().out
-  again = networks.predictions(folder, "teacher", "test")[0]
+  again = results.predictions(folder, "teacher", "test")[0]
   assert np.abs(first - again).max() > 1e-4
 
 
@@ -297,8 +297,8 @@ def test_half_of_test_selects_three_times(tmp_path):
   assert student["selected_on"] == "test half (clean labels)"
   assert "ema" in {row["method"] for row in rows}
   assert list((tmp_path / "runs" / "teacher" / "tensorboard").iterdir())
-  hits = compare.read_hits(epath.Path(tmp_path))
-  for f, fold in enumerate(experiment.load_task(config).folds):
+  hits = results.read_hits(epath.Path(tmp_path))
+  for f, fold in enumerate(tasks.load_task(config).folds):
     assert not set(fold.select_rows) & set(fold.test_rows)
     assert np.flatnonzero(hits.tested[f]).tolist() == list(fold.test_rows)
   run_ = tables.Run(rows, hits)

@@ -18,7 +18,7 @@ from etils import epath
 from kfkd_jax import checkpoints, models
 from kfkd_jax import config as config_lib
 from kfkd_jax.models import pretrained, vit
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, networks, results, streams, tasks
 from kfkd_jax.training import loop
 
 FAMILIES = [f for f in test_models.SMALL if f not in ("mlp", "cnn")]
@@ -446,8 +446,8 @@ def config(tmp_path, monkeypatch):
 
 def file_for(config, tmp_path, classes):
   """A file of random values for the configured model with other classes."""
-  task = experiment.load_task(config)
-  module = experiment.make_module(config, task).clone(num_classes=classes)
+  task = tasks.load_task(config)
+  module = build.make_module(config, task).clone(num_classes=classes)
   shapes = jax.eval_shape(
     lambda: models.init(module, jax.random.key(0), task.images[:1])
   )
@@ -491,7 +491,7 @@ def test_training_starts_from_the_file(config, tmp_path, monkeypatch):
     recipe._replace(average_decay=0.9),
     networks.supervised(config).objective,
     kwargs["seeds"],
-    {"image": experiment.load_task(config).images},
+    {"image": tasks.load_task(config).images},
     kwargs["init_from"],
     kwargs["mesh"],
   )
@@ -501,9 +501,9 @@ def test_training_starts_from_the_file(config, tmp_path, monkeypatch):
 
 def test_without_a_file_training_starts_fresh(config):
   config.model.pretrained = None
-  task = experiment.load_task(config)
-  seeds = experiment.seeds_for(config)
-  assert experiment.initial_variables(config, task, seeds) is None
+  task = tasks.load_task(config)
+  seeds = streams.seeds_for(config)
+  assert build.initial_variables(config, task, seeds) is None
 
 
 def test_a_run_without_learning_ends_with_the_files_weights(config, tmp_path):
@@ -513,5 +513,5 @@ def test_a_run_without_learning_ends_with_the_files_weights(config, tmp_path):
   plan = networks.Plan("m", lambda: networks.supervised(config), {})
   networks.train(config, epath.Path(tmp_path), plan)
   with checkpoints.Checkpoints(epath.Path(tmp_path) / "runs/m/history") as h:
-    found = h.restore(1, networks.template(config))
+    found = h.restore(1, results.template(config))
   assert_same(found, variables)

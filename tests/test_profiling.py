@@ -11,7 +11,7 @@ from etils import epath
 from test_pipeline import tiny_config
 
 from kfkd_jax import cli, stages
-from kfkd_jax.run import networks
+from kfkd_jax.run import results
 from kfkd_jax.training.profiling import NUM_STEPS, WARM_UP, StepTrace
 
 
@@ -70,7 +70,7 @@ def test_the_train_stage_is_traced_and_trains_the_same(tmp_path):
     folder = epath.Path(tmp_path) / profile
     config = tiny_config(runtime__profile=profile)
     stages.run_stage(config, folder, "train", say=lambda line: None)
-    store = networks.predictions(folder, "teacher", "test")
+    store = results.predictions(folder, "teacher", "test")
     found[profile] = store[len(store) - 1]
     assert (folder / "runs/teacher/profile").exists() == (profile == "True")
   np.testing.assert_array_equal(found["True"], found["False"])

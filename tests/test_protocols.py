@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kfkd_jax import config as config_lib
 from kfkd_jax.data import sources, splits
-from kfkd_jax.run import experiment
+from kfkd_jax.run import tasks
 from kfkd_jax.stages import compare
 
 
@@ -77,8 +77,8 @@ def test_selecting_training_and_test_points_are_never_the_same(
   config = configured(protocol, num=num_select, halvings=halvings)
   config.seed = seed
   dataset = made(num_train, num_test, num_classes, seed)
-  parts = experiment._parts(config, dataset)
-  folds = experiment._folds(config, parts)
+  parts = tasks._parts(config, dataset)
+  folds = tasks._folds(config, parts)
   from_test = config.selection.source == "test"
   assert len(folds) == (halvings if from_test else 1)
   assert set(parts["test"].ids) == set(dataset.test.ids)
@@ -98,8 +98,8 @@ def test_selecting_training_and_test_points_are_never_the_same(
 def test_hits_are_kept_for_test_points_alone(protocol):
   """What a table reads holds nothing of the points that selected."""
   config = configured(protocol, num=5, halvings=2)
-  parts = experiment._parts(config, made(20, 31, 3, seed=0))
-  folds = experiment._folds(config, parts)
+  parts = tasks._parts(config, made(20, 31, 3, seed=0))
+  folds = tasks._folds(config, parts)
   labels = parts["test"].labels
   rng = np.random.default_rng(0)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, stages
-from kfkd_jax.run import experiment, networks, provenance
+from kfkd_jax.run import networks, provenance, tasks
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_stage_refuses_data_that_changed(tmp_path, root, change):
   provenance.note(config, workdir)
   assert not provenance.difference(config, workdir)
   message = change(root)
-  experiment._load_task.cache_clear()  # another process
+  tasks._load_task.cache_clear()  # another process
   with pytest.raises(ValueError, match=message) as caught:
     stages.run_stage(config, workdir, "train")
   assert "--workdir=NEW" in str(caught.value)
@@ -72,7 +72,7 @@ def test_changed_data_is_set_aside_with_all_that_was_made_of_it(tmp_path, root):
   workdir, said = epath.Path(tmp_path / "work"), []
   stages.run_stage(config, workdir, "train", said.append)
   replace(root)
-  experiment._load_task.cache_clear()  # another process
+  tasks._load_task.cache_clear()  # another process
   with pytest.raises(networks.WouldReplaceError, match="images changed"):
     stages.run(config, workdir, said.append)
   stages.run(config, workdir, said.append, redo=True)

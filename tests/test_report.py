@@ -21,7 +21,7 @@ from kfkd_jax.data import augment, splits
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.report import page as page_lib
 from kfkd_jax.report import run_page as report
-from kfkd_jax.run import experiment
+from kfkd_jax.run import experiment, tasks, workspace
 from kfkd_jax.stages import compare, diagnose, fuse
 from kfkd_jax.training.loop import Split
 
@@ -62,13 +62,13 @@ def make_task(rng, *, num_classes, channels, noisy, halved):
   test = parts["test"]
   folds = (
     tuple(
-      experiment.Fold("test", *splits.halve_test(test.labels, test.ids, fold=f))
+      tasks.Fold("test", *splits.halve_test(test.labels, test.ids, fold=f))
       for f in range(3)
     )
     if halved
-    else (experiment.Fold("select", np.arange(40), np.arange(60)),)
+    else (tasks.Fold("select", np.arange(40), np.arange(60)),)
   )
-  return experiment.Task(
+  return tasks.Task(
     name="made up",
     class_names=tuple(names),
     images=parts["train"].images,
@@ -100,7 +100,7 @@ def write_results(config, workdir, task, rng):
   """Scores the fusions and, in the first fold, a student."""
   rows = []
   for number, fold in enumerate(task.folds):
-    on = experiment.selected_on(config, fold)
+    on = workspace.selected_on(config, fold)
     store = PredictionStore(workdir / "runs" / "teacher" / "predictions/test")
     chosen = files.read_json(workdir / "fusion.json")["folds"][number]
     probs = np.stack([store[c] for c in range(len(store))])
@@ -125,7 +125,7 @@ def write_results(config, workdir, task, rng):
 class Made(NamedTuple):
   config: object
   workdir: object
-  task: experiment.Task
+  task: tasks.Task
 
 
 def make_workdir(

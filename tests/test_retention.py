@@ -17,8 +17,7 @@ from etils import epath
 from kfkd_jax import checkpoints, files, fusion, parallel, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.run import experiment, networks
-from kfkd_jax.stages import distill
+from kfkd_jax.run import results, students, tasks
 from kfkd_jax.training import evaluation, loop, objective, retention, step
 
 EPOCHS, KEEP = 9, 3
@@ -247,7 +246,7 @@ def config_of(**changes):
 def test_every_method_uses_only_what_is_kept(tmp_path):
   workdir, config = epath.Path(tmp_path), config_of()
   assert stages.run(config, workdir, say=lambda line: None)
-  kept = networks.kept_checkpoints(workdir, "teacher")
+  kept = results.kept_checkpoints(workdir, "teacher")
   assert len(kept) == 4
   assert files.read_json(workdir / "diagnosis.json")["epochs"] == [*range(1, 9)]
   fused = files.read_json(workdir / "fusion.json")
@@ -255,7 +254,7 @@ def test_every_method_uses_only_what_is_kept(tmp_path):
   for name, method in fused["folds"][0]["methods"].items():
     assert set(np.flatnonzero(method["weights"])) <= set(kept), name
     assert set(method.get("members", [])) <= set(kept), name
-  store = networks.predictions(workdir, "teacher", "select")
+  store = results.predictions(workdir, "teacher", "select")
   fresh = fusion.knowledge_fusion(
     np.stack([store[c] for c in kept]), store.labels
   )
@@ -269,17 +268,17 @@ def test_every_method_uses_only_what_is_kept(tmp_path):
   }
   weights = np.zeros(8, np.float32)
   weights[kept] = 1 / 4
-  stacked, used = networks.read_members(config, workdir, weights)
-  images = experiment.load_task(config).images
+  stacked, used = results.read_members(config, workdir, weights)
+  images = tasks.load_task(config).images
   np.testing.assert_allclose(
-    distill.teacher_probs(config, stacked, used, images),
-    fusion.fuse(networks.predictions(workdir, "teacher", "train"), weights),
+    students.teacher_probs(config, stacked, used, images),
+    fusion.fuse(results.predictions(workdir, "teacher", "train"), weights),
     atol=1e-6,
   )
   lost = np.setdiff1d(np.arange(8), kept)
   weights[lost[0]] = 1
   with pytest.raises(ValueError, match="holds 4 checkpoints of 8 epochs"):
-    networks.read_members(config, workdir, weights)
+    results.read_members(config, workdir, weights)
   assert not stages.run(config, workdir, say=lambda line: None)
 
 

@@ -8,7 +8,7 @@ from etils import epath
 
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.run import networks
+from kfkd_jax.run import results
 
 pytestmark = pytest.mark.slow
 
@@ -121,8 +121,8 @@ def test_a_part_of_another_run_is_refused_where_it_is_read(
   exchange(other / "runs" / "teacher" / part, run / part)
 
   def read():
-    networks.predictions(workdir, "teacher", "test").read(3)
-    networks.read_members(config_of(workdir), workdir, [0, 0, 1])
+    results.predictions(workdir, "teacher", "test").read(3)
+    results.read_members(config_of(workdir), workdir, [0, 0, 1])
 
   with pytest.raises(ValueError, match=r"belongs elsewhere.*inputs \w+, not"):
     read()

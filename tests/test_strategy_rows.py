@@ -8,8 +8,14 @@ from test_pipeline import tiny_config
 
 from kfkd_jax import fusion, losses, models, parallel, stages
 from kfkd_jax.methods import OPTIONAL, objectives, online, strategies
-from kfkd_jax.run import experiment, networks
-from kfkd_jax.stages import distill
+from kfkd_jax.run import (
+  build,
+  networks,
+  results,
+  streams,
+  students,
+  tasks,
+)
 from kfkd_jax.training import loop
 
 
@@ -118,12 +124,12 @@ def test_features_side_by_side_have_the_members_mean_products(
   workdir, teaching
 ):
   config = tiny_config(**CONFIG)
-  stacked, _ = networks.read_members(config, workdir, np.ones(4, "f") / 4)
+  stacked, _ = results.read_members(config, workdir, np.ones(4, "f") / 4)
   weights = np.array([0.1, 0.2, 0.3, 0.4])
 
   def features(members, weights):
     part = jax.tree.map(lambda x: x[members], stacked)
-    return distill.teacher_features(config, part, weights, teaching.images[:9])
+    return students.teacher_features(config, part, weights, teaching.images[:9])
 
   fused = features([0, 1, 2, 3], weights)
   expected = sum(
@@ -172,13 +178,13 @@ def test_mutual_keeps_the_first_of_two_networks(workdir):
   (plan,) = method.plans(config, workdir)
   networks.train(config, workdir, plan)
   method.make(config, workdir)
-  pair = networks.predictions(workdir, "mutual_pair", "test")
-  kept = networks.predictions(workdir, "mutual", "test")
+  pair = results.predictions(workdir, "mutual_pair", "test")
+  kept = results.predictions(workdir, "mutual", "test")
   np.testing.assert_allclose(kept[0], pair[len(pair) - 1], atol=1e-6)
-  stacked, _ = networks.read_members(
+  stacked, _ = results.read_members(
     config, workdir, np.ones(1, "f"), name="mutual"
   )
-  expected = networks.template(config)
+  expected = results.template(config)
   jax.tree.map(lambda a, b: a.shape[1:] == b.shape or 1 / 0, stacked, expected)
   assert models.num_parameters(stacked) == models.num_parameters(expected)
 
@@ -189,7 +195,7 @@ class StopError(Exception):
 
 def train_online(folder, stop_at=None, num_devices=1):
   config = tiny_config(**CONFIG)
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   (plan,) = online.ONLINE_FUSION.plans(config, folder)
   lesson = plan.lesson()
 
@@ -199,11 +205,11 @@ def train_online(folder, stop_at=None, num_devices=1):
 
   return loop.train(
     epath.Path(folder),
-    experiment.make_recipe(config, task, keep_history=plan.keep_history),
+    build.make_recipe(config, task, keep_history=plan.keep_history),
     lesson.objective,
     {"image": task.images, "label": task.given},
-    experiment.predicted_splits(config, task),
-    seeds=experiment.seeds_for(config),
+    build.predicted_splits(config, task),
+    seeds=streams.seeds_for(config),
     mesh=parallel.data_mesh(jax.devices()[:num_devices]),
     review=lesson.review,
     observe=observe,
@@ -230,7 +236,7 @@ def test_online_fusion_learns_from_the_stores(tmp_path):
   """The targets of an epoch are labels and the past, in the stated shares."""
   train_online(tmp_path)
   config = tiny_config(**CONFIG)
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   (plan,) = online.ONLINE_FUSION.plans(config, tmp_path)
   stores = {
     name: networks.PredictionStore(tmp_path / "predictions" / name)

@@ -8,7 +8,7 @@ from etils import epath
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, parallel, stages
 from kfkd_jax.data import order
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, networks, streams, tasks
 from kfkd_jax.training import loop
 
 STREAMS = ("model", "order", "augment", "noise", "selection")
@@ -30,7 +30,7 @@ def config_of(**changes):
 
 def facts_of(config):
   """What each stream decides, seen where the program uses it."""
-  task, seeds = experiment.load_task(config), experiment.seeds_for(config)
+  task, seeds = tasks.load_task(config), streams.seeds_for(config)
   orders = [order.epoch_order(seeds.order, epoch, 60) for epoch in range(3)]
   ids = {name: task.splits[name].ids for name in ("train", "select", "test")}
   wrong = task.ledger.given != task.ledger.clean
@@ -71,14 +71,14 @@ def test_the_root_changes_everything_that_no_seed_holds():
 
 def epoch_without_learning(run, config):
   """Parameters and loss of one epoch at learning rate 0, through the loop."""
-  task, found = experiment.load_task(config), []
+  task, found = tasks.load_task(config), []
   trained = loop.train(
     epath.Path(run),
-    experiment.make_recipe(config, task),
+    build.make_recipe(config, task),
     networks.supervised(config).objective,
     {"image": task.images, "label": task.given},
     {},
-    seeds=experiment.seeds_for(config),
+    seeds=streams.seeds_for(config),
     mesh=parallel.data_mesh(jax.devices()[:1]),
     observe=lambda report: found.append(report.metrics["fit/loss"]),
   )

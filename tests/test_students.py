@@ -9,7 +9,14 @@ from test_pipeline import tiny_config
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, models, parallel, processes, stages
 from kfkd_jax.export import models as export
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import (
+  build,
+  networks,
+  results,
+  students,
+  tasks,
+  workspace,
+)
 from kfkd_jax.stages import compare, distill
 
 TEACHER_WIDTH, STUDENT_WIDTH = 8, 4
@@ -32,7 +39,7 @@ def config_of(**changes):
 
 def changed_model(**changes):
   config = config_of(**changes)
-  student = config_lib.changed(config, distill.student_changes(config))
+  student = config_lib.changed(config, students.student_changes(config))
   return {
     key: value
     for key, value in student.model.items()
@@ -93,8 +100,8 @@ def test_mistakes_are_found_at_once(key, value, message):
 
 def test_size_is_that_of_the_networks():
   config = config_of()
-  task = experiment.load_task(config)
-  size = distill.student_size(config)
+  task = tasks.load_task(config)
+  size = students.student_size(config)
   few, many = (
     models.num_parameters(
       models.init(
@@ -108,7 +115,7 @@ def test_size_is_that_of_the_networks():
   assert size.storage == few / many
   # All but normalisation and the softmax are products of matrices.
   assert 0.35 < size.compute < 0.55
-  assert distill.student_size(config_of(distill__width="None")) == (1, 1)
+  assert students.student_size(config_of(distill__width="None")) == (1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +129,9 @@ def workdir(tmp_path_factory):
 
 def member(workdir, run):
   weights = np.ones(1, np.float32)
-  if run == experiment.TEACHER:
+  if run == workspace.TEACHER:
     weights = np.array([0, 0, 1], np.float32)
-  stacked, _ = networks.read_members(config_of(), workdir, weights, name=run)
+  stacked, _ = results.read_members(config_of(), workdir, weights, name=run)
   return stacked["params"]
 
 
@@ -148,7 +155,7 @@ def test_a_run_without_a_note_is_as_configured(workdir, monkeypatch):
   """As those of versions that made all networks alike."""
   monkeypatch.setattr(networks, "_MODEL", "none.json")
   config = config_of()
-  assert networks.configured_as(config, workdir, "kf_kd") == config
+  assert results.configured_as(config, workdir, "kf_kd") == config
 
 
 def test_costs_count_what_the_student_takes(workdir):
@@ -156,7 +163,7 @@ def test_costs_count_what_the_student_takes(workdir):
     row["method"]: row
     for row in files.read_json_lines(workdir / "results.jsonl")
   }
-  size = distill.student_size(config_of())
+  size = students.student_size(config_of())
   many = config_of().compare.views
   for name, views in (("kf_kd", 1), ("dkd", 1), ("kf_kd+views", many)):
     row = rows[name]
@@ -167,7 +174,7 @@ def test_costs_count_what_the_student_takes(workdir):
     assert row["storage_cost"] == pytest.approx(size.storage, abs=1e-3)
   assert rows["final"]["inference_cost"] == rows["final"]["storage_cost"] == 1
   config, members = config_of(), 2
-  passes = distill.train_cost(config, members)
+  passes = students.train_cost(config, members)
   assert passes == pytest.approx((3 * 3 * size.compute + members) / (3 * 3))
 
 
@@ -182,7 +189,7 @@ def test_views_of_the_student_are_of_the_student(workdir):
     workdir,
     [compare.methods.Source(run, np.asarray(w, "f")) for run, w in sources],
   )
-  store = networks.predictions(workdir, "kf_kd", "test")
+  store = results.predictions(workdir, "kf_kd", "test")
   np.testing.assert_allclose(probs, store[len(store) - 1], atol=1e-6)
 
 
@@ -195,8 +202,8 @@ def test_each_exported_model_has_its_own_network(workdir):
   assert f"`kf_kd`: `mlp` with {count} parameters" in text
   assert max(m["parity"] for m in card["models"].values()) <= 1e-5
   model = export.read(config_of(), workdir, "kf_kd")
-  images = experiment.load_task(config_of()).splits["test"].images
-  store = networks.predictions(workdir, "kf_kd", "test")
+  images = tasks.load_task(config_of()).splits["test"].images
+  store = results.predictions(workdir, "kf_kd", "test")
   np.testing.assert_allclose(
     export.live_probs(model, images), store[len(store) - 1], atol=1e-5
   )
@@ -210,8 +217,8 @@ def test_a_small_student_teaches_the_next(workdir, targets):
   if targets == "cached":
     probs = lesson.extra["teacher_probs"]
   else:
-    task = experiment.load_task(config)
-    views = experiment.make_views(config, task)
+    task = tasks.load_task(config)
+    views = build.make_views(config, task)
     batch = {
       "image": views.clean(task.images),
       "label": task.given,
@@ -226,7 +233,7 @@ def test_a_small_student_teaches_the_next(workdir, targets):
       out_specs=parallel.SHARDED,
     )
     probs = targets_of(lesson.frozen, batch)["teacher_probs"]
-  store = networks.predictions(workdir, "kf_kd", "train")
+  store = results.predictions(workdir, "kf_kd", "train")
   np.testing.assert_allclose(probs, store[len(store) - 1], atol=1e-5)
 
 
@@ -237,4 +244,4 @@ def test_a_damaged_note_is_named(workdir, tmp_path):
   for damage in (text.replace("4", "5", 1), text[:-20], "[]"):
     note.write_text(damage)
     with pytest.raises(ValueError, match=rf"{note} is damaged.*remove it"):
-      networks.configured_as(config_of(), epath.Path(tmp_path), "kf_kd")
+      results.configured_as(config_of(), epath.Path(tmp_path), "kf_kd")

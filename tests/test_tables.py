@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from kfkd_jax.report import tables
-from kfkd_jax.stages.compare import Hits
+from kfkd_jax.run.results import Hits
 
 METHODS = ("final", "kf", "kf_kd")
 

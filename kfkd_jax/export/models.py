@@ -36,8 +36,14 @@ from kfkd_jax import catalogue, files, fusion, history, models, processes
 from kfkd_jax.data import splits
 from kfkd_jax.export import formats, saved_model, trailer
 from kfkd_jax.report import text
-from kfkd_jax.run import experiment, networks, seals
-from kfkd_jax.stages import distill, fuse
+from kfkd_jax.run import (
+  build,
+  results,
+  seals,
+  students,
+  tasks,
+  workspace,
+)
 from kfkd_jax.training import step
 
 # Largest difference of a probability from the live model's, by compute type:
@@ -105,15 +111,15 @@ def methods(config: ml_collections.ConfigDict) -> list[str]:
   """The slugs of what is exported."""
   if config.export.models is not None:
     return list(config.export.models)
-  students = [distill.student_name(t) for t in config.distill.teachers]
+  students = [students.student_name(t) for t in config.distill.teachers]
   return ["final", *catalogue.FUSIONS, *students]
 
 
 def make_apply_fn(config: ml_collections.ConfigDict) -> ApplyFn:
   """`(variables, images u8[B, H, W, Ch]) -> logits[B, K]`, in eval mode."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   return _apply_fn(
-    experiment.make_module(config, task), experiment.make_views(config, task)
+    build.make_module(config, task), build.make_views(config, task)
   )
 
 
@@ -130,9 +136,9 @@ def read(
   """The networks behind a method and their weights, from the disk."""
   content = processes.on_main(files.read_json, workdir / "fusion.json")
   epochs = content["epochs"]
-  run_name = experiment.TEACHER
+  run_name = workspace.TEACHER
   if method in catalogue.FUSIONS:
-    weights = fuse.weights_of(workdir, method)
+    weights = results.weights_of(workdir, method)
   elif method == "final":
     weights = np.asarray(fusion.final_only(len(epochs)))
   else:
@@ -142,8 +148,8 @@ def read(
   return Model(
     method,
     members,
-    *networks.read_members(config, workdir, weights, name=run_name),
-    networks.configured_as(config, workdir, run_name),
+    *results.read_members(config, workdir, weights, name=run_name),
+    results.configured_as(config, workdir, run_name),
   )
 
 
@@ -204,7 +210,7 @@ def check_parity(
   Raises:
     ParityError: a difference is above what rounding explains.
   """
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   images = task.splits["test"].images[: config.export.parity_examples]
   outside = run_outside(programs, images)
   tolerance = TOLERANCE[config.model.dtype]
@@ -271,11 +277,11 @@ def weights_file(model: Model) -> bytes:
   tensors = traverse_util.flatten_dict(variables, sep="/")
   if model.is_fusion:
     tensors["weights"] = model.weights
-  task = experiment.load_task(model.config)
-  views = experiment.make_views(model.config, task)
+  task = tasks.load_task(model.config)
+  views = build.make_views(model.config, task)
   described = {
     "method": model.method,
-    "model": experiment.model_options(model.config),
+    "model": build.model_options(model.config),
     "epochs": model.epochs,
     "image_shape": _image_shape(model.config),
     "mean": views.mean,
@@ -309,8 +315,8 @@ def make_card(
   gaps: Mapping[str, float],
 ) -> dict[str, Any]:
   """What the files are, where they come from and what they scored."""
-  task = experiment.load_task(config)
-  views = experiment.make_views(config, task)
+  task = tasks.load_task(config)
+  views = build.make_views(config, task)
   rows = {
     row["method"]: row
     for row in files.read_json_lines(workdir / "results.jsonl")
@@ -336,7 +342,7 @@ def make_card(
         "epochs": model.epochs,
         "weights": model.weights,
         "network": {
-          **experiment.model_options(model.config),
+          **build.model_options(model.config),
           "num_parameters": models.num_parameters(
             history.take_checkpoints(model.stacked, 0)
           ),
@@ -380,7 +386,7 @@ def _write(folder, model, programs) -> dict[str, dict[str, Any]]:
 
 def _other_formats(config, found, folder) -> str:
   """Writes what else was asked for; says what there is."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   images = task.splits["test"].images[: config.export.parity_examples]
   shipped = {
     model.method: formats.Shipped(
@@ -403,7 +409,7 @@ def _clear(folder: epath.Path) -> None:
 
 
 def _image_shape(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-  return experiment.load_task(config).images.shape[1:]
+  return tasks.load_task(config).images.shape[1:]
 
 
 def _cpu() -> jax.Device:

@@ -17,7 +17,12 @@ from etils import epath
 
 from kfkd_jax import files, fusion, lock, stages, statistics
 from kfkd_jax.predictions import Subset
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import (
+  results,
+  streams,
+  tasks,
+  workspace,
+)
 from kfkd_jax.stages import fuse
 
 Choose = Callable[[Any, np.ndarray], dict[str, np.ndarray]]
@@ -76,11 +81,11 @@ def run(
   workdir = epath.Path(workdir)
   with lock.held(workdir):
     stages.check_ran(config, workdir, "sanity", "train")
-    task = experiment.load_task(config)
+    task = tasks.load_task(config)
     fold = task.folds[0]
-    labels = experiment.selection_labels(config, task, fold)
-    store = networks.predictions(workdir, experiment.TEACHER, fold.select_split)
-    test = networks.predictions(workdir, experiment.TEACHER, "test")
+    labels = workspace.selection_labels(config, task, fold)
+    store = results.predictions(workdir, workspace.TEACHER, fold.select_split)
+    test = results.predictions(workdir, workspace.TEACHER, "test")
     known = config.fuse.transition == "known"
 
     def choose(probs, labels) -> dict[str, np.ndarray]:
@@ -93,7 +98,7 @@ def run(
       }
 
     checks = check(
-      experiment.stream(config, "selection"),
+      streams.stream(config, "selection"),
       choose,
       Points(Subset(store, fold.select_rows), labels),
       Points(Subset(test, fold.test_rows), test.labels[fold.test_rows]),

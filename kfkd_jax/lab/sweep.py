@@ -22,8 +22,7 @@ from etils import epath
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, stages
 from kfkd_jax.report import tables
-from kfkd_jax.run import keeping
-from kfkd_jax.stages import compare
+from kfkd_jax.run import keeping, results
 
 BASE = "base.json"  # the configuration that the grid varies
 _NOTE = "sweep.json"
@@ -337,7 +336,7 @@ def _write_tables(config, workdir, plan: Plan, against: str) -> str:
     folder = workdir / cell.name
     if stages.is_up_to_date(cell.config, folder, "compare"):
       rows = files.read_json_lines(folder / "results.jsonl")
-      runs.append(tables.Run(rows, compare.read_hits(folder)))
+      runs.append(tables.Run(rows, results.read_hits(folder)))
   summaries = {
     point: tables.summarise(
       runs,

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import fusion
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, networks, results, tasks, workspace
 
 
 class Source(NamedTuple):
@@ -48,7 +48,7 @@ class Ensemble(NamedTuple):
   selected_on: str
   train_cost: float
   select_gain: float | None = None
-  size: experiment.Size = experiment.SAME_SIZE
+  size: build.Size = build.SAME_SIZE
 
   @property
   def num_members(self) -> int:
@@ -83,7 +83,7 @@ def of_runs(
   cost: float,
   *,
   selected_on: str = "",
-  size: experiment.Size = experiment.SAME_SIZE,
+  size: build.Size = build.SAME_SIZE,
 ) -> Ensemble:
   """The last checkpoints of some runs."""
   sources = tuple(Source(run, np.ones(1, np.float32)) for run in runs)
@@ -94,7 +94,7 @@ def predict(workdir: epath.Path, ensemble: Ensemble, split: str) -> np.ndarray:
   """Its probabilities `f32[N, K]` on a split, from the stored predictions."""
   parts = []
   for source in ensemble.sources:
-    store = networks.predictions(workdir, source.run, split)
+    store = results.predictions(workdir, source.run, split)
     weights = source.over(len(store))
     parts.append(np.asarray(fusion.fuse(store, weights)))
   return np.mean(parts, axis=0)
@@ -105,7 +105,7 @@ def watching_cost(config: ml_collections.ConfigDict, workdir, number: int):
 
   A training step counts as three forward passes: one forward, two back.
   """
-  task = experiment.load_task(config)
-  store = networks.predictions(workdir, experiment.TEACHER, "test")
+  task = tasks.load_task(config)
+  store = results.predictions(workdir, workspace.TEACHER, "test")
   forwards = len(store) * len(task.folds[number].select_rows)
   return forwards / (3 * len(task.given) * config.train.epochs)

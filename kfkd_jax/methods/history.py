@@ -11,8 +11,12 @@ from jax.typing import ArrayLike
 from kfkd_jax import files, forgetting, fusion
 from kfkd_jax.methods.ensemble import Ensemble, Method, Source, watching_cost
 from kfkd_jax.predictions import Subset
-from kfkd_jax.run import experiment, networks
-from kfkd_jax.stages import fuse
+from kfkd_jax.run import (
+  results,
+  streams,
+  tasks,
+  workspace,
+)
 
 
 def _ensembles(
@@ -31,15 +35,15 @@ HISTORY = Method(_ensembles)
 
 def _of_teacher(method, weights, cost, on="", gain=None) -> Ensemble:
   """An ensemble by weights over all checkpoints, also those not kept."""
-  source = Source(experiment.TEACHER, np.asarray(weights, np.float32))
+  source = Source(workspace.TEACHER, np.asarray(weights, np.float32))
   return Ensemble(method, (source,), on, cost, gain)
 
 
 def _unchosen(config, workdir, number) -> list[Ensemble]:
   """Rules that look at no label, with as many members as KF."""
-  key = jax.random.key(experiment.stream(config, "selection", number))
-  kf = fuse.weights_of(workdir, "kf", number)
-  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  key = jax.random.key(streams.stream(config, "selection", number))
+  kf = results.weights_of(workdir, "kf", number)
+  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
   counts = (len(kept), int(np.count_nonzero(kf)))
   rules: dict[str, ArrayLike] = {
     "final": fusion.final_only(len(kept)),
@@ -48,7 +52,7 @@ def _unchosen(config, workdir, number) -> list[Ensemble]:
     "random_epochs": fusion.random_checkpoints(key, *counts),
   }
   return [
-    _of_teacher(rule, fuse.over_all(weights, kept, len(kf)), 1.0)
+    _of_teacher(rule, results.over_all(weights, kept, len(kf)), 1.0)
     for rule, weights in rules.items()
   ]
 
@@ -58,15 +62,15 @@ def _by_accuracy(config, workdir, number) -> list[Ensemble]:
   accuracy = select_accuracy(config, workdir, number)
   watching = watching_cost(config, workdir, number)
   on = _selected_on(config, number)
-  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
-  num = len(networks.predictions(workdir, experiment.TEACHER, "test"))
+  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
+  num = len(results.predictions(workdir, workspace.TEACHER, "test"))
   stop = fusion.early_stopping(accuracy, patience=config.compare.patience)
   best = fusion.best_checkpoint(accuracy)
   stopped = (1 + watching) * (kept[stop.num_watched - 1] + 1) / num
   return [
     _of_teacher(
       method,
-      fuse.over_all(weights, kept, num),
+      results.over_all(weights, kept, num),
       cost,
       on,
       float(weights @ accuracy - accuracy[-1]),
@@ -93,15 +97,15 @@ def select_accuracy(
   config: ml_collections.ConfigDict, workdir: epath.Path, number: int
 ) -> np.ndarray:
   """`[M]` accuracy of each kept checkpoint on a fold's selecting points."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   fold = task.folds[number]
-  store = networks.predictions(workdir, experiment.TEACHER, fold.select_split)
-  labels = experiment.selection_labels(config, task, fold)
-  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  store = results.predictions(workdir, workspace.TEACHER, fold.select_split)
+  labels = workspace.selection_labels(config, task, fold)
+  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
   chosen = Subset(store, fold.select_rows, kept)
   return np.asarray(forgetting.correctness(chosen, labels)).mean(1)
 
 
 def _selected_on(config, number) -> str:
-  fold = experiment.load_task(config).folds[number]
-  return experiment.selected_on(config, fold)
+  fold = tasks.load_task(config).folds[number]
+  return workspace.selected_on(config, fold)

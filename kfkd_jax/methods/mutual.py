@@ -6,7 +6,7 @@ from typing import Any
 
 from kfkd_jax import models
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, networks, results, streams, tasks
 from kfkd_jax.training import self_taught
 
 
@@ -19,11 +19,11 @@ def _plans(config, workdir) -> list[networks.Plan]:
 
   def init() -> dict[str, Any]:
     """Two times the pretrained weights, with heads of their own."""
-    task = experiment.load_task(config)
+    task = tasks.load_task(config)
     pair: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for member, place in enumerate(("first", "second")):
-      seeds = experiment.seeds_for(config, member)
-      found = experiment.initial_variables(config, task, seeds) or {}
+      seeds = streams.seeds_for(config, member)
+      found = build.initial_variables(config, task, seeds) or {}
       for name, tree in found.items():
         pair[name][place] = tree
     return pair
@@ -42,8 +42,8 @@ def _plans(config, workdir) -> list[networks.Plan]:
 
 def _make(config, workdir) -> None:
   """Keeps the first of the two networks as a network like any other."""
-  template = networks.template(config, module=_pair)
-  with networks.open_history(workdir, "mutual_pair") as history:
+  template = results.template(config, module=_pair)
+  with results.open_history(workdir, "mutual_pair") as history:
     both = history.restore(history.steps()[-1], template)
   networks.store(config, workdir, "mutual", models.first_of(both))
 

@@ -15,7 +15,7 @@ import numpy as np
 from kfkd_jax import files, forgetting, fusion, losses
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import networks, results, tasks, workspace
 from kfkd_jax.training import loop, objective
 
 NAME = "online_fusion"
@@ -59,9 +59,9 @@ def fused_past(likelihoods: np.ndarray, correct: np.ndarray) -> Past:
 
 def _review(config) -> loop.Review:
   """Targets from the stores alone, so that a resumed run finds the same."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   fold = task.folds[0]
-  labels = experiment.selection_labels(config, task, fold)
+  labels = workspace.selection_labels(config, task, fold)
   known = config.fuse.transition == "known"
   transition = task.transition if known else None
   one_hot = np.eye(task.num_classes, dtype=np.float32)[task.given]
@@ -96,9 +96,9 @@ def _review(config) -> loop.Review:
 
 def _plans(config, workdir) -> list[networks.Plan]:
   del workdir
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   fold = task.folds[0]
-  labels = experiment.selection_labels(config, task, fold)
+  labels = workspace.selection_labels(config, task, fold)
   return [
     networks.Plan(
       NAME,
@@ -121,12 +121,12 @@ def _ensembles(config, workdir, number) -> list[Ensemble]:
   """One row: training, and predicting both splits at every checkpoint."""
   if number:
     return []
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   fold = task.folds[0]
-  store = networks.predictions(workdir, NAME, fold.select_split)
+  store = results.predictions(workdir, NAME, fold.select_split)
   forwards = len(store) * (len(task.given) + len(fold.select_rows))
   cost = 1 + forwards / (3 * len(task.given) * config.train.epochs)
-  on = experiment.selected_on(config, fold)
+  on = workspace.selected_on(config, fold)
   return [of_runs(NAME, [NAME], cost, selected_on=on)]
 
 

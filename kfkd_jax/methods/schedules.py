@@ -9,14 +9,14 @@ import numpy as np
 from kfkd_jax import parallel, processes
 from kfkd_jax.methods import soups
 from kfkd_jax.methods.ensemble import Ensemble, Method, Source, of_runs
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, networks, results, tasks, workspace
 
 
 def _ema(config, workdir, number) -> list[Ensemble]:
   del workdir, number
   if config.train.average_decay is None:
     return []
-  return [of_runs("ema", [f"{experiment.TEACHER}_ema"], 1.0)]
+  return [of_runs("ema", [f"{workspace.TEACHER}_ema"], 1.0)]
 
 
 EMA = Method(_ema)
@@ -47,7 +47,7 @@ def _num_kept(workdir, run: str) -> int:
 
 def _kept(workdir, run: str) -> list[int]:
   return processes.on_main(
-    lambda: networks.predictions(workdir, run, "test").epochs
+    lambda: results.predictions(workdir, run, "test").epochs
   )
 
 
@@ -118,11 +118,11 @@ SNAPSHOT = Method(_snapshot, _snapshot_plans)
 def _fge_epochs(config, workdir) -> tuple[int, int, int]:
   """Where FGE starts in the teacher's history, its epochs and half a cycle."""
   half = max(config.baselines.fge_cycle // 2, 1)
-  kept = _kept(workdir, experiment.TEACHER)
-  task = experiment.load_task(config)
-  epochs = experiment.epochs_at(config, task, kept)
+  kept = _kept(workdir, workspace.TEACHER)
+  task = tasks.load_task(config)
+  epochs = build.epochs_at(config, task, kept)
   wanted = config.baselines.fge_start * config.train.epochs
-  there = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  there = results.kept_checkpoints(workdir, workspace.TEACHER)
   start = int(min(there, key=lambda c: abs(epochs[c] - wanted)))
   rest = max(config.train.epochs - epochs[start], 1)
   cycles = max(round(rest / (2 * half)), 1)
@@ -144,8 +144,8 @@ def _fge_plans(config, workdir) -> list[networks.Plan]:
   }
 
   def init():
-    with networks.open_history(workdir, experiment.TEACHER) as history:
-      return parallel.to_host(history.restore(start, networks.template(config)))
+    with results.open_history(workdir, workspace.TEACHER) as history:
+      return parallel.to_host(history.restore(start, results.template(config)))
 
   return [
     _plan(config, "fge", changes, inputs={"start": int(start)}, init=init)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import networks, workspace
 
 
 def _names(config) -> list[str]:
@@ -30,7 +30,7 @@ def _ensembles(config, workdir, number) -> list[Ensemble]:
   del workdir, number
   if config.compare.independent == 1:
     return []
-  runs = [experiment.TEACHER, *_names(config)]
+  runs = [workspace.TEACHER, *_names(config)]
   return [of_runs("independent", runs, len(runs))]
 
 

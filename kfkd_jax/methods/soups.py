@@ -14,8 +14,14 @@ from kfkd_jax import averaging, fusion, parallel, processes
 from kfkd_jax.data import order, stored
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, watching_cost
 from kfkd_jax.methods.history import select_accuracy
-from kfkd_jax.run import experiment, networks
-from kfkd_jax.stages import fuse
+from kfkd_jax.run import (
+  build,
+  networks,
+  results,
+  streams,
+  tasks,
+  workspace,
+)
 from kfkd_jax.training import evaluation
 
 Variables = dict[str, Any]
@@ -26,10 +32,10 @@ def averaged(
   workdir: epath.Path,
   weights: np.ndarray,
   *,
-  run: str = experiment.TEACHER,
+  run: str = workspace.TEACHER,
 ) -> Variables:
   """The weighted average of a run's checkpoints, ready to be used."""
-  stacked, weights = networks.read_members(config, workdir, weights, name=run)
+  stacked, weights = results.read_members(config, workdir, weights, name=run)
   average = averaging.weighted_average(stacked, weights)
   return with_statistics(config)(average)
 
@@ -41,9 +47,9 @@ def with_statistics(
 
   They are those of one epoch on clean views, the mean over its batches.
   """
-  task = experiment.load_task(config)
-  views = experiment.make_views(config, task)
-  module = experiment.make_module(config, task).clone(
+  task = tasks.load_task(config)
+  views = build.make_views(config, task)
+  module = build.make_module(config, task).clone(
     axis_name=None,
     norm_momentum=0.0,  # the statistics of a batch alone
   )
@@ -55,7 +61,7 @@ def with_statistics(
     )
     return updates.get("batch_stats", {})
 
-  seeds = experiment.seeds_for(config)
+  seeds = streams.seeds_for(config)
   index, weight = order.epoch_batches(
     order.epoch_order(seeds.order, 0, len(task.images)),
     config.train.batch_size,
@@ -74,16 +80,16 @@ def with_statistics(
 
 
 def _make_kf(config, workdir) -> None:
-  weights = fuse.weights_of(workdir, "kf")
+  weights = results.weights_of(workdir, "kf")
   networks.store(config, workdir, "kf_soup", averaged(config, workdir, weights))
 
 
 def _make_uniform(config, workdir) -> None:
   """The checkpoints of `fixed_jumps`: evenly spaced, as many as KF uses."""
-  kf = fuse.weights_of(workdir, "kf")
-  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  kf = results.weights_of(workdir, "kf")
+  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
   jumps = fusion.fixed_jumps(len(kept), int(np.count_nonzero(kf)))
-  weights = fuse.over_all(jumps, kept, len(kf))
+  weights = results.over_all(jumps, kept, len(kf))
   networks.store(
     config, workdir, "uniform_soup", averaged(config, workdir, weights)
   )
@@ -95,10 +101,10 @@ def _make_greedy(config, workdir) -> None:
     processes.on_main(lambda: select_accuracy(config, workdir, 0).tolist())
   )
   best = np.argsort(accuracy, kind="stable")[-config.fuse.max_members :]
-  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
-  num = len(networks.predictions(workdir, experiment.TEACHER, "test"))
-  candidates = fuse.over_all(1, kept[best], num)
-  stacked, _ = networks.read_members(config, workdir, candidates)
+  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
+  num = len(results.predictions(workdir, workspace.TEACHER, "test"))
+  candidates = results.over_all(1, kept[best], num)
+  stacked, _ = results.read_members(config, workdir, candidates)
   renew = with_statistics(config)
   chosen = averaging.greedy_soup(
     stacked, accuracy[np.sort(best)], _scorer(config, renew)
@@ -109,11 +115,11 @@ def _make_greedy(config, workdir) -> None:
 
 def _scorer(config, renew) -> Callable[[Variables], float]:
   """Builds the accuracy of averaged weights on the first fold's points."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   fold = task.folds[0]
-  labels = experiment.selection_labels(config, task, fold)
+  labels = workspace.selection_labels(config, task, fold)
   mesh = parallel.data_mesh()
-  predictor = evaluation.Predictor(experiment.make_recipe(config, task), mesh)
+  predictor = evaluation.Predictor(build.make_recipe(config, task), mesh)
   selecting = stored.take(
     task.splits[fold.select_split].images, fold.select_rows
   )
@@ -134,8 +140,8 @@ def _method(name: str, make, *, passes: Callable[[Any], int]):
       return []
     watching = watching_cost(config, workdir, number)
     cost = 1 + watching + passes(config) / (3 * config.train.epochs)
-    fold = experiment.load_task(config).folds[number]
-    on = experiment.selected_on(config, fold)
+    fold = tasks.load_task(config).folds[number]
+    on = workspace.selected_on(config, fold)
     return [of_runs(name, [name], cost, selected_on=on)]
 
   return Method(ensembles, make=make)

@@ -14,8 +14,14 @@ import numpy as np
 from kfkd_jax import files, losses, relabelling
 from kfkd_jax.data import Stored
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, watching_cost
-from kfkd_jax.run import experiment, networks, objectives
-from kfkd_jax.stages import distill, fuse
+from kfkd_jax.run import (
+  networks,
+  objectives,
+  results,
+  students,
+  tasks,
+  workspace,
+)
 from kfkd_jax.training import objective, taught
 
 
@@ -38,10 +44,10 @@ class Teaching(NamedTuple):
 
 
 def _teaching(config, workdir) -> Teaching:
-  task = experiment.load_task(config)
-  weights = fuse.weights_of(workdir, config.strategy.teacher)
-  stacked, weights = networks.read_members(config, workdir, weights)
-  probs = distill.teacher_probs(config, stacked, weights, task.images)
+  task = tasks.load_task(config)
+  weights = results.weights_of(workdir, config.strategy.teacher)
+  stacked, weights = results.read_members(config, workdir, weights)
+  probs = students.teacher_probs(config, stacked, weights, task.images)
   return Teaching(stacked, weights, task.images, task.given, probs)
 
 
@@ -52,7 +58,7 @@ def _taught(
   """One student of the fusion `strategy.teacher`."""
 
   def plans(config, workdir) -> list[networks.Plan]:
-    weights = fuse.weights_of(workdir, config.strategy.teacher)
+    weights = results.weights_of(workdir, config.strategy.teacher)
     return [
       networks.Plan(
         name,
@@ -61,19 +67,19 @@ def _taught(
           **objectives.inputs(config, name),
           "weights": files.digest(weights.tobytes()),
         },
-        changes=distill.student_changes(config),
+        changes=students.student_changes(config),
       )
     ]
 
   def ensembles(config, workdir, number) -> list[Ensemble]:
     if number:
       return []
-    fold = experiment.load_task(config).folds[0]
-    weights = fuse.weights_of(workdir, config.strategy.teacher)
+    fold = tasks.load_task(config).folds[0]
+    weights = results.weights_of(workdir, config.strategy.teacher)
     cost = 1 + watching_cost(config, workdir, 0)
-    cost += distill.taught_cost(config, int(np.count_nonzero(weights)))
-    on = experiment.selected_on(config, fold)
-    size = distill.student_size(config)
+    cost += students.taught_cost(config, int(np.count_nonzero(weights)))
+    on = workspace.selected_on(config, fold)
+    size = students.student_size(config)
     return [of_runs(name, [name], cost, selected_on=on, size=size)]
 
   return Method(ensembles, plans)
@@ -109,7 +115,7 @@ def _relational(config, teaching: Teaching) -> networks.Lesson:
 
 
 def _features(config, teaching: Teaching) -> np.ndarray:
-  return distill.teacher_features(
+  return students.teacher_features(
     config, teaching.stacked, teaching.weights, teaching.images
   )
 

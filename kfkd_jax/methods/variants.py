@@ -12,7 +12,13 @@ from etils import epath
 from kfkd_jax import calibration, history, losses, parallel
 from kfkd_jax.data import Stored, augment, order
 from kfkd_jax.methods.ensemble import Ensemble, Source, predict
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import (
+  build,
+  results,
+  streams,
+  tasks,
+  workspace,
+)
 from kfkd_jax.training import evaluation
 
 
@@ -23,10 +29,10 @@ def with_temperature(
   number: int,
 ) -> np.ndarray:
   """Test probabilities at the temperature fitted on a fold's points."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   fold = task.folds[number]
   probs = predict(workdir, ensemble, fold.select_split)[fold.select_rows]
-  labels = experiment.selection_labels(config, task, fold)
+  labels = workspace.selection_labels(config, task, fold)
   temperature = calibration.fit_temperature(probs, labels)
   return np.asarray(
     losses.temper(predict(workdir, ensemble, "test"), temperature)
@@ -43,9 +49,9 @@ def with_views(
   The first view is the image as it is, the others are drawn as in training.
   The sources' weights are over all checkpoints of their runs.
   """
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   mesh = parallel.data_mesh()
-  recipe = experiment.make_recipe(config, task)
+  recipe = build.make_recipe(config, task)
   predictor = evaluation.Predictor(recipe, mesh)
   predictors = {recipe.module: predictor}
   images = task.splits["test"].images
@@ -55,11 +61,11 @@ def with_views(
   ]
   total = np.zeros((len(images), task.num_classes), np.float32)
   for source in sources:
-    stacked, weights = networks.read_members(
+    stacked, weights = results.read_members(
       config, workdir, source.weights, name=source.run
     )
-    trained = networks.configured_as(config, workdir, source.run)
-    recipe = experiment.make_recipe(trained, task)
+    trained = results.configured_as(config, workdir, source.run)
+    recipe = build.make_recipe(trained, task)
     if recipe.module not in predictors:
       predictors[recipe.module] = evaluation.Predictor(recipe, mesh)
     predictor = predictors[recipe.module]
@@ -73,7 +79,7 @@ def with_views(
 
 def _view(config, images: np.ndarray | Stored, number: int) -> np.ndarray:
   """Every image as training might show it, `u8[N, H, W, Ch]`."""
-  key = jax.random.key(experiment.stream(config, "augment", number))
+  key = jax.random.key(streams.stream(config, "augment", number))
   changed = jax.jit(
     lambda positions, batch: augment.augment(
       key,

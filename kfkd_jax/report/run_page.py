@@ -22,7 +22,13 @@ from kfkd_jax.data import splits
 from kfkd_jax.predictions import Subset
 from kfkd_jax.report import page
 from kfkd_jax.report.page import Drawn
-from kfkd_jax.run import experiment, networks, seals
+from kfkd_jax.run import (
+  build,
+  results,
+  seals,
+  tasks,
+  workspace,
+)
 
 _SHOWN = ("train", "diagnose", "fuse", "distill", "compare")
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -46,7 +52,7 @@ def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> page.Page:
   fused = files.read_json(workdir / "fusion.json")
   rows = files.read_json_lines(workdir / "results.jsonl")
   manifest = files.read_json(workdir / "manifest.json")
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   ledger = splits.read_ledger(workdir / "noise.npz")
   noise = _noise(ledger, task.class_names)
   tables = {"results": results_table(rows), "label-noise": noise["parts"]}
@@ -68,7 +74,7 @@ def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> page.Page:
     rows=rows,
     forgotten=_forgotten(config, workdir, task),
     noise=noise,
-    made_noise=experiment.made_noise(config, ledger),
+    made_noise=tasks.made_noise(config, ledger),
     versions=_versions(),
     device=_device(),
     # Of the stages that it shows, whatever else ran before.
@@ -230,16 +236,16 @@ def _memorisation(diagnosis) -> dict[str, Drawn]:
   }
 
 
-def _forgotten(config, workdir, task: experiment.Task) -> dict[str, Any]:
+def _forgotten(config, workdir, task: tasks.Task) -> dict[str, Any]:
   """Test points that were right once and are wrong at the end.
 
   Taken from the first fold's test points, so that none of them helped to
   choose the fusion whose opinion is shown.
   """
-  store = networks.predictions(workdir, experiment.TEACHER, "test")
+  store = results.predictions(workdir, workspace.TEACHER, "test")
   rows = task.folds[0].test_rows
   labels = store.labels[rows]
-  epochs = experiment.epochs_at(config, task, store.epochs)
+  epochs = build.epochs_at(config, task, store.epochs)
   classes = np.asarray(forgetting.predicted_classes(Subset(store, rows)))
   chosen = files.read_json(workdir / "fusion.json")["folds"][0]["methods"]["kf"]
   weights = np.asarray(chosen["weights"], np.float32)
@@ -329,7 +335,7 @@ def _noise(
 
 
 def _noise_figure(
-  ledger: splits.NoiseLedger, task: experiment.Task
+  ledger: splits.NoiseLedger, task: tasks.Task
 ) -> dict[str, Drawn]:
   """What became of the training labels, where a picture can hold it."""
   few = task.num_classes <= _HEAT_MAP_CLASSES

@@ -10,7 +10,7 @@ import numpy as np
 
 from kfkd_jax import statistics
 from kfkd_jax.report import text
-from kfkd_jax.stages.compare import Hits
+from kfkd_jax.run.results import Hits
 
 _MEANS = (
   "nll",

@@ -11,7 +11,7 @@ import ml_collections
 from etils import epath
 
 from kfkd_jax import checkpoints, predictions
-from kfkd_jax.run import experiment
+from kfkd_jax.run import build, tasks
 from kfkd_jax.training import evaluation, loop, objective
 from kfkd_jax.training.state import init_state
 
@@ -46,7 +46,7 @@ class DiskTooSmallError(ValueError):
 def forecast(
   recipe: loop.Recipe,
   lesson: objective.Objective,
-  task: experiment.Task,
+  task: tasks.Task,
   splits: dict[str, evaluation.Split],
 ) -> Forecast:
   """What a whole run of the recipe takes.
@@ -114,7 +114,7 @@ def check(run: epath.Path, expected: Forecast) -> str:
   return f"{line}, which may not be enough" if missing > free else line
 
 
-def described(config: ml_collections.ConfigDict, size: experiment.Size) -> str:
+def described(config: ml_collections.ConfigDict, size: build.Size) -> str:
   """A network's name and what it takes: `cnn, 72 k parameters, ...`."""
   return (
     f"{config.model.name}, {_counted(size.storage)}parameters, "

@@ -13,7 +13,7 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock
-from kfkd_jax.run import forecast, networks
+from kfkd_jax.run import forecast, results
 
 _CONFIG = "config.json"
 _COPY = f"runs/{_CONFIG}"  # should the first be lost
@@ -87,7 +87,7 @@ def refusal(
   trained = [
     _described(workdir, name)
     for name in runs
-    if files.exists(networks.run_path(workdir, name) / "metrics.jsonl")
+    if files.exists(results.run_path(workdir, name) / "metrics.jsonl")
   ]
   shown = _shortened(trained or list(runs))
   return (
@@ -119,12 +119,12 @@ def _changes(config, workdir, stages) -> list[str]:
 
 def _described(workdir, name) -> str:
   """A run with how long it is: `teacher (60 epochs, 3.1 h)`."""
-  run = networks.run_path(workdir, name)
+  run = results.run_path(workdir, name)
   parts = []
   with contextlib.suppress(FileNotFoundError, ValueError, LookupError):
     epochs = files.read_json_lines(run / "metrics.jsonl")[-1]["epoch"]
     parts.append(f"{epochs:g} epochs")
-  seconds = networks.seconds(run)
+  seconds = results.seconds(run)
   if seconds is not None:
     parts.append(_duration(seconds))
   return f"{name} ({', '.join(parts)})" if parts else name
@@ -142,7 +142,7 @@ def runs_with_work(workdir: epath.Path) -> list[str]:
   folder = workdir / "runs"
   runs = list(folder.iterdir()) if files.is_folder(folder) else []
   names = [
-    run.name for run in runs if run.name[0] != "." and networks.holds_work(run)
+    run.name for run in runs if run.name[0] != "." and results.holds_work(run)
   ]
   return sorted(names, key=lambda name: (name != "teacher", name))
 
@@ -182,7 +182,7 @@ def set_aside(
   write_config(config, workdir)
   (place / "runs").mkdir(parents=True, exist_ok=True)
   for name in (n for run in runs for n in (run, f"{run}_ema")):
-    run = networks.run_path(workdir, name)
+    run = results.run_path(workdir, name)
     if files.exists(run):
       run.rename(place / "runs" / name)
 

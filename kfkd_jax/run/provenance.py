@@ -14,7 +14,7 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files
-from kfkd_jax.run import experiment
+from kfkd_jax.run import tasks
 
 NOTE = "data.json"
 
@@ -67,5 +67,5 @@ def _described(config) -> dict[str, Any]:
     if key.startswith("data.")
   }
   wanted["noise.field"] = config.noise.field
-  fingerprint = dict(experiment.load_task(config).fingerprint)
+  fingerprint = dict(tasks.load_task(config).fingerprint)
   return {"config": files.digest(wanted), "fingerprint": fingerprint}

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from kfkd_jax import files
-from kfkd_jax.run import networks
+from kfkd_jax.run import results
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
@@ -36,7 +36,7 @@ def seal(path: epath.Path) -> str:
   if not files.is_folder(path):
     return files.digest(files.read_bytes(path))
   if not files.exists(path / SUMS):
-    return networks.seal(path)
+    return results.seal(path)
   sums = files.digest(files.read_bytes(path / SUMS))
   return sums + "".join(_changed(path))
 

@@ -19,7 +19,7 @@ import kfkd_jax
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, processes
 from kfkd_jax.export import models as export
-from kfkd_jax.run import keeping, networks, provenance, seals
+from kfkd_jax.run import keeping, networks, provenance, results, seals
 from kfkd_jax.stages import compare, diagnose, distill, fuse, train
 
 
@@ -322,7 +322,7 @@ def _with_other_work(workdir, origins) -> list[str]:
   return [
     name
     for name, origin in origins
-    if networks.would_be_replaced(networks.run_path(workdir, name), origin)
+    if networks.would_be_replaced(results.run_path(workdir, name), origin)
   ]
 
 
@@ -349,7 +349,7 @@ def _taught_anew(config, workdir, names) -> list[str]:
     lambda: [
       name
       for name in taught
-      if networks.holds_work(networks.run_path(workdir, name))
+      if results.holds_work(results.run_path(workdir, name))
     ]
   )
 
@@ -375,9 +375,7 @@ def _is_due(config, workdir, name, say) -> bool:
 def _begin(config, workdir, name, plans, say) -> None:
   """Notes that a stage is under way."""
   left = [
-    p
-    for p in plans
-    if not networks.is_whole(networks.run_path(workdir, p.name))
+    p for p in plans if not results.is_whole(results.run_path(workdir, p.name))
   ]
   cost = _KNOWN[name].cost(config, left) if left else []
   for artefact in _spoilt(config, workdir, name):

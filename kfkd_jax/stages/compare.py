@@ -18,7 +18,7 @@ import kfkd_jax
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, methods, metrics, processes, statistics
 from kfkd_jax.methods import variants
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, networks, results, tasks, workspace
 
 
 class Entry(NamedTuple):
@@ -40,27 +40,9 @@ class Entry(NamedTuple):
   selected_on: str
   num_members: int
   train_cost: float
-  size: experiment.Size = experiment.SAME_SIZE
+  size: build.Size = build.SAME_SIZE
   select_gain: float | None = None
   num_views: int = 1
-
-
-class Hits(NamedTuple):
-  """Who was right where: M methods, F folds, all N examples of `test`.
-
-  Attributes:
-    methods: `str[M]`.
-    ids: `int64[N]` of the examples.
-    hits: `bool[F, M, N]`; false where nothing was scored.
-    tested: `bool[F, N]` the test points of a fold.
-    scored: `bool[F, M]` the methods of a fold.
-  """
-
-  methods: np.ndarray
-  ids: np.ndarray
-  hits: np.ndarray
-  tested: np.ndarray
-  scored: np.ndarray
 
 
 def plans(
@@ -94,7 +76,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
 
 
 def _compare(config, workdir, views) -> str:
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   rows = []
   by_fold: list[list[Entry]] = []
   origin = _origin(config)
@@ -109,12 +91,7 @@ def _compare(config, workdir, views) -> str:
   return table(rows)
 
 
-def read_hits(workdir: epath.Path) -> Hits:
-  """What `run` wrote into `hits.npz`."""
-  return Hits(**files.read_npz(workdir / "hits.npz", Hits._fields))
-
-
-def _hits(task: experiment.Task, by_fold: list[list[Entry]]) -> Hits:
+def _hits(task: tasks.Task, by_fold: list[list[Entry]]) -> results.Hits:
   test = task.splits["test"]
   # Networks of their own, such as students, are in the first fold alone.
   names = list(dict.fromkeys(e.method for es in by_fold for e in es))
@@ -127,7 +104,9 @@ def _hits(task: experiment.Task, by_fold: list[list[Entry]]) -> Hits:
       m = names.index(entry.method)
       scored[f, m] = True
       hits[f, m] = (entry.probs.argmax(-1) == test.labels) & tested[f]
-  return Hits(np.array(names), np.asarray(test.ids), hits, tested, scored)
+  return results.Hits(
+    np.array(names), np.asarray(test.ids), hits, tested, scored
+  )
 
 
 def _origin(config) -> dict[str, Any]:
@@ -154,7 +133,7 @@ def score(
   split: str,
 ) -> list[dict[str, Any]]:
   """One result row an entry, on the given rows of the test split."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   labels = task.splits["test"].labels[rows]
   probs = [entry.probs[rows] for entry in entries]
   hits = np.stack([p.argmax(-1) == labels for p in probs])
@@ -233,7 +212,7 @@ def _views(config, workdir) -> Views:
 
 def _over(workdir, source: methods.Source) -> list[float]:
   """Its weights over all checkpoints of its run."""
-  store = networks.predictions(workdir, source.run, "test")
+  store = results.predictions(workdir, source.run, "test")
   return source.over(len(store)).tolist()
 
 
@@ -241,7 +220,7 @@ def _to_view(config, workdir) -> list[tuple[int, str, list]]:
   """The ensembles of `compare.test_time`, as JSON."""
   return [
     (number, e.method, [(s.run, _over(workdir, s)) for s in e.sources])
-    for number in range(len(experiment.load_task(config).folds))
+    for number in range(len(tasks.load_task(config).folds))
     for method in methods.configured(config)
     for e in method.ensembles(config, workdir, number)
     if e.method in config.compare.test_time
@@ -263,8 +242,8 @@ def _entries(
       name = ensemble.method
       if name in config.compare.temperature:
         probs = variants.with_temperature(config, workdir, ensemble, number)
-        fold = experiment.load_task(config).folds[number]
-        on = experiment.selected_on(config, fold)
+        fold = tasks.load_task(config).folds[number]
+        on = workspace.selected_on(config, fold)
         entries.append(
           plain._replace(
             method=f"{name}+temperature", probs=probs, selected_on=on

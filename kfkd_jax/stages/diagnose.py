@@ -10,19 +10,19 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import files, forgetting
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, results, tasks, workspace
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `diagnosis.json` from the teacher's stored predictions."""
-  task = experiment.load_task(config)
-  names = experiment.predicted_splits(config, task)
+  task = tasks.load_task(config)
+  names = build.predicted_splits(config, task)
   stores = {
-    name: networks.predictions(workdir, experiment.TEACHER, name)
+    name: results.predictions(workdir, workspace.TEACHER, name)
     for name in names
   }
   diagnosis: dict[str, Any] = {
-    "epochs": experiment.epochs_at(config, task, stores["test"].epochs),
+    "epochs": build.epochs_at(config, task, stores["test"].epochs),
     "class_names": list(task.class_names),
     "splits": {
       name: diagnose(store, store.labels, task.num_classes)

@@ -8,21 +8,20 @@ from typing import Any
 import ml_collections
 import numpy as np
 from etils import epath
-from jax.typing import ArrayLike
 
-from kfkd_jax import files, fusion, processes
+from kfkd_jax import files, fusion
 from kfkd_jax.predictions import Subset
-from kfkd_jax.run import experiment, networks
+from kfkd_jax.run import build, results, tasks, workspace
 
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `fusion.json`: for every fold, each fusion's weights and gain."""
-  task = experiment.load_task(config)
-  kept = networks.kept_checkpoints(workdir, experiment.TEACHER)
+  task = tasks.load_task(config)
+  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
   folds: list[dict[str, Any]] = []
   for fold in task.folds:
-    store = networks.predictions(workdir, experiment.TEACHER, fold.select_split)
-    labels = experiment.selection_labels(config, task, fold)
+    store = results.predictions(workdir, workspace.TEACHER, fold.select_split)
+    labels = workspace.selection_labels(config, task, fold)
     known = config.fuse.transition == "known"
     methods = fuse(
       config,
@@ -31,15 +30,15 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
       transition=task.transition if known else None,
     )
     for method in methods.values():
-      method["weights"] = over_all(method["weights"], kept, len(store))
+      method["weights"] = results.over_all(method["weights"], kept, len(store))
       if "members" in method:
         method["members"] = kept[method["members"]]
     folds.append({
-      "selected_on": experiment.selected_on(config, fold),
+      "selected_on": workspace.selected_on(config, fold),
       "num_select": len(labels),
       "methods": methods,
     })  # fmt: skip
-  epochs = experiment.epochs_at(config, task, store.epochs)
+  epochs = build.epochs_at(config, task, store.epochs)
   files.write_json(workdir / "fusion.json", {"epochs": epochs, "folds": folds})
   return summary(folds[0]["methods"], epochs)
 
@@ -74,22 +73,6 @@ def fuse(
     method["accuracy"] = float(accuracy)
     method["gain"] = float(accuracy - final)
   return methods
-
-
-def over_all(
-  weights: ArrayLike, kept: np.ndarray, num_checkpoints: int
-) -> np.ndarray:
-  """Weights over the checkpoints `kept` as weights over all C, `f32[C]`."""
-  spread = np.zeros(num_checkpoints, np.float32)
-  spread[kept] = weights
-  return spread
-
-
-def weights_of(workdir: epath.Path, method: str, fold: int = 0) -> np.ndarray:
-  """`f32[C]` weights that the fuse stage chose."""
-  content = processes.on_main(files.read_json, workdir / "fusion.json")
-  weights = content["folds"][fold]["methods"][method]["weights"]
-  return np.asarray(weights, np.float32)
 
 
 def summary(

@@ -7,13 +7,21 @@ from etils import epath
 
 from kfkd_jax import processes
 from kfkd_jax.data import splits
-from kfkd_jax.run import experiment, forecast, networks
+from kfkd_jax.run import (
+  build,
+  forecast,
+  networks,
+  results,
+  students,
+  tasks,
+  workspace,
+)
 from kfkd_jax.stages import distill
 
 
 def artefacts(config: ml_collections.ConfigDict) -> list[str]:
   """What the stage leaves in the working directory."""
-  names = networks.run_names(config, experiment.TEACHER)
+  names = results.run_names(config, workspace.TEACHER)
   return ["noise.npz", *(f"runs/{name}" for name in names)]
 
 
@@ -24,7 +32,7 @@ def plans(
   del workdir
   return [
     networks.Plan(
-      experiment.TEACHER,
+      workspace.TEACHER,
       lambda: networks.supervised(config),
       inputs={},
       keep_history=True,
@@ -37,7 +45,7 @@ def cost(
 ) -> list[str]:
   """What the teacher takes, and a warning of students that take far more."""
   del plans
-  size = experiment.network_size(config, experiment.load_task(config))
+  size = build.network_size(config, tasks.load_task(config))
   epochs = f"{config.train.epochs} epochs"
   line = f"teacher: {forecast.described(config, size)}, {epochs}"
   return [line, *distill.warnings(config)]
@@ -45,8 +53,8 @@ def cost(
 
 def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
-  task = experiment.load_task(config)
-  processes.say(experiment.first_line(config, task))
+  task = tasks.load_task(config)
+  processes.say(tasks.first_line(config, task))
   num_select = len(task.folds[0].select_rows)
   if len(task.given) < num_select:
     processes.say(
@@ -54,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
       "smaller selection.num leaves more to train on"
     )
   if config.distill.inputs != "train":
-    experiment.extra_images(config)  # what is missing shows before training
+    students.extra_images(config)  # what is missing shows before training
   ledger = workdir / "noise.npz"
   processes.on_main(splits.write_ledger, ledger, task.ledger)
   for plan in plans(config, workdir):
@@ -62,8 +70,8 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   return processes.on_main(_summary, workdir, task)
 
 
-def _summary(workdir: epath.Path, task: experiment.Task) -> str:
-  store = networks.predictions(workdir, experiment.TEACHER, "test")
+def _summary(workdir: epath.Path, task: tasks.Task) -> str:
+  store = results.predictions(workdir, workspace.TEACHER, "test")
   last = store[len(store) - 1].argmax(-1) == store.labels
   return (
     f"{len(store)} checkpoints, noise rate "

@@ -20,7 +20,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import history, models, parallel
 from kfkd_jax.data import Stored, augment, order
 from kfkd_jax.lab.bench import measure
-from kfkd_jax.run import experiment
+from kfkd_jax.run import build, tasks
 from kfkd_jax.training import evaluation, loop, objective, step
 from kfkd_jax.training.state import init_state, put
 
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
     rows: of an epoch's batches, host arrays.
   """
 
-  task: experiment.Task
+  task: tasks.Task
   recipe: loop.Recipe
   mesh: jax.sharding.Mesh
   resident: dict[str, jax.Array]
@@ -45,14 +45,14 @@ class Setting(NamedTuple):
 
 def setting(config: ml_collections.ConfigDict, num_devices: int = 1) -> Setting:
   """The configured training, ready to take steps; without mixup."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   if isinstance(task.images, Stored):
     raise config_lib.ConfigError(
       "kfkd bench measures images in memory, but those of data.name="
       f"{config.data.name!r} stay on disk; set data.stream='never' and leave "
       "out augment.crop_scale and augment.rand_ops"
     )
-  recipe = experiment.make_recipe(config, task, keep_history=True)
+  recipe = build.make_recipe(config, task, keep_history=True)
   recipe = recipe._replace(views=recipe.views._replace(mixup=0.0))
   mesh = parallel.data_mesh(jax.devices()[:num_devices])
   index, weight = order.epoch_batches(
@@ -294,7 +294,7 @@ def measure_stage(config_json: str) -> list[dict[str, Any]]:
   config = ml_collections.ConfigDict(json.loads(config_json))
   at, epochs = setting(config), config.bench.epochs
   clock = loop.make_clock(at.recipe, len(at.task.given))
-  splits = experiment.predicted_splits(config, at.task)
+  splits = build.predicted_splits(config, at.task)
   floors = {
     "steps": make_bare_steps(at, clock.steps_per_epoch),
     "passes": make_bare_passes(at, splits),

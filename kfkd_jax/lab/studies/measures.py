@@ -19,8 +19,13 @@ from kfkd_jax import files, forgetting, fusion, metrics
 from kfkd_jax.config import changed
 from kfkd_jax.methods import online as online_fusion
 from kfkd_jax.predictions import PredictionStore, Subset
-from kfkd_jax.run import experiment, networks
-from kfkd_jax.stages import distill, fuse
+from kfkd_jax.run import (
+  results,
+  students,
+  tasks,
+  workspace,
+)
+from kfkd_jax.stages import fuse
 
 Row = dict[str, Any]
 
@@ -83,7 +88,7 @@ def online(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
   del config
   rows = files.read_json_lines(workdir / "results.jsonl")
   plain = files.read_json(workdir / "diagnosis.json")["splits"]["test"]
-  store = networks.predictions(workdir, online_fusion.NAME, "test")
+  store = results.predictions(workdir, online_fusion.NAME, "test")
   forgotten = forgetting.forget_fractions(
     forgetting.correctness(store, store.labels)
   )
@@ -140,19 +145,19 @@ class History(NamedTuple):
 
 def history(config: ml_collections.ConfigDict, workdir: epath.Path) -> History:
   """What the teacher left for fusing anew; nothing is trained."""
-  task = experiment.load_task(config)
+  task = tasks.load_task(config)
   fold = task.folds[0]
 
   def labels(kind: str) -> np.ndarray:
     of_kind = {"selection.labels": kind, "fuse.transition": "none"}
-    return experiment.selection_labels(changed(config, of_kind), task, fold)
+    return workspace.selection_labels(changed(config, of_kind), task, fold)
 
   return History(
-    networks.predictions(workdir, experiment.TEACHER, fold.select_split),
+    results.predictions(workdir, workspace.TEACHER, fold.select_split),
     fold.select_rows,
     labels("clean"),
     labels("noisy"),
-    networks.predictions(workdir, experiment.TEACHER, "test"),
+    results.predictions(workdir, workspace.TEACHER, "test"),
     fold.test_rows,
     task.transition,
   )
@@ -241,9 +246,9 @@ def student(config, workdir) -> list[Row]:
   probs = Subset(run.test, run.test_rows)
   rows = []
   for teacher in config.distill.teachers:
-    fused = fusion.fuse(probs, fuse.weights_of(workdir, teacher))
-    name = distill.student_name(teacher)
-    learned = networks.predictions(workdir, name, "test")
+    fused = fusion.fuse(probs, results.weights_of(workdir, teacher))
+    name = students.student_name(teacher)
+    learned = results.predictions(workdir, name, "test")
     of_student = learned[len(learned) - 1][run.test_rows]
     kept = student_of(probs[len(probs) - 1], fused, of_student, labels)
     rows.append({"student": name, **kept})

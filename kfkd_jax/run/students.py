@@ -1,0 +1,244 @@
+"""Students of a fusion: what they are, what they see, what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from etils import epath
+
+from kfkd_jax import config as config_lib
+from kfkd_jax import data as data_lib
+from kfkd_jax import (
+  history,
+  metrics,
+  models,
+  parallel,
+  processes,
+)
+from kfkd_jax.data import Stored
+from kfkd_jax.run import build, results, tasks, workspace
+from kfkd_jax.training import evaluation
+
+
+def student_name(teacher: str, number: int = 1) -> str:
+  """The run, and the method, of a fusion's student in round `number`."""
+  return f"{teacher}_kd" if number == 1 else f"{teacher}_kd_{number}"
+
+
+def students(
+  config: ml_collections.ConfigDict, workdir: epath.Path, teacher: str
+) -> Iterator[str]:
+  """The students of a fusion, round by round.
+
+  The next one comes only when the one before is trained: with
+  `distill.rounds_stop`, its score on the selecting points decides whether there
+  is a next one. The first that is no better than the one before is the last.
+  """
+  best = -np.inf
+  for number in range(1, config.distill.rounds + 1):
+    name = student_name(teacher, number)
+    yield name
+    if config.distill.rounds_stop != "none":
+      score = processes.on_main(_score, config, workdir, name)
+      if score <= best:
+        return
+      best = score
+
+
+def _score(config, workdir, name) -> float:
+  """How good a network is on the first fold's selecting points."""
+  task = tasks.load_task(config)
+  fold = task.folds[0]
+  store = results.predictions(workdir, name, fold.select_split)
+  probs = store[len(store) - 1][fold.select_rows]
+  labels = workspace.selection_labels(config, task, fold)
+  if config.distill.rounds_stop == "accuracy":
+    return float(metrics.accuracy(probs, labels))
+  return -float(metrics.negative_log_likelihood(probs, labels))
+
+
+def student_changes(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """Configuration that is different for a student, by dotted key."""
+  changes: dict[str, Any] = {"train.epochs": student_epochs(config)}
+  name, width = config.distill.model, config.distill.width
+  if name is None and width is None:
+    return changes
+  name = name or config.model.name
+  known, fresh = models.option_names(name), config_lib.default_config().model
+  model = {
+    key: value if key in known else fresh[key]
+    for key, value in config.model.items()
+  }
+  model |= {"name": name, "width": width}
+  return {**changes, **{f"model.{key}": value for key, value in model.items()}}
+
+
+def student_size(config: ml_collections.ConfigDict) -> build.Size:
+  """What a student takes, in networks like the teacher's."""
+  student = config_lib.changed(config, student_changes(config))
+  if student.model == config.model:
+    return build.SAME_SIZE
+  task = tasks.load_task(config)
+  small, large = (build.network_size(c, task) for c in (student, config))
+  return build.Size(
+    small.compute / large.compute, small.storage / large.storage
+  )
+
+
+def student_epochs(config: ml_collections.ConfigDict) -> int:
+  """How long a student is trained."""
+  return config.distill.epochs or config.train.epochs
+
+
+def student_examples(
+  config: ml_collections.ConfigDict,
+  taught: Callable[[np.ndarray | Stored], np.ndarray],
+) -> dict[str, Any]:
+  """The images a student sees, with labels and whether it has any.
+
+  Args:
+    config: the configuration.
+    taught: `images -> probabilities`, whose top class stands for a label where
+      there is none.
+
+  Returns:
+    `image`, `label`, and `unlabelled` where some are.
+  """
+  task = tasks.load_task(config)
+  if config.distill.inputs == "train":
+    return {"image": task.images, "label": task.given}
+  extra = extra_images(config)
+  guessed = taught(extra).argmax(-1).astype(np.int32)
+  if config.distill.inputs == "extra":
+    unlabelled = np.ones(len(extra), np.float32)
+    return {"image": extra, "label": guessed, "unlabelled": unlabelled}
+  counts = (len(task.images), len(extra))
+  return {
+    "image": np.concatenate([task.images[:], extra[:]]),
+    "label": np.concatenate([task.given, guessed]),
+    "unlabelled": np.repeat(np.array([0, 1], np.float32), counts),
+  }
+
+
+def teacher_probs(
+  config: ml_collections.ConfigDict,
+  stacked: dict,
+  weights: np.ndarray,
+  images: np.ndarray | Stored,
+) -> np.ndarray:
+  """The fused teacher on the images' clean view, `f32[N, K]`.
+
+  Args:
+    config: the configuration, its network that of the members.
+    stacked: their variables `[M, ...]`.
+    weights: `[M]`.
+    images: `u8[N, H, W, Ch]`, in memory or on disk.
+  """
+  members = _member_outputs(config, stacked, images, features=False)
+  return sum(
+    weight * probs for weight, probs in zip(weights, members, strict=True)
+  )
+
+
+def teacher_features(
+  config: ml_collections.ConfigDict,
+  stacked: dict,
+  weights: np.ndarray,
+  images: np.ndarray | Stored,
+) -> np.ndarray:
+  """The members' features side by side, each times the root of its weight.
+
+  Squared distances and inner products between rows are then the weighted means
+  of the members'.
+
+  Args:
+    config: the configuration.
+    stacked: the members' variables `[M, ...]`.
+    weights: `[M]`.
+    images: `u8[N, H, W, Ch]`, in memory or on disk.
+
+  Returns:
+    `f32[N, M F]`.
+  """
+  members = _member_outputs(config, stacked, images, features=True)
+  parts = [
+    np.sqrt(weight) * features
+    for weight, features in zip(weights, members, strict=True)
+  ]
+  return np.concatenate(parts, axis=1)
+
+
+def _member_outputs(config, stacked, images, *, features) -> Iterator[Any]:
+  task = tasks.load_task(config)
+  mesh = parallel.data_mesh()
+  recipe = build.make_recipe(config, task)
+  predictor = evaluation.Predictor(recipe, mesh, features=features)
+  resident = predictor.put(images)
+  for member in range(len(jax.tree.leaves(stacked)[0])):
+    variables = history.take_checkpoints(stacked, member)
+    yield predictor(parallel.replicate(variables, mesh), resident)
+
+
+def train_cost(config: ml_collections.ConfigDict, num_members: float) -> float:
+  """Teaching and training a student, in trainings of one network.
+
+  A training step counts as three forward passes. Cached targets take a pass
+  of every member over the data, live ones take it in every epoch.
+
+  Args:
+    config: the configuration.
+    num_members: that teach, in networks like the teacher's.
+  """
+  epochs = student_epochs(config)
+  passes = 1 if config.distill.targets == "cached" else epochs
+  task = tasks.load_task(config)
+  count = len(task.given)
+  if config.distill.inputs != "train":
+    count = len(extra_images(config))
+    count += len(task.given) if config.distill.inputs == "both" else 0
+  share = count / len(task.given)
+  return share * taught_cost(config, passes * num_members)
+
+
+def taught_cost(config: ml_collections.ConfigDict, passes: float) -> float:
+  """A student and its teachers' passes over the training set, in trainings."""
+  training = 3 * student_epochs(config) * student_size(config).compute
+  forwards = training + passes
+  return forwards / (3 * config.train.epochs)
+
+
+def extra_images(
+  config: ml_collections.ConfigDict,
+) -> np.ndarray | data_lib.Stored:
+  """`u8[N, H, W, Ch]` images that students see without labels."""
+  task, name = tasks.load_task(config), config.distill.extra
+  if name == "rest":
+    images = task.rest
+    if not len(images):
+      raise config_lib.ConfigError(
+        f"distill.extra='rest' finds nothing: data.num_train="
+        f"{config.data.num_train} leaves no image of {task.name} over"
+      )
+  else:
+    other = ml_collections.ConfigDict(config.to_dict())
+    other.data.name, other.noise.field = name, None
+    if name not in data_lib.FOLDER_NAMES:  # the folder is the first set's
+      other.data.root = None
+    images = tasks.load_dataset(other).train.images
+  if images.shape[1:] != task.images.shape[1:]:
+    raise config_lib.ConfigError(
+      f"distill.extra={name!r} has images of shape {images.shape[1:]}, which "
+      f"do not fit {task.images.shape[1:]} of data.name={task.name!r}"
+    )
+  on_disk = [isinstance(x, data_lib.Stored) for x in (images, task.images)]
+  if config.distill.inputs == "both" and any(on_disk):
+    raise config_lib.ConfigError(
+      "distill.inputs='both' needs all images in memory, but those of "
+      f"data.name={task.name!r} or distill.extra={name!r} stay on disk; see "
+      "data.stream"
+    )
+  return images
