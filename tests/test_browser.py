@@ -17,6 +17,7 @@ from test_report import NASTY, make_workdir
 from kfkd_jax import files
 from kfkd_jax.report import overview_page as overview
 from kfkd_jax.report import run_page as report
+from kfkd_jax.run.workspace import Workspace
 
 DRIVER, CHROMIUM = (
   next(filter(None, map(shutil.which, names)), None)
@@ -110,7 +111,7 @@ def pages(tmp_path_factory):
   folder = epath.Path(tmp_path_factory.mktemp("pages"))
   with pytest.MonkeyPatch.context() as patch:
     made = make_workdir(folder / "work", patch)
-    single = report.render(made.config, made.workdir).html
+    single = report.render(Workspace(made.config, made.workdir)).html
   runs = overview.read([
     make_run(folder / "first", seed=1, note=NASTY),
     make_run(folder / ODD, seed=2, gain=-0.01),

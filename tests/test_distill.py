@@ -8,6 +8,7 @@ from test_pipeline import tiny_config
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, methods, metrics, parallel, stages
 from kfkd_jax.run import experiment, results, students, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import distill, fuse
 
 
@@ -31,7 +32,7 @@ def guessing(images):
 def test_students_of_the_rest_learn_what_the_teacher_says():
   config = config_of(distill__inputs="extra")
   task = tasks.load_task(config)
-  found = students.student_examples(config, guessing)
+  found = students.student_examples(Workspace(config), guessing)
   assert len(found["image"]) == len(task.rest) == 1297 - 120 - 60
   np.testing.assert_array_equal(found["label"], task.rest[:, 0, 1, 0] % 10)
   np.testing.assert_array_equal(found["unlabelled"], 1)
@@ -41,7 +42,7 @@ def test_students_of_the_rest_learn_what_the_teacher_says():
 def test_rest_is_apart_from_all_that_plays_a_part():
   config = config_of(distill__inputs="both")
   task = tasks.load_task(config)
-  found = students.student_examples(config, guessing)
+  found = students.student_examples(Workspace(config), guessing)
   np.testing.assert_array_equal(found["image"][:120], task.images)
   np.testing.assert_array_equal(found["label"][:120], task.given)
   np.testing.assert_array_equal(found["unlabelled"], np.arange(1237) >= 120)
@@ -52,18 +53,18 @@ def test_rest_is_apart_from_all_that_plays_a_part():
 
 def test_plain_students_see_the_training_images():
   config = config_of()
-  found = students.student_examples(config, guessing)
+  found = students.student_examples(Workspace(config), guessing)
   assert set(found) == {"image", "label"}
 
 
 def test_extra_images_come_from_another_data_set_if_they_fit(monkeypatch):
   config = config_of(distill__inputs="extra", distill__extra="digits")
-  assert students.extra_images(config).shape == (1297, 8, 8, 1)
-  cost = students.train_cost(config, 4)
+  assert students.extra_images(Workspace(config)).shape == (1297, 8, 8, 1)
+  cost = students.train_cost(Workspace(config), 4)
   assert cost == pytest.approx(1297 / 120 * (3 * 3 + 4) / (3 * 3))
   config.distill.extra = "synthetic"
   with pytest.raises(config_lib.ConfigError, match="extra='synthetic' has"):
-    students.extra_images(config)
+    students.extra_images(Workspace(config))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_the_root_is_the_extra_sets_if_it_is_a_folder(
 
   monkeypatch.setattr(experiment.data_lib, "load", load)
   config.distill.extra = name
-  students.extra_images(config)
+  students.extra_images(Workspace(config))
   assert roots == [str(tmp_path) if shared else None]
 
 
@@ -109,10 +110,10 @@ def test_rounds_end_where_nothing_is_gained(monkeypatch, scores, rounds):
   config = config_of(distill__rounds_stop="accuracy")
   asked = iter(scores)
   monkeypatch.setattr(distill, "_score", lambda *_: next(asked))
-  names = list(students.students(config, None, "kf"))
+  names = list(students.students(Workspace(config, None), "kf"))
   assert names == ["kf_kd", "kf_kd_2", "kf_kd_3"][:rounds]
   config.distill.rounds_stop = "none"
-  assert len(list(students.students(config, None, "kf"))) == 3
+  assert len(list(students.students(Workspace(config, None), "kf"))) == 3
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +133,9 @@ def last(workdir, name, split):
 def test_each_round_learns_from_the_one_before(workdir):
   config = config_of()
   for before, name in (("kf_kd", "kf_kd_2"), ("kf_kd_2", "kf_kd_3")):
-    lesson = distill._lesson(config, workdir, before, np.ones(1, "f"))
+    lesson = distill._lesson(
+      Workspace(config, workdir), before, np.ones(1, "f")
+    )
     np.testing.assert_allclose(
       lesson.extra["teacher_probs"], last(workdir, before, "train"), atol=1e-6
     )
@@ -147,7 +150,7 @@ def test_scores_and_costs_of_rounds(workdir):
   labels = task.splits["select"].labels
   probs = last(workdir, "kf_kd", "select")
   score = -metrics.negative_log_likelihood(probs, labels)
-  assert students._score(config, workdir, "kf_kd") == pytest.approx(
+  assert students._score(Workspace(config, workdir), "kf_kd") == pytest.approx(
     float(score)
   )
   config.distill.rounds_stop = "none"
@@ -204,7 +207,7 @@ def test_teachers_over_an_axis_of_devices_teach_the_same(tmp_path, monkeypatch):
     if axis == "1":
       stages.run_stage(config, tmp_path, "train", say=lambda line: None)
     meshes.clear()
-    distill.run(config, tmp_path)
+    distill.run(Workspace(config, tmp_path))
     assert {"data": 8 // int(axis), "ensemble": int(axis)} in meshes
     students.append(last(tmp_path, "kf_kd", "test"))
     (tmp_path / "runs" / "kf_kd").rmtree()

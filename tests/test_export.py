@@ -25,6 +25,7 @@ from kfkd_jax.export import (
 )
 from kfkd_jax.report import text
 from kfkd_jax.run import build, experiment, results, seals, tasks
+from kfkd_jax.run.workspace import Workspace
 
 METHODS = ["final", "kf", "mixture", "kf_kd"]
 MIXED = [0.2, 0.3, 0.5]
@@ -167,7 +168,7 @@ def test_names_of_classes_are_text_wherever_the_card_goes(
   names = tuple((HOSTILE * 10)[:10])
   hostile = task._replace(name=HOSTILE[0], class_names=names)
   monkeypatch.setattr(experiment, "load_task", lambda config: hostile)
-  export.run(tiny_config(export__models="final"), finished)
+  export.run(Workspace(tiny_config(export__models="final"), finished))
   written = (restored / "card.json").read_text()
   assert not set("<>&") & set(written)
   assert json.loads(written)["class_names"] == list(names)
@@ -198,7 +199,7 @@ def test_files_tell_no_folder_names(exported):
 
 def test_program_of_an_ensemble_is_that_of_one_network(finished):
   config = tiny_config()
-  three = export.read(config, finished, "mixture")
+  three = export.read(Workspace(config, finished), "mixture")
   many = export.Model(
     "mixture",
     [1] * 24,
@@ -281,7 +282,7 @@ def test_a_difference_stops_the_export(finished, restored, trusted, wrong):
   trusted["kf_kd"][7, 3] += wrong
   before = {p.name: p.read_bytes() for p in restored.iterdir()}
   with pytest.raises(formats.ParityError, match=r"kf_kd\.jaxexp differs"):
-    export.run(tiny_config(), finished)
+    export.run(Workspace(tiny_config(), finished))
   assert before == {p.name: p.read_bytes() for p in restored.iterdir()}
 
 
@@ -292,7 +293,7 @@ def test_a_program_that_does_not_run_stops_the_export():
 
 def test_too_large_for_a_file(finished, monkeypatch):
   config = tiny_config()
-  model = export.read(config, finished, "mixture")
+  model = export.read(Workspace(config, finished), "mixture")
   monkeypatch.setattr(export, "_MAX_BYTES", 1000)
   with pytest.raises(ValueError, match=r"mixture has 3 networks .*export\.mod"):
     export.serialise(model)
@@ -303,7 +304,7 @@ def test_another_choice_of_models_replaces_the_first(
 ):
   trusted["kf_kd"] = stored_probs(finished, "kf_kd")
   (restored / "mine.onnx").write_text("mine")
-  said = export.run(tiny_config(export__models="kf_kd"), finished)
+  said = export.run(Workspace(tiny_config(export__models="kf_kd"), finished))
   assert "export/ with kf_kd, " in said
   assert sorted(p.name for p in restored.iterdir()) == [
     "README.md", "SHA256SUMS", "card.json", "kf_kd.jaxexp",
@@ -329,18 +330,18 @@ def test_second_export_does_nothing_and_repeats_to_the_byte(finished, restored):
 def test_every_exported_file_is_sealed(finished, restored, name, damage):
   config = tiny_config()
   (restored / "notes.txt").write_text("mine")
-  assert stages.is_up_to_date(config, finished, "export")
+  assert stages.is_up_to_date(Workspace(config, finished), "export")
   content = (restored / name).read_bytes()
   (restored / name).unlink()
   if damage == "flip":
     (restored / name).write_bytes(content[:-9] + b"X" + content[-8:])
-  assert not stages.is_up_to_date(config, finished, "export")
-  (culprit,) = stages._spoilt(config, finished, "export")
+  assert not stages.is_up_to_date(Workspace(config, finished), "export")
+  (culprit,) = stages._spoilt(Workspace(config, finished), "export")
   assert name in culprit or name == "SHA256SUMS"
 
 
 def test_weights_repeat_to_the_byte(finished):
-  model = export.read(tiny_config(), finished, "mixture")
+  model = export.read(Workspace(tiny_config(), finished), "mixture")
   assert len({export.weights_file(model) for _ in range(5)}) == 1
 
 
@@ -376,14 +377,14 @@ def test_other_networks_export_alike(name, dtype):
   """Convolutions and half precision, from fresh weights of two seeds."""
   config = tiny_config(model__name=name, model__dtype=dtype, model__width="4")
   task = tasks.load_task(config)
-  module = build.make_module(config, task)
+  module = build.make_module(Workspace(config))
   images = task.splits["test"].images[:20]
   both = [models.init(module, jax.random.key(s), images[:1]) for s in (0, 1)]
   model = export.Model(
     "kf", [1, 2], history.stack_checkpoints(both), np.array([0.4, 0.6]), config
   )
   programs = {"kf": export.serialise(model)}
-  gaps = export.check_parity(config, [model], programs)
+  gaps = export.check_parity(Workspace(config), [model], programs)
   assert gaps["kf"] <= export.TOLERANCE[dtype]
 
 
@@ -400,9 +401,9 @@ def test_other_formats_are_left_out_and_said_so(
   trusted["final"] = stored_probs(finished, "final")
   monkeypatch.setattr(module, "is_available", lambda: False)
   config = tiny_config(export__models="final", **{f"export__{key}": "True"})
-  assert needs in export.run(config, finished)
+  assert needs in export.run(Workspace(config, finished))
   config = tiny_config(export__models="final")
-  assert f"export.{key}=False" in export.run(config, finished)
+  assert f"export.{key}=False" in export.run(Workspace(config, finished))
 
 
 class Text:
@@ -448,7 +449,7 @@ def test_a_format_that_says_something_else_is_removed(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # TensorFlow's own
 def test_saved_model_says_the_same(finished, tmp_path):
   config = tiny_config()
-  model = export.read(config, finished, "mixture")
+  model = export.read(Workspace(config, finished), "mixture")
   predict = export.make_predict(model)
   path = epath.Path(tmp_path) / "mixture.savedmodel"
   saved_model.write(path, predict, (8, 8, 1))
@@ -485,7 +486,7 @@ def test_predict_takes_an_exported_model_by_name(
 @pytest.mark.parametrize("method", ["final", "mixture"])
 def test_onnx_says_the_same(finished, tmp_path, method):
   config = tiny_config()
-  model = export.read(config, finished, method)
+  model = export.read(Workspace(config, finished), method)
   predict = export.make_predict(model, impl="loop")
   path = epath.Path(tmp_path) / f"{method}.onnx"
   onnx_model.write(path, predict, (8, 8, 1))

@@ -9,6 +9,7 @@ from etils import epath
 from kfkd_jax import cli, parallel
 from kfkd_jax import config as config_lib
 from kfkd_jax.run import build, forecast, networks, streams, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop
 
 
@@ -26,8 +27,8 @@ def config_of(**changes):
 
 def forecast_of(config):
   task = tasks.load_task(config)
-  recipe = build.make_recipe(config, task, keep_history=True)
-  splits = build.predicted_splits(config, task)
+  recipe = build.make_recipe(Workspace(config), keep_history=True)
+  splits = build.predicted_splits(Workspace(config))
   lesson = networks.supervised(config).objective
   return forecast.forecast(recipe, lesson, task, splits)
 
@@ -36,10 +37,10 @@ def train(config, run):
   task = tasks.load_task(config)
   loop.train(
     run,
-    build.make_recipe(config, task, keep_history=True),
+    build.make_recipe(Workspace(config), keep_history=True),
     networks.supervised(config).objective,
     {"image": task.images, "label": task.given},
-    build.predicted_splits(config, task),
+    build.predicted_splits(Workspace(config)),
     seeds=streams.seeds_for(config),
     # Orbax notes the devices of every leaf; eight would be felt at this size.
     mesh=parallel.data_mesh(jax.devices()[:1]),

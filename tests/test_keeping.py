@@ -14,6 +14,7 @@ from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.lab import sweep
 from kfkd_jax.run import keeping, networks, results
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import distill
 
 QUICK = {"train__epochs": "2", "distill__teachers": "kf"}
@@ -122,7 +123,7 @@ def test_lost_base_of_a_sweep_is_a_cells_or_asked_for(tmp_path):
   with pytest.raises(config_lib.ConfigError, match=r"base\.json is lost"):
     sweep.configuration(folder)
   cell = folder / "model.width=8" / "seed-0"
-  keeping.write_config(config_of(model__width="8"), cell)
+  keeping.write_config(Workspace(config_of(model__width="8"), cell))
   found = sweep.configuration(folder)
   assert found == cell / "config.json"
   sweep._agree(config_lib.read(None, saved=found), folder, None, [])
@@ -174,9 +175,9 @@ def test_what_cannot_be_read_is_not_absent(workdir, name):
 
 def test_cost_of_students_is_said_before_the_teacher_is_trained():
   config = config_of(distill__model="resnet18")
-  (warning,) = distill.warnings(config)
+  (warning,) = distill.warnings(Workspace(config))
   assert "a student resnet18 takes" in warning
-  assert not distill.warnings(config_of())
+  assert not distill.warnings(Workspace(config_of()))
   (line, again) = stages.STAGES["train"].cost(config, [])
   assert line.startswith("teacher: mlp, ") and "FLOP an image" in line
   assert again == warning

@@ -12,6 +12,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import fusion, parallel
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.run import build, networks, streams, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop
 
 EPOCHS, SETTLED, SPAN = 2000, 200, 400
@@ -44,10 +45,10 @@ def train(run, **changes):
 
   loop.train(
     epath.Path(run),
-    build.make_recipe(config, task, keep_history=True),
+    build.make_recipe(Workspace(config), keep_history=True),
     networks.supervised(config).objective,
     {"image": task.images, "label": task.given},
-    build.predicted_splits(config, task),
+    build.predicted_splits(Workspace(config)),
     seeds=streams.seeds_for(config),
     mesh=parallel.data_mesh(jax.devices()[:1]),
     observe=sample,

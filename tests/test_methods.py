@@ -17,6 +17,7 @@ from kfkd_jax import (
 )
 from kfkd_jax.methods import schedules
 from kfkd_jax.run import results, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import compare
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ def rows(workdir):
 
 
 def history_of(workdir, run):
-  template = results.template(config_of_all())
+  template = results.template(Workspace(config_of_all()))
   with checkpoints.Checkpoints(workdir / "runs" / run / "history") as history:
     return {e: history.restore(e, template) for e in history.steps()}
 

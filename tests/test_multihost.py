@@ -16,6 +16,7 @@ from etils import epath
 from kfkd_jax import checkpoints, cli, files, lock, parallel, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.run import results
+from kfkd_jax.run.workspace import Workspace
 
 ARGUMENTS = [
   "--config.data.num_train=100",
@@ -155,7 +156,7 @@ def variables_of(workdir, run):
   path = results.run_path(workdir, run) / "history"
   with checkpoints.Checkpoints(path) as history:
     for step in history.steps():
-      tree = history.restore(step, results.template(config))
+      tree = history.restore(step, results.template(Workspace(config)))
       for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         found[step, jax.tree_util.keystr(path)] = np.asarray(leaf)
   return found

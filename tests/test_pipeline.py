@@ -15,6 +15,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax.data import splits
 from kfkd_jax.report import tables
 from kfkd_jax.run import results, students, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import compare
 
 METHODS = {
@@ -210,11 +211,13 @@ def test_cached_teacher_is_the_fused_store(workdir):
   config = tiny_config()
   weights = np.linspace(0, 1, 6, dtype=np.float32) / 3
   stacked, weights_used = results.read_members(
-    config, epath.Path(workdir), weights
+    Workspace(config, epath.Path(workdir)), weights
   )
   assert len(weights_used) == 5  # the first weighs nothing
   images = tasks.load_task(config).images
-  probs = students.teacher_probs(config, stacked, weights_used, images)
+  probs = students.teacher_probs(
+    Workspace(config), stacked, weights_used, images
+  )
   store = results.predictions(epath.Path(workdir), "teacher", "train")
   np.testing.assert_allclose(probs, fusion.fuse(store, weights), atol=1e-6)
 
@@ -244,7 +247,7 @@ def test_a_change_redoes_only_what_depends_on_it(workdir, change, expected):
   config = tiny_config(**change)
   folder = epath.Path(workdir)
   stale = [
-    s for s in stages.STAGES if not stages.is_up_to_date(config, folder, s)
+    s for s in stages.STAGES if not stages.is_up_to_date(Workspace(config, folder), s)
   ]
   assert stale == expected
 

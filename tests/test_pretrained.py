@@ -19,6 +19,7 @@ from kfkd_jax import checkpoints, models
 from kfkd_jax import config as config_lib
 from kfkd_jax.models import pretrained, vit
 from kfkd_jax.run import build, networks, results, streams, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop
 
 FAMILIES = [f for f in test_models.SMALL if f not in ("mlp", "cnn")]
@@ -447,7 +448,7 @@ def config(tmp_path, monkeypatch):
 def file_for(config, tmp_path, classes):
   """A file of random values for the configured model with other classes."""
   task = tasks.load_task(config)
-  module = build.make_module(config, task).clone(num_classes=classes)
+  module = build.make_module(Workspace(config)).clone(num_classes=classes)
   shapes = jax.eval_shape(
     lambda: models.init(module, jax.random.key(0), task.images[:1])
   )
@@ -477,7 +478,7 @@ def test_training_starts_from_the_file(config, tmp_path, monkeypatch):
       f"m{member}", lambda: networks.supervised(config), {}, member=member
     )
     with pytest.raises(StopHereError):
-      networks.train(config, epath.Path(tmp_path), plan)
+      networks.train(Workspace(config, epath.Path(tmp_path)), plan)
   starts = [given[f"m{m}"][1]["init_from"]["params"] for m in (0, 1)]
   for start in starts:
     kept = {k: v for k, v in start.items() if k != "head"}
@@ -503,7 +504,7 @@ def test_without_a_file_training_starts_fresh(config):
   config.model.pretrained = None
   task = tasks.load_task(config)
   seeds = streams.seeds_for(config)
-  assert build.initial_variables(config, task, seeds) is None
+  assert build.initial_variables(Workspace(config), seeds) is None
 
 
 def test_a_run_without_learning_ends_with_the_files_weights(config, tmp_path):
@@ -511,7 +512,7 @@ def test_a_run_without_learning_ends_with_the_files_weights(config, tmp_path):
   config.optim.learning_rate = 0.0
   config.optim.weight_decay = 0.0
   plan = networks.Plan("m", lambda: networks.supervised(config), {})
-  networks.train(config, epath.Path(tmp_path), plan)
+  networks.train(Workspace(config, epath.Path(tmp_path)), plan)
   with checkpoints.Checkpoints(epath.Path(tmp_path) / "runs/m/history") as h:
-    found = h.restore(1, results.template(config))
+    found = h.restore(1, results.template(Workspace(config)))
   assert_same(found, variables)

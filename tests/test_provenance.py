@@ -8,6 +8,7 @@ from PIL import Image
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, stages
 from kfkd_jax.run import networks, provenance, tasks
+from kfkd_jax.run.workspace import Workspace
 
 
 @pytest.fixture
@@ -52,8 +53,8 @@ def replace(root):
 @pytest.mark.parametrize("change", [swap, remove, replace])
 def test_a_stage_refuses_data_that_changed(tmp_path, root, change):
   config, workdir = configured(root), epath.Path(tmp_path / "work")
-  provenance.note(config, workdir)
-  assert not provenance.difference(config, workdir)
+  provenance.note(Workspace(config, workdir))
+  assert not provenance.difference(Workspace(config, workdir))
   message = change(root)
   tasks._load_task.cache_clear()  # another process
   with pytest.raises(ValueError, match=message) as caught:
@@ -63,7 +64,7 @@ def test_a_stage_refuses_data_that_changed(tmp_path, root, change):
   assert "\n" not in str(caught.value)
   assert not (workdir / "runs").exists()
   other = configured(root, data__image_size=4)  # is trained anew in any case
-  assert not provenance.difference(other, workdir)
+  assert not provenance.difference(Workspace(other, workdir))
 
 
 def test_changed_data_is_set_aside_with_all_that_was_made_of_it(tmp_path, root):
@@ -79,12 +80,12 @@ def test_changed_data_is_set_aside_with_all_that_was_made_of_it(tmp_path, root):
   (aside,) = (workdir / "aside").iterdir()
   assert (aside / "runs" / "teacher" / "history").is_dir()
   assert (aside / "data.json").exists()
-  assert stages.is_up_to_date(config, workdir, "report")
-  assert not provenance.difference(config, workdir)
+  assert stages.is_up_to_date(Workspace(config, workdir), "report")
+  assert not provenance.difference(Workspace(config, workdir))
 
 
 def test_a_damaged_note_is_named(tmp_path, root):
   config, workdir = configured(root), epath.Path(tmp_path / "work")
   files.write_json(workdir / provenance.NOTE, {"fingerprint": {}})
   with pytest.raises(ValueError, match=r"data.json is damaged"):
-    provenance.difference(config, workdir)
+    provenance.difference(Workspace(config, workdir))

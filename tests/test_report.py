@@ -22,6 +22,7 @@ from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.report import page as page_lib
 from kfkd_jax.report import run_page as report
 from kfkd_jax.run import experiment, tasks, workspace
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import compare, diagnose, fuse
 from kfkd_jax.training.loop import Split
 
@@ -118,7 +119,9 @@ def write_results(config, workdir, task, rng):
       )
       entries.append(compare.Entry("kf_kd", student, on, 1, 2.5))
     split = "test" if len(task.folds) == 1 else f"test/{number}"
-    rows += compare.score(config, entries, fold.test_rows, split=split)
+    rows += compare.score(
+      Workspace(config), entries, fold.test_rows, split=split
+    )
   files.write_json_lines(workdir / "results.jsonl", rows)
 
 
@@ -155,8 +158,8 @@ def make_workdir(
         workdir / "runs" / "teacher" / "history" / f"{c + 1}" / "kept", ""
       )
   splits.write_ledger(workdir / "noise.npz", task.ledger)
-  diagnose.run(config, workdir)
-  fuse.run(config, workdir)
+  diagnose.run(Workspace(config, workdir))
+  fuse.run(Workspace(config, workdir))
   write_results(config, workdir, task, rng)
   inputs = {"train": {"inputs": {"config": "c0ffee"}}, "report": {"inputs": {}}}
   files.write_json(workdir / "manifest.json", inputs)
@@ -171,7 +174,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(made):
-  return report.render(made.config, made.workdir).html
+  return report.render(Workspace(made.config, made.workdir)).html
 
 
 class Element(NamedTuple):
@@ -354,7 +357,7 @@ def test_a_smaller_network_is_a_share_of_one(made, monkeypatch):
     ])  # fmt: skip
 
   monkeypatch.setattr(report, "_summary", smaller)
-  page = report.render(made.config, made.workdir).html
+  page = report.render(Workspace(made.config, made.workdir)).html
   (stats,) = parse(page).all("ul", class_="stats")
   notes = [e.text for e in stats.all("span", class_="note")]
   assert notes[2].endswith("], 26 % of one network at inference")
@@ -375,17 +378,17 @@ def test_names_stay_text(made, page):
 def test_names_in_the_configuration_stay_text(made):
   config = made.config.copy_and_resolve_references()
   config.data.dir = f"/{NASTY}"
-  page = report.render(config, made.workdir).html
+  page = report.render(Workspace(config, made.workdir)).html
   assert len(parse(page).all("script")) == 1
   assert f"/{NASTY}" in [td.text for td in parse(page).all("td")]
 
 
 def test_same_artefacts_same_bytes(made, page):
-  assert report.render(made.config, made.workdir).html == page
+  assert report.render(Workspace(made.config, made.workdir)).html == page
 
 
 def test_run_writes_the_page(made, page):
-  line = report.run(made.config, made.workdir)
+  line = report.run(Workspace(made.config, made.workdir))
   assert (made.workdir / "report" / "index.html").read_text() == page
   assert line == f"report/index.html, {len(page.encode()) / 1000:.0f} kB"
   figures = made.workdir / "report" / "figures"
@@ -533,7 +536,7 @@ def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
   made = make_workdir(
     epath.Path(tmp_path), monkeypatch, noisy=False, channels=3
   )
-  page = report.render(made.config, made.workdir).html
+  page = report.render(Workspace(made.config, made.workdir)).html
   assert_stands_alone(page)
   root = parse(page)
   assert len(root.all("figure")) == 7  # no memorisation, no noise matrix
@@ -546,7 +549,7 @@ def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
 
 def test_halvings_stand_apart_and_examples_chose_nothing(tmp_path, monkeypatch):
   made = make_workdir(epath.Path(tmp_path), monkeypatch, halved=True)
-  page = report.render(made.config, made.workdir).html
+  page = report.render(Workspace(made.config, made.workdir)).html
   assert_stands_alone(page)
   rows = files.read_json_lines(made.workdir / "results.jsonl")
   folds = result_rows(parse(page))
@@ -570,7 +573,7 @@ def test_halvings_stand_apart_and_examples_chose_nothing(tmp_path, monkeypatch):
 
 def test_many_classes_list_the_most_frequent_changes(tmp_path, monkeypatch):
   made = make_workdir(epath.Path(tmp_path), monkeypatch, num_classes=24)
-  page = report.render(made.config, made.workdir).html
+  page = report.render(Workspace(made.config, made.workdir)).html
   section = parse(page).all("section", aria_labelledby="noise")[0]
   table = section.all("table")[1]
   shown = [
@@ -592,7 +595,7 @@ def test_optional_methods_may_be_absent(made, tmp_path):
   rows = files.read_json_lines(workdir / "results.jsonl")
   kept = [row for row in rows if row["method"] != "kf_kd"]
   files.write_json_lines(workdir / "results.jsonl", kept)
-  page = report.render(made.config, workdir).html
+  page = report.render(Workspace(made.config, workdir)).html
   assert "KF, distilled" not in page
   assert len(parse(page).all("span", class_="value")) == 3
 

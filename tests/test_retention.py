@@ -18,6 +18,7 @@ from kfkd_jax import checkpoints, files, fusion, parallel, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.run import results, students, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation, loop, objective, retention, step
 
 EPOCHS, KEEP = 9, 3
@@ -268,17 +269,17 @@ def test_every_method_uses_only_what_is_kept(tmp_path):
   }
   weights = np.zeros(8, np.float32)
   weights[kept] = 1 / 4
-  stacked, used = results.read_members(config, workdir, weights)
+  stacked, used = results.read_members(Workspace(config, workdir), weights)
   images = tasks.load_task(config).images
   np.testing.assert_allclose(
-    students.teacher_probs(config, stacked, used, images),
+    students.teacher_probs(Workspace(config), stacked, used, images),
     fusion.fuse(results.predictions(workdir, "teacher", "train"), weights),
     atol=1e-6,
   )
   lost = np.setdiff1d(np.arange(8), kept)
   weights[lost[0]] = 1
   with pytest.raises(ValueError, match="holds 4 checkpoints of 8 epochs"):
-    results.read_members(config, workdir, weights)
+    results.read_members(Workspace(config, workdir), weights)
   assert not stages.run(config, workdir, say=lambda line: None)
 
 

@@ -9,6 +9,7 @@ from etils import epath
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.run import results
+from kfkd_jax.run.workspace import Workspace
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +98,7 @@ def test_two_runs_leave_the_same_bytes(whole, tmp_path):
 def test_what_another_run_left_is_not_taken(workdir, other, name, stage):
   """Each is whole in itself, and of the same kind."""
   exchange(other / name, workdir / name)
-  assert stages._spoilt(config_of(workdir), workdir, stage) == [name]
+  assert stages._spoilt(Workspace(config_of(workdir), workdir), stage) == [name]
 
 
 def test_a_lost_figure_comes_back_and_foreign_files_stay(workdir, capsys):
@@ -122,7 +123,7 @@ def test_a_part_of_another_run_is_refused_where_it_is_read(
 
   def read():
     results.predictions(workdir, "teacher", "test").read(3)
-    results.read_members(config_of(workdir), workdir, [0, 0, 1])
+    results.read_members(Workspace(config_of(workdir), workdir), [0, 0, 1])
 
   with pytest.raises(ValueError, match=r"belongs elsewhere.*inputs \w+, not"):
     read()
@@ -143,4 +144,4 @@ def test_notes_of_earlier_versions_still_hold(workdir):
   files.write_json(note, manifest)
   (workdir / "report" / "SHA256SUMS").unlink()
   for stage in ("train", "report"):
-    assert stages.is_up_to_date(config_of(workdir), workdir, stage)
+    assert stages.is_up_to_date(Workspace(config_of(workdir), workdir), stage)

@@ -16,6 +16,7 @@ from kfkd_jax.run import (
   students,
   tasks,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop
 
 
@@ -90,7 +91,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teaching(workdir):
-  return strategies._teaching(tiny_config(**CONFIG), workdir)
+  return strategies._teaching(Workspace(tiny_config(**CONFIG), workdir))
 
 
 TARGETS = {
@@ -124,12 +125,16 @@ def test_features_side_by_side_have_the_members_mean_products(
   workdir, teaching
 ):
   config = tiny_config(**CONFIG)
-  stacked, _ = results.read_members(config, workdir, np.ones(4, "f") / 4)
+  stacked, _ = results.read_members(
+    Workspace(config, workdir), np.ones(4, "f") / 4
+  )
   weights = np.array([0.1, 0.2, 0.3, 0.4])
 
   def features(members, weights):
     part = jax.tree.map(lambda x: x[members], stacked)
-    return students.teacher_features(config, part, weights, teaching.images[:9])
+    return students.teacher_features(
+      Workspace(config), part, weights, teaching.images[:9]
+    )
 
   fused = features([0, 1, 2, 3], weights)
   expected = sum(
@@ -176,15 +181,15 @@ def test_mutual_keeps_the_first_of_two_networks(workdir):
   config = tiny_config(**CONFIG)
   method = OPTIONAL["mutual"]
   (plan,) = method.plans(config, workdir)
-  networks.train(config, workdir, plan)
+  networks.train(Workspace(config, workdir), plan)
   method.make(config, workdir)
   pair = results.predictions(workdir, "mutual_pair", "test")
   kept = results.predictions(workdir, "mutual", "test")
   np.testing.assert_allclose(kept[0], pair[len(pair) - 1], atol=1e-6)
   stacked, _ = results.read_members(
-    config, workdir, np.ones(1, "f"), name="mutual"
+    Workspace(config, workdir), np.ones(1, "f"), name="mutual"
   )
-  expected = results.template(config)
+  expected = results.template(Workspace(config))
   jax.tree.map(lambda a, b: a.shape[1:] == b.shape or 1 / 0, stacked, expected)
   assert models.num_parameters(stacked) == models.num_parameters(expected)
 
@@ -205,10 +210,10 @@ def train_online(folder, stop_at=None, num_devices=1):
 
   return loop.train(
     epath.Path(folder),
-    build.make_recipe(config, task, keep_history=plan.keep_history),
+    build.make_recipe(Workspace(config), keep_history=plan.keep_history),
     lesson.objective,
     {"image": task.images, "label": task.given},
-    build.predicted_splits(config, task),
+    build.predicted_splits(Workspace(config)),
     seeds=streams.seeds_for(config),
     mesh=parallel.data_mesh(jax.devices()[:num_devices]),
     review=lesson.review,

@@ -9,6 +9,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import files, parallel, stages
 from kfkd_jax.data import order
 from kfkd_jax.run import build, networks, streams, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop
 
 STREAMS = ("model", "order", "augment", "noise", "selection")
@@ -74,7 +75,7 @@ def epoch_without_learning(run, config):
   task, found = tasks.load_task(config), []
   trained = loop.train(
     epath.Path(run),
-    build.make_recipe(config, task),
+    build.make_recipe(Workspace(config)),
     networks.supervised(config).objective,
     {"image": task.images, "label": task.given},
     {},

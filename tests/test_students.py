@@ -17,6 +17,7 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import compare, distill
 
 TEACHER_WIDTH, STUDENT_WIDTH = 8, 4
@@ -101,7 +102,7 @@ def test_mistakes_are_found_at_once(key, value, message):
 def test_size_is_that_of_the_networks():
   config = config_of()
   task = tasks.load_task(config)
-  size = students.student_size(config)
+  size = students.student_size(Workspace(config))
   few, many = (
     models.num_parameters(
       models.init(
@@ -115,7 +116,10 @@ def test_size_is_that_of_the_networks():
   assert size.storage == few / many
   # All but normalisation and the softmax are products of matrices.
   assert 0.35 < size.compute < 0.55
-  assert students.student_size(config_of(distill__width="None")) == (1, 1)
+  assert students.student_size(Workspace(config_of(distill__width="None"))) == (
+    1,
+    1,
+  )
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +135,9 @@ def member(workdir, run):
   weights = np.ones(1, np.float32)
   if run == workspace.TEACHER:
     weights = np.array([0, 0, 1], np.float32)
-  stacked, _ = results.read_members(config_of(), workdir, weights, name=run)
+  stacked, _ = results.read_members(
+    Workspace(config_of(), workdir), weights, name=run
+  )
   return stacked["params"]
 
 
@@ -155,7 +161,7 @@ def test_a_run_without_a_note_is_as_configured(workdir, monkeypatch):
   """As those of versions that made all networks alike."""
   monkeypatch.setattr(networks, "_MODEL", "none.json")
   config = config_of()
-  assert results.configured_as(config, workdir, "kf_kd") == config
+  assert results.configured_as(Workspace(config, workdir), "kf_kd") == config
 
 
 def test_costs_count_what_the_student_takes(workdir):
@@ -163,7 +169,7 @@ def test_costs_count_what_the_student_takes(workdir):
     row["method"]: row
     for row in files.read_json_lines(workdir / "results.jsonl")
   }
-  size = students.student_size(config_of())
+  size = students.student_size(Workspace(config_of()))
   many = config_of().compare.views
   for name, views in (("kf_kd", 1), ("dkd", 1), ("kf_kd+views", many)):
     row = rows[name]
@@ -174,7 +180,7 @@ def test_costs_count_what_the_student_takes(workdir):
     assert row["storage_cost"] == pytest.approx(size.storage, abs=1e-3)
   assert rows["final"]["inference_cost"] == rows["final"]["storage_cost"] == 1
   config, members = config_of(), 2
-  passes = students.train_cost(config, members)
+  passes = students.train_cost(Workspace(config), members)
   assert passes == pytest.approx((3 * 3 * size.compute + members) / (3 * 3))
 
 
@@ -182,7 +188,7 @@ def test_views_of_the_student_are_of_the_student(workdir):
   """Without augmentation every view is the image as it is."""
   config = config_of()
   assert not config.augment.flip
-  views = processes.on_main(compare._to_view, config, workdir)
+  views = processes.on_main(compare._to_view, Workspace(config, workdir))
   ((_, _, sources),) = views
   probs = compare.variants.with_views(
     config,
@@ -201,7 +207,7 @@ def test_each_exported_model_has_its_own_network(workdir):
   count = card["models"]["kf_kd"]["network"]["num_parameters"]
   assert f"`kf_kd`: `mlp` with {count} parameters" in text
   assert max(m["parity"] for m in card["models"].values()) <= 1e-5
-  model = export.read(config_of(), workdir, "kf_kd")
+  model = export.read(Workspace(config_of(), workdir), "kf_kd")
   images = tasks.load_task(config_of()).splits["test"].images
   store = results.predictions(workdir, "kf_kd", "test")
   np.testing.assert_allclose(
@@ -213,12 +219,12 @@ def test_each_exported_model_has_its_own_network(workdir):
 def test_a_small_student_teaches_the_next(workdir, targets):
   """Its lesson comes from its own network, not from the first teacher's."""
   config = config_of(distill__targets=targets)
-  lesson = distill._lesson(config, workdir, "kf_kd", np.ones(1, "f"))
+  lesson = distill._lesson(Workspace(config, workdir), "kf_kd", np.ones(1, "f"))
   if targets == "cached":
     probs = lesson.extra["teacher_probs"]
   else:
     task = tasks.load_task(config)
-    views = build.make_views(config, task)
+    views = build.make_views(Workspace(config))
     batch = {
       "image": views.clean(task.images),
       "label": task.given,
@@ -244,4 +250,6 @@ def test_a_damaged_note_is_named(workdir, tmp_path):
   for damage in (text.replace("4", "5", 1), text[:-20], "[]"):
     note.write_text(damage)
     with pytest.raises(ValueError, match=rf"{note} is damaged.*remove it"):
-      results.configured_as(config_of(), epath.Path(tmp_path), "kf_kd")
+      results.configured_as(
+        Workspace(config_of(), epath.Path(tmp_path)), "kf_kd"
+      )

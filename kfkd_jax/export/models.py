@@ -44,6 +44,7 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import step
 
 # Largest difference of a probability from the live model's, by compute type:
@@ -79,20 +80,20 @@ ApplyFn = Callable[[Any, jax.Array], jax.Array]
 PredictFn = Callable[[jax.Array], Any]
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def run(space: Workspace) -> str:
   """Writes `export/`; returns what is in it and how exact it is."""
-  found = [read(config, workdir, method) for method in methods(config)]
-  return processes.on_main(_export, config, workdir, found)
+  found = [read(space, method) for method in methods(space.config)]
+  return processes.on_main(_export, space, found)
 
 
-def _export(config, workdir, found: Sequence[Model]) -> str:
-  folder = epath.Path(workdir) / "export"
+def _export(space: Workspace, found: Sequence[Model]) -> str:
+  folder = epath.Path(space.path) / "export"
   programs = {m.method: serialise(m) for m in found}
-  gaps = check_parity(config, found, programs)
+  gaps = check_parity(space, found, programs)
   _clear(folder)
   written = {m.method: _write(folder, m, programs) for m in found}
-  said = _other_formats(config, found, folder)
-  card = make_card(config, workdir, found, written, gaps)
+  said = _other_formats(space, found, folder)
+  card = make_card(space, found, written, gaps)
   files.write_text(folder / "README.md", render_card(card))
   files.write_text(
     folder / "card.json", text.without_markup(files.to_json(card))
@@ -115,12 +116,10 @@ def methods(config: ml_collections.ConfigDict) -> list[str]:
   return ["final", *catalogue.FUSIONS, *students]
 
 
-def make_apply_fn(config: ml_collections.ConfigDict) -> ApplyFn:
+def make_apply_fn(space: Workspace) -> ApplyFn:
   """`(variables, images u8[B, H, W, Ch]) -> logits[B, K]`, in eval mode."""
-  task = tasks.load_task(config)
-  return _apply_fn(
-    build.make_module(config, task), build.make_views(config, task)
-  )
+  task = space.task
+  return _apply_fn(build.make_module(space), build.make_views(space))
 
 
 @functools.lru_cache(maxsize=8)
@@ -130,26 +129,24 @@ def _apply_fn(module: nn.Module, views: step.Views) -> ApplyFn:
   return lambda variables, images: logits(variables, views.clean(images))
 
 
-def read(
-  config: ml_collections.ConfigDict, workdir: epath.Path, method: str
-) -> Model:
+def read(space: Workspace, method: str) -> Model:
   """The networks behind a method and their weights, from the disk."""
-  content = processes.on_main(files.read_json, workdir / "fusion.json")
+  content = processes.on_main(files.read_json, space.path / "fusion.json")
   epochs = content["epochs"]
   run_name = workspace.TEACHER
   if method in catalogue.FUSIONS:
-    weights = results.weights_of(workdir, method)
+    weights = results.weights_of(space.path, method)
   elif method == "final":
     weights = np.asarray(fusion.final_only(len(epochs)))
   else:
     run_name, weights = method, np.ones(1, np.float32)
-    epochs = [config.distill.epochs or config.train.epochs]
+    epochs = [space.config.distill.epochs or space.config.train.epochs]
   members = [epochs[c] for c in np.flatnonzero(weights)]
   return Model(
     method,
     members,
-    *results.read_members(config, workdir, weights, name=run_name),
-    results.configured_as(config, workdir, run_name),
+    *results.read_members(space, weights, name=run_name),
+    results.configured_as(space, run_name),
   )
 
 
@@ -159,7 +156,7 @@ def make_predict(model: Model, *, impl: str = "map") -> PredictFn:
   An ensemble's networks run one after the other in a loop, so that the program
   is as small as that of one; with `impl="loop"` each is written out.
   """
-  apply_fn = make_apply_fn(model.config)
+  apply_fn = make_apply_fn(Workspace(model.config))
   if len(model.weights) == 1:
     variables = history.take_checkpoints(model.stacked, 0)
 
@@ -186,7 +183,7 @@ def serialise(model: Model) -> bytes:
       "of export.models, or fuse fewer networks (fuse.max_members)"
     )
   (batch,) = jax.export.symbolic_shape("b")
-  shape = (batch, *_image_shape(model.config))
+  shape = (batch, *_image_shape(Workspace(model.config)))
   images = jax.ShapeDtypeStruct(shape, jnp.uint8)
   predict = jax.jit(make_predict(model))
   with formats.no_source_paths():
@@ -197,7 +194,7 @@ def serialise(model: Model) -> bytes:
 
 
 def check_parity(
-  config: ml_collections.ConfigDict,
+  space: Workspace,
   found: Sequence[Model],
   programs: Mapping[str, bytes],
 ) -> dict[str, float]:
@@ -210,10 +207,10 @@ def check_parity(
   Raises:
     ParityError: a difference is above what rounding explains.
   """
-  task = tasks.load_task(config)
-  images = task.splits["test"].images[: config.export.parity_examples]
+  task = space.task
+  images = task.splits["test"].images[: space.config.export.parity_examples]
   outside = run_outside(programs, images)
-  tolerance = TOLERANCE[config.model.dtype]
+  tolerance = TOLERANCE[space.config.model.dtype]
   gaps = {}
   for model in found:
     live = live_probs(model, images)
@@ -229,7 +226,7 @@ def check_parity(
 
 def live_probs(model: Model, images: np.ndarray) -> np.ndarray:
   """What the model says before export, network by network: `f64[N, K]`."""
-  apply_fn = make_apply_fn(model.config)
+  apply_fn = make_apply_fn(Workspace(model.config))
   with jax.default_device(_cpu()):
     probs = [
       history.predict(apply_fn, member, images)
@@ -278,12 +275,12 @@ def weights_file(model: Model) -> bytes:
   if model.is_fusion:
     tensors["weights"] = model.weights
   task = tasks.load_task(model.config)
-  views = build.make_views(model.config, task)
+  views = build.make_views(Workspace(model.config))
   described = {
     "method": model.method,
     "model": build.model_options(model.config),
     "epochs": model.epochs,
-    "image_shape": _image_shape(model.config),
+    "image_shape": _image_shape(Workspace(model.config)),
     "mean": views.mean,
     "std": views.std,
     "class_names": task.class_names,
@@ -308,34 +305,33 @@ def _with_sorted_header(content: bytes) -> bytes:
 
 
 def make_card(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   found: Sequence[Model],
   written: Mapping[str, Mapping[str, Any]],
   gaps: Mapping[str, float],
 ) -> dict[str, Any]:
   """What the files are, where they come from and what they scored."""
-  task = tasks.load_task(config)
-  views = build.make_views(config, task)
+  task = space.task
+  views = build.make_views(space)
   rows = {
     row["method"]: row
-    for row in files.read_json_lines(workdir / "results.jsonl")
+    for row in files.read_json_lines(space.path / "results.jsonl")
     if row["split"] in ("test", "test/0")  # the fold that chose the weights
   }
-  ledger = splits.read_ledger(workdir / "noise.npz")
+  ledger = splits.read_ledger(space.path / "noise.npz")
   return {
     "versions": {"kfkd_jax": kfkd_jax.__version__, "jax": jax.__version__},
     "platforms": saved_model.PLATFORMS,
-    "input": {"dtype": "uint8", "shape": _image_shape(config)},
+    "input": {"dtype": "uint8", "shape": _image_shape(space)},
     "normalisation": {"mean": views.mean, "std": views.std},
     "class_names": task.class_names,
     "data": {"name": task.name, "num_train": len(task.given)},
     "noise": {
-      "kind": config.noise.kind,
+      "kind": space.config.noise.kind,
       "rate": ledger.realised_rate("train"),
     },
-    "level": config.compare.level,
-    "parity_examples": config.export.parity_examples,
+    "level": space.config.compare.level,
+    "parity_examples": space.config.export.parity_examples,
     "models": {
       model.method: {
         "title": catalogue.method_name(model.method),
@@ -384,10 +380,10 @@ def _write(folder, model, programs) -> dict[str, dict[str, Any]]:
   }
 
 
-def _other_formats(config, found, folder) -> str:
+def _other_formats(space: Workspace, found, folder) -> str:
   """Writes what else was asked for; says what there is."""
-  task = tasks.load_task(config)
-  images = task.splits["test"].images[: config.export.parity_examples]
+  task = space.task
+  images = task.splits["test"].images[: space.config.export.parity_examples]
   shipped = {
     model.method: formats.Shipped(
       # Not every converter knows the loop.
@@ -396,8 +392,10 @@ def _other_formats(config, found, folder) -> str:
     )
     for model in found
   }
-  tolerance = TOLERANCE[config.model.dtype]
-  return formats.write(config, folder, shipped, images, tolerance=tolerance)
+  tolerance = TOLERANCE[space.config.model.dtype]
+  return formats.write(
+    space.config, folder, shipped, images, tolerance=tolerance
+  )
 
 
 def _clear(folder: epath.Path) -> None:
@@ -408,8 +406,8 @@ def _clear(folder: epath.Path) -> None:
       formats.remove(path)
 
 
-def _image_shape(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-  return tasks.load_task(config).images.shape[1:]
+def _image_shape(space: Workspace) -> tuple[int, ...]:
+  return space.task.images.shape[1:]
 
 
 def _cpu() -> jax.Device:

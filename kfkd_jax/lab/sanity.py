@@ -23,6 +23,7 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import fuse
 
 Choose = Callable[[Any, np.ndarray], dict[str, np.ndarray]]
@@ -80,10 +81,10 @@ def run(
   """
   workdir = epath.Path(workdir)
   with lock.held(workdir):
-    stages.check_ran(config, workdir, "sanity", "train")
+    stages.check_ran(Workspace(config, workdir), "sanity", "train")
     task = tasks.load_task(config)
     fold = task.folds[0]
-    labels = workspace.selection_labels(config, task, fold)
+    labels = workspace.selection_labels(Workspace(config), fold)
     store = results.predictions(workdir, workspace.TEACHER, fold.select_split)
     test = results.predictions(workdir, workspace.TEACHER, "test")
     known = config.fuse.transition == "known"

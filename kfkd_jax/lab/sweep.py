@@ -19,6 +19,7 @@ import jax
 import ml_collections
 from etils import epath
 
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, stages
 from kfkd_jax.report import tables
@@ -187,7 +188,7 @@ def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
 
 def _is_finished(cell: Cell, folder: epath.Path) -> bool:
   return all(
-    stages.is_up_to_date(cell.config, folder, stage) for stage in stages.STAGES
+    stages.is_up_to_date(Workspace(cell.config, folder), stage) for stage in stages.STAGES
   )
 
 
@@ -334,7 +335,7 @@ def _write_tables(config, workdir, plan: Plan, against: str) -> str:
   for cell in _cells(config, plan):
     runs = points.setdefault(cell.point, [])
     folder = workdir / cell.name
-    if stages.is_up_to_date(cell.config, folder, "compare"):
+    if stages.is_up_to_date(Workspace(cell.config, folder), "compare"):
       rows = files.read_json_lines(folder / "results.jsonl")
       runs.append(tables.Run(rows, results.read_hits(folder)))
   summaries = {

@@ -10,7 +10,8 @@ import numpy as np
 from etils import epath
 
 from kfkd_jax import fusion
-from kfkd_jax.run import build, networks, results, tasks, workspace
+from kfkd_jax.run import build, networks, results, workspace
+from kfkd_jax.run.workspace import Workspace
 
 
 class Source(NamedTuple):
@@ -100,12 +101,12 @@ def predict(workdir: epath.Path, ensemble: Ensemble, split: str) -> np.ndarray:
   return np.mean(parts, axis=0)
 
 
-def watching_cost(config: ml_collections.ConfigDict, workdir, number: int):
+def watching_cost(space: Workspace, number: int):
   """Predicting a fold's selecting points at every checkpoint, in trainings.
 
   A training step counts as three forward passes: one forward, two back.
   """
-  task = tasks.load_task(config)
-  store = results.predictions(workdir, workspace.TEACHER, "test")
+  task = space.task
+  store = results.predictions(space.path, workspace.TEACHER, "test")
   forwards = len(store) * len(task.folds[number].select_rows)
-  return forwards / (3 * len(task.given) * config.train.epochs)
+  return forwards / (3 * len(task.given) * space.config.train.epochs)

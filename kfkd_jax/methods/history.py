@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import jax
-import ml_collections
 import numpy as np
-from etils import epath
 from jax.typing import ArrayLike
 
 from kfkd_jax import files, forgetting, fusion
@@ -14,19 +12,17 @@ from kfkd_jax.predictions import Subset
 from kfkd_jax.run import (
   results,
   streams,
-  tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 
 
-def _ensembles(
-  config: ml_collections.ConfigDict, workdir: epath.Path, number: int
-) -> list[Ensemble]:
+def _ensembles(space: Workspace, number: int) -> list[Ensemble]:
   """Every rule that only weighs what the prediction store holds."""
   return [
-    *_unchosen(config, workdir, number),
-    *_by_accuracy(config, workdir, number),
-    *_fused(config, workdir, number),
+    *_unchosen(space, number),
+    *_by_accuracy(space, number),
+    *_fused(space, number),
   ]
 
 
@@ -39,11 +35,11 @@ def _of_teacher(method, weights, cost, on="", gain=None) -> Ensemble:
   return Ensemble(method, (source,), on, cost, gain)
 
 
-def _unchosen(config, workdir, number) -> list[Ensemble]:
+def _unchosen(space: Workspace, number) -> list[Ensemble]:
   """Rules that look at no label, with as many members as KF."""
-  key = jax.random.key(streams.stream(config, "selection", number))
-  kf = results.weights_of(workdir, "kf", number)
-  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
+  key = jax.random.key(streams.stream(space.config, "selection", number))
+  kf = results.weights_of(space.path, "kf", number)
+  kept = results.kept_checkpoints(space.path, workspace.TEACHER)
   counts = (len(kept), int(np.count_nonzero(kf)))
   rules: dict[str, ArrayLike] = {
     "final": fusion.final_only(len(kept)),
@@ -57,14 +53,14 @@ def _unchosen(config, workdir, number) -> list[Ensemble]:
   ]
 
 
-def _by_accuracy(config, workdir, number) -> list[Ensemble]:
+def _by_accuracy(space: Workspace, number) -> list[Ensemble]:
   """One checkpoint, chosen by its accuracy on the selecting points."""
-  accuracy = select_accuracy(config, workdir, number)
-  watching = watching_cost(config, workdir, number)
-  on = _selected_on(config, number)
-  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
-  num = len(results.predictions(workdir, workspace.TEACHER, "test"))
-  stop = fusion.early_stopping(accuracy, patience=config.compare.patience)
+  accuracy = select_accuracy(space, number)
+  watching = watching_cost(space, number)
+  on = _selected_on(space, number)
+  kept = results.kept_checkpoints(space.path, workspace.TEACHER)
+  num = len(results.predictions(space.path, workspace.TEACHER, "test"))
+  stop = fusion.early_stopping(accuracy, patience=space.config.compare.patience)
   best = fusion.best_checkpoint(accuracy)
   stopped = (1 + watching) * (kept[stop.num_watched - 1] + 1) / num
   return [
@@ -82,30 +78,28 @@ def _by_accuracy(config, workdir, number) -> list[Ensemble]:
   ]
 
 
-def _fused(config, workdir, number) -> list[Ensemble]:
+def _fused(space: Workspace, number) -> list[Ensemble]:
   """What the fuse stage chose."""
-  folds = files.read_json(workdir / "fusion.json")["folds"]
-  cost = 1 + watching_cost(config, workdir, number)
-  on = _selected_on(config, number)
+  folds = files.read_json(space.path / "fusion.json")["folds"]
+  cost = 1 + watching_cost(space, number)
+  on = _selected_on(space, number)
   return [
     _of_teacher(method, chosen["weights"], cost, on, chosen["gain"])
     for method, chosen in folds[number]["methods"].items()
   ]
 
 
-def select_accuracy(
-  config: ml_collections.ConfigDict, workdir: epath.Path, number: int
-) -> np.ndarray:
+def select_accuracy(space: Workspace, number: int) -> np.ndarray:
   """`[M]` accuracy of each kept checkpoint on a fold's selecting points."""
-  task = tasks.load_task(config)
+  task = space.task
   fold = task.folds[number]
-  store = results.predictions(workdir, workspace.TEACHER, fold.select_split)
-  labels = workspace.selection_labels(config, task, fold)
-  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
+  store = results.predictions(space.path, workspace.TEACHER, fold.select_split)
+  labels = workspace.selection_labels(space, fold)
+  kept = results.kept_checkpoints(space.path, workspace.TEACHER)
   chosen = Subset(store, fold.select_rows, kept)
   return np.asarray(forgetting.correctness(chosen, labels)).mean(1)
 
 
-def _selected_on(config, number) -> str:
-  fold = tasks.load_task(config).folds[number]
-  return workspace.selected_on(config, fold)
+def _selected_on(space: Workspace, number) -> str:
+  fold = space.task.folds[number]
+  return workspace.selected_on(space.config, fold)

@@ -6,7 +6,8 @@ from typing import Any
 
 from kfkd_jax import models
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
-from kfkd_jax.run import build, networks, results, streams, tasks
+from kfkd_jax.run import build, networks, results, streams
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import self_taught
 
 
@@ -14,16 +15,16 @@ def _pair(module):
   return models.Pair(num_classes=module.num_classes, make=module.clone)
 
 
-def _plans(config, workdir) -> list[networks.Plan]:
+def _plans(space: Workspace) -> list[networks.Plan]:
   del workdir
 
   def init() -> dict[str, Any]:
     """Two times the pretrained weights, with heads of their own."""
-    task = tasks.load_task(config)
+    task = space.task
     pair: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for member, place in enumerate(("first", "second")):
-      seeds = streams.seeds_for(config, member)
-      found = build.initial_variables(config, task, seeds) or {}
+      seeds = streams.seeds_for(space.config, member)
+      found = build.initial_variables(space, seeds) or {}
       for name, tree in found.items():
         pair[name][place] = tree
     return pair
@@ -34,21 +35,21 @@ def _plans(config, workdir) -> list[networks.Plan]:
       lambda: networks.Lesson(self_taught.mutual()),
       inputs={},
       changes={"train.average_decay": None},
-      init=init if config.model.pretrained is not None else None,
+      init=init if space.config.model.pretrained is not None else None,
       module=_pair,
     )
   ]
 
 
-def _make(config, workdir) -> None:
+def _make(space: Workspace) -> None:
   """Keeps the first of the two networks as a network like any other."""
-  template = results.template(config, module=_pair)
-  with results.open_history(workdir, "mutual_pair") as history:
+  template = results.template(space, module=_pair)
+  with results.open_history(space.path, "mutual_pair") as history:
     both = history.restore(history.steps()[-1], template)
-  networks.store(config, workdir, "mutual", models.first_of(both))
+  networks.store(space, "mutual", models.first_of(both))
 
 
-def _ensembles(config, workdir, number) -> list[Ensemble]:
+def _ensembles(space: Workspace, number) -> list[Ensemble]:
   del config, workdir, number
   return [of_runs("mutual", ["mutual"], 2.0)]
 

@@ -15,7 +15,8 @@ import numpy as np
 from kfkd_jax import files, forgetting, fusion, losses
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.run import networks, results, tasks, workspace
+from kfkd_jax.run import networks, results, workspace
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop, objective
 
 NAME = "online_fusion"
@@ -57,12 +58,12 @@ def fused_past(likelihoods: np.ndarray, correct: np.ndarray) -> Past:
   return Past(weights / weights.sum(), min(share, 1.0))
 
 
-def _review(config) -> loop.Review:
+def _review(space: Workspace) -> loop.Review:
   """Targets from the stores alone, so that a resumed run finds the same."""
-  task = tasks.load_task(config)
+  task = space.task
   fold = task.folds[0]
-  labels = workspace.selection_labels(config, task, fold)
-  known = config.fuse.transition == "known"
+  labels = workspace.selection_labels(space, fold)
+  known = space.config.fuse.transition == "known"
   transition = task.transition if known else None
   one_hot = np.eye(task.num_classes, dtype=np.float32)[task.given]
   seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -94,22 +95,22 @@ def _review(config) -> loop.Review:
   return review
 
 
-def _plans(config, workdir) -> list[networks.Plan]:
+def _plans(space: Workspace) -> list[networks.Plan]:
   del workdir
-  task = tasks.load_task(config)
+  task = space.task
   fold = task.folds[0]
-  labels = workspace.selection_labels(config, task, fold)
+  labels = workspace.selection_labels(space, fold)
   return [
     networks.Plan(
       NAME,
       lambda: networks.Lesson(
-        objective.cached_distillation(), review=_review(config)
+        objective.cached_distillation(), review=_review(space)
       ),
       inputs={
         "selected_on": files.digest(
           [fold.select_split, fold.select_rows.tolist(), labels.tolist()]
         ),
-        "transition": config.fuse.transition,
+        "transition": space.config.fuse.transition,
       },
       changes={"predictions.train": True},
       keep_history=True,
@@ -117,16 +118,16 @@ def _plans(config, workdir) -> list[networks.Plan]:
   ]
 
 
-def _ensembles(config, workdir, number) -> list[Ensemble]:
+def _ensembles(space: Workspace, number) -> list[Ensemble]:
   """One row: training, and predicting both splits at every checkpoint."""
   if number:
     return []
-  task = tasks.load_task(config)
+  task = space.task
   fold = task.folds[0]
-  store = results.predictions(workdir, NAME, fold.select_split)
+  store = results.predictions(space.path, NAME, fold.select_split)
   forwards = len(store) * (len(task.given) + len(fold.select_rows))
-  cost = 1 + forwards / (3 * len(task.given) * config.train.epochs)
-  on = workspace.selected_on(config, fold)
+  cost = 1 + forwards / (3 * len(task.given) * space.config.train.epochs)
+  on = workspace.selected_on(space.config, fold)
   return [of_runs(NAME, [NAME], cost, selected_on=on)]
 
 

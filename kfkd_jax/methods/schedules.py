@@ -9,12 +9,13 @@ import numpy as np
 from kfkd_jax import parallel, processes
 from kfkd_jax.methods import soups
 from kfkd_jax.methods.ensemble import Ensemble, Method, Source, of_runs
-from kfkd_jax.run import build, networks, results, tasks, workspace
+from kfkd_jax.run import build, networks, results, workspace
+from kfkd_jax.run.workspace import Workspace
 
 
-def _ema(config, workdir, number) -> list[Ensemble]:
+def _ema(space: Workspace, number) -> list[Ensemble]:
   del workdir, number
-  if config.train.average_decay is None:
+  if space.config.train.average_decay is None:
     return []
   return [of_runs("ema", [f"{workspace.TEACHER}_ema"], 1.0)]
 
@@ -51,16 +52,16 @@ def _kept(workdir, run: str) -> list[int]:
   )
 
 
-def _swa_plans(config, workdir) -> list[networks.Plan]:
+def _swa_plans(space: Workspace) -> list[networks.Plan]:
   del workdir
   changes = {
     "optim.schedule": "swa",
-    "optim.hold": config.baselines.swa_start,
-    "optim.low": config.baselines.swa_rate,
-    "optim.cycle": config.baselines.swa_cycle,
-    "history.every": config.baselines.swa_cycle or 1,
+    "optim.hold": space.config.baselines.swa_start,
+    "optim.low": space.config.baselines.swa_rate,
+    "optim.cycle": space.config.baselines.swa_cycle,
+    "history.every": space.config.baselines.swa_cycle or 1,
   }
-  return [_plan(config, "swa_path", changes)]
+  return [_plan(space.config, "swa_path", changes)]
 
 
 def swa_weights(num: int, start: float) -> np.ndarray:
@@ -69,16 +70,16 @@ def swa_weights(num: int, start: float) -> np.ndarray:
   return weights / weights.sum()
 
 
-def _make_swa(config, workdir) -> None:
-  num = _num_kept(workdir, "swa_path")
-  weights = swa_weights(num, config.baselines.swa_start)
-  network = soups.averaged(config, workdir, weights, run="swa_path")
-  networks.store(config, workdir, "swa", network)
+def _make_swa(space: Workspace) -> None:
+  num = _num_kept(space.path, "swa_path")
+  weights = swa_weights(num, space.config.baselines.swa_start)
+  network = soups.averaged(space, weights, run="swa_path")
+  networks.store(space, "swa", network)
 
 
-def _swa(config, workdir, number) -> list[Ensemble]:
+def _swa(space: Workspace, number) -> list[Ensemble]:
   del workdir, number
-  return [of_runs("swa", ["swa"], 1 + 1 / (3 * config.train.epochs))]
+  return [of_runs("swa", ["swa"], 1 + 1 / (3 * space.config.train.epochs))]
 
 
 SWA = Method(_swa, _swa_plans, _make_swa)
@@ -88,54 +89,54 @@ def _snapshot_cycle(config) -> int:
   return max(config.train.epochs // config.baselines.snapshot_cycles, 1)
 
 
-def _snapshot_plans(config, workdir) -> list[networks.Plan]:
+def _snapshot_plans(space: Workspace) -> list[networks.Plan]:
   del workdir
-  cycle = _snapshot_cycle(config)
+  cycle = _snapshot_cycle(space.config)
   changes = {
     "optim.schedule": "restarts",
     "optim.cycle": cycle,
     "optim.warmup_epochs": 0,
-    "train.epochs": cycle * (config.train.epochs // cycle),
+    "train.epochs": cycle * (space.config.train.epochs // cycle),
     "history.every": cycle,
   }
-  return [_plan(config, "snapshot", changes)]
+  return [_plan(space.config, "snapshot", changes)]
 
 
-def _snapshot(config, workdir, number) -> list[Ensemble]:
+def _snapshot(space: Workspace, number) -> list[Ensemble]:
   """The networks at the last cycles' ends, as many as there are cycles."""
   del number
-  kept = _num_kept(workdir, "snapshot")
-  used = min(config.baselines.snapshot_cycles, kept)
+  kept = _num_kept(space.path, "snapshot")
+  used = min(space.config.baselines.snapshot_cycles, kept)
   weights = np.zeros(kept, np.float32)
   weights[-used:] = 1 / used
-  cost = _snapshot_cycle(config) * kept / config.train.epochs
+  cost = _snapshot_cycle(space.config) * kept / space.config.train.epochs
   return [Ensemble("snapshot", (Source("snapshot", weights),), "", cost)]
 
 
 SNAPSHOT = Method(_snapshot, _snapshot_plans)
 
 
-def _fge_epochs(config, workdir) -> tuple[int, int, int]:
+def _fge_epochs(space: Workspace) -> tuple[int, int, int]:
   """Where FGE starts in the teacher's history, its epochs and half a cycle."""
-  half = max(config.baselines.fge_cycle // 2, 1)
-  kept = _kept(workdir, workspace.TEACHER)
-  task = tasks.load_task(config)
-  epochs = build.epochs_at(config, task, kept)
-  wanted = config.baselines.fge_start * config.train.epochs
-  there = results.kept_checkpoints(workdir, workspace.TEACHER)
+  half = max(space.config.baselines.fge_cycle // 2, 1)
+  kept = _kept(space.path, workspace.TEACHER)
+  task = space.task
+  epochs = build.epochs_at(space, kept)
+  wanted = space.config.baselines.fge_start * space.config.train.epochs
+  there = results.kept_checkpoints(space.path, workspace.TEACHER)
   start = int(min(there, key=lambda c: abs(epochs[c] - wanted)))
-  rest = max(config.train.epochs - epochs[start], 1)
+  rest = max(space.config.train.epochs - epochs[start], 1)
   cycles = max(round(rest / (2 * half)), 1)
   return kept[start], cycles * 2 * half, half
 
 
-def _fge_plans(config, workdir) -> list[networks.Plan]:
+def _fge_plans(space: Workspace) -> list[networks.Plan]:
   """From a checkpoint of the teacher, up and down between two rates."""
-  start, epochs, half = _fge_epochs(config, workdir)
-  high, low = config.baselines.fge_rates
+  start, epochs, half = _fge_epochs(space)
+  high, low = space.config.baselines.fge_rates
   changes = {
     "optim.schedule": "triangular",
-    "optim.learning_rate": high * config.optim.learning_rate,
+    "optim.learning_rate": high * space.config.optim.learning_rate,
     "optim.low": low / high,
     "optim.cycle": 2 * half,
     "optim.warmup_epochs": 0,
@@ -144,21 +145,21 @@ def _fge_plans(config, workdir) -> list[networks.Plan]:
   }
 
   def init():
-    with results.open_history(workdir, workspace.TEACHER) as history:
-      return parallel.to_host(history.restore(start, results.template(config)))
+    with results.open_history(space.path, workspace.TEACHER) as history:
+      return parallel.to_host(history.restore(start, results.template(space)))
 
   return [
-    _plan(config, "fge", changes, inputs={"start": int(start)}, init=init)
+    _plan(space.config, "fge", changes, inputs={"start": int(start)}, init=init)
   ]
 
 
-def _fge(config, workdir, number) -> list[Ensemble]:
+def _fge(space: Workspace, number) -> list[Ensemble]:
   """The networks in the middle of the cycles, where the rate is lowest."""
   del number
-  _, epochs, _ = _fge_epochs(config, workdir)
-  weights = np.zeros(_num_kept(workdir, "fge"), np.float32)
+  _, epochs, _ = _fge_epochs(space)
+  weights = np.zeros(_num_kept(space.path, "fge"), np.float32)
   weights[::2] = 1
-  cost = config.baselines.fge_start + epochs / config.train.epochs
+  cost = space.config.baselines.fge_start + epochs / space.config.train.epochs
   source = Source("fge", weights / weights.sum())
   return [Ensemble("fge", (source,), "", cost)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
 from kfkd_jax.run import networks, workspace
+from kfkd_jax.run.workspace import Workspace
 
 
 def _names(config) -> list[str]:
@@ -20,17 +21,20 @@ def _plan(config, name: str, member: int, **options) -> networks.Plan:
   )
 
 
-def _plans(config, workdir) -> list[networks.Plan]:
+def _plans(space: Workspace) -> list[networks.Plan]:
   """What the ensemble needs beside the teacher, its first member."""
   del workdir
-  return [_plan(config, n, m) for m, n in enumerate(_names(config), start=1)]
+  return [
+    _plan(space.config, n, m)
+    for m, n in enumerate(_names(space.config), start=1)
+  ]
 
 
-def _ensembles(config, workdir, number) -> list[Ensemble]:
+def _ensembles(space: Workspace, number) -> list[Ensemble]:
   del workdir, number
-  if config.compare.independent == 1:
+  if space.config.compare.independent == 1:
     return []
-  runs = [workspace.TEACHER, *_names(config)]
+  runs = [workspace.TEACHER, *_names(space.config)]
   return [of_runs("independent", runs, len(runs))]
 
 
@@ -45,21 +49,21 @@ def _short_epochs(config) -> int:
   return max(config.train.epochs // config.compare.independent, 1)
 
 
-def _short_plans(config, workdir) -> list[networks.Plan]:
+def _short_plans(space: Workspace) -> list[networks.Plan]:
   """M networks of 1/M of the epochs, each with the whole schedule."""
   del workdir
-  changes = {"train.epochs": _short_epochs(config)}
-  names = _short_names(config)
+  changes = {"train.epochs": _short_epochs(space.config)}
+  names = _short_names(space.config)
   return [
-    _plan(config, name, member, changes=changes)
+    _plan(space.config, name, member, changes=changes)
     for member, name in enumerate(names)
   ]
 
 
-def _short_ensembles(config, workdir, number) -> list[Ensemble]:
+def _short_ensembles(space: Workspace, number) -> list[Ensemble]:
   del workdir, number
-  runs = _short_names(config)
-  cost = len(runs) * _short_epochs(config) / config.train.epochs
+  runs = _short_names(space.config)
+  cost = len(runs) * _short_epochs(space.config) / space.config.train.epochs
   return [of_runs("independent_equal_budget", runs, cost)]
 
 

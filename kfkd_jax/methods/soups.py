@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
-from etils import epath
 
 from kfkd_jax import averaging, fusion, parallel, processes
 from kfkd_jax.data import order, stored
@@ -22,34 +20,34 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation
 
 Variables = dict[str, Any]
 
 
 def averaged(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   weights: np.ndarray,
   *,
   run: str = workspace.TEACHER,
 ) -> Variables:
   """The weighted average of a run's checkpoints, ready to be used."""
-  stacked, weights = results.read_members(config, workdir, weights, name=run)
+  stacked, weights = results.read_members(space, weights, name=run)
   average = averaging.weighted_average(stacked, weights)
-  return with_statistics(config)(average)
+  return with_statistics(space)(average)
 
 
 def with_statistics(
-  config: ml_collections.ConfigDict,
+  space: Workspace,
 ) -> Callable[[Variables], Variables]:
   """Builds what gives a network the statistics of the training images.
 
   They are those of one epoch on clean views, the mean over its batches.
   """
-  task = tasks.load_task(config)
-  views = build.make_views(config, task)
-  module = build.make_module(config, task).clone(
+  task = space.task
+  views = build.make_views(space)
+  module = build.make_module(space).clone(
     axis_name=None,
     norm_momentum=0.0,  # the statistics of a batch alone
   )
@@ -61,10 +59,10 @@ def with_statistics(
     )
     return updates.get("batch_stats", {})
 
-  seeds = streams.seeds_for(config)
+  seeds = streams.seeds_for(space.config)
   index, weight = order.epoch_batches(
     order.epoch_order(seeds.order, 0, len(task.images)),
-    config.train.batch_size,
+    space.config.train.batch_size,
   )
 
   def renew(variables: Variables) -> Variables:
@@ -79,47 +77,45 @@ def with_statistics(
   return renew
 
 
-def _make_kf(config, workdir) -> None:
-  weights = results.weights_of(workdir, "kf")
-  networks.store(config, workdir, "kf_soup", averaged(config, workdir, weights))
+def _make_kf(space: Workspace) -> None:
+  weights = results.weights_of(space.path, "kf")
+  networks.store(space, "kf_soup", averaged(space, weights))
 
 
-def _make_uniform(config, workdir) -> None:
+def _make_uniform(space: Workspace) -> None:
   """The checkpoints of `fixed_jumps`: evenly spaced, as many as KF uses."""
-  kf = results.weights_of(workdir, "kf")
-  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
+  kf = results.weights_of(space.path, "kf")
+  kept = results.kept_checkpoints(space.path, workspace.TEACHER)
   jumps = fusion.fixed_jumps(len(kept), int(np.count_nonzero(kf)))
   weights = results.over_all(jumps, kept, len(kf))
-  networks.store(
-    config, workdir, "uniform_soup", averaged(config, workdir, weights)
-  )
+  networks.store(space, "uniform_soup", averaged(space, weights))
 
 
-def _make_greedy(config, workdir) -> None:
+def _make_greedy(space: Workspace) -> None:
   """From the `fuse.max_members` checkpoints best on the selecting points."""
   accuracy = np.asarray(
-    processes.on_main(lambda: select_accuracy(config, workdir, 0).tolist())
+    processes.on_main(lambda: select_accuracy(space, 0).tolist())
   )
-  best = np.argsort(accuracy, kind="stable")[-config.fuse.max_members :]
-  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
-  num = len(results.predictions(workdir, workspace.TEACHER, "test"))
+  best = np.argsort(accuracy, kind="stable")[-space.config.fuse.max_members :]
+  kept = results.kept_checkpoints(space.path, workspace.TEACHER)
+  num = len(results.predictions(space.path, workspace.TEACHER, "test"))
   candidates = results.over_all(1, kept[best], num)
-  stacked, _ = results.read_members(config, workdir, candidates)
-  renew = with_statistics(config)
+  stacked, _ = results.read_members(space, candidates)
+  renew = with_statistics(space)
   chosen = averaging.greedy_soup(
-    stacked, accuracy[np.sort(best)], _scorer(config, renew)
+    stacked, accuracy[np.sort(best)], _scorer(space, renew)
   )
   soup = renew(averaging.weighted_average(stacked, chosen))
-  networks.store(config, workdir, "greedy_soup", soup)
+  networks.store(space, "greedy_soup", soup)
 
 
-def _scorer(config, renew) -> Callable[[Variables], float]:
+def _scorer(space: Workspace, renew) -> Callable[[Variables], float]:
   """Builds the accuracy of averaged weights on the first fold's points."""
-  task = tasks.load_task(config)
+  task = space.task
   fold = task.folds[0]
-  labels = workspace.selection_labels(config, task, fold)
+  labels = workspace.selection_labels(space, fold)
   mesh = parallel.data_mesh()
-  predictor = evaluation.Predictor(build.make_recipe(config, task), mesh)
+  predictor = evaluation.Predictor(build.make_recipe(space), mesh)
   selecting = stored.take(
     task.splits[fold.select_split].images, fold.select_rows
   )
@@ -138,7 +134,7 @@ def _method(name: str, make, *, passes: Callable[[Any], int]):
   def ensembles(config, workdir, number) -> list[Ensemble]:
     if number:
       return []
-    watching = watching_cost(config, workdir, number)
+    watching = watching_cost(Workspace(config, workdir), number)
     cost = 1 + watching + passes(config) / (3 * config.train.epochs)
     fold = tasks.load_task(config).folds[number]
     on = workspace.selected_on(config, fold)

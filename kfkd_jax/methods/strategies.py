@@ -22,6 +22,7 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import objective, taught
 
 
@@ -43,11 +44,11 @@ class Teaching(NamedTuple):
   probs: np.ndarray
 
 
-def _teaching(config, workdir) -> Teaching:
-  task = tasks.load_task(config)
-  weights = results.weights_of(workdir, config.strategy.teacher)
-  stacked, weights = results.read_members(config, workdir, weights)
-  probs = students.teacher_probs(config, stacked, weights, task.images)
+def _teaching(space: Workspace) -> Teaching:
+  task = space.task
+  weights = results.weights_of(space.path, space.config.strategy.teacher)
+  stacked, weights = results.read_members(space, weights)
+  probs = students.teacher_probs(space, stacked, weights, task.images)
   return Teaching(stacked, weights, task.images, task.given, probs)
 
 
@@ -62,7 +63,7 @@ def _taught(
     return [
       networks.Plan(
         name,
-        lambda: lesson(config, _teaching(config, workdir)),
+        lambda: lesson(config, _teaching(Workspace(config, workdir))),
         inputs={
           **objectives.inputs(config, name),
           "weights": files.digest(weights.tobytes()),
@@ -76,10 +77,12 @@ def _taught(
       return []
     fold = tasks.load_task(config).folds[0]
     weights = results.weights_of(workdir, config.strategy.teacher)
-    cost = 1 + watching_cost(config, workdir, 0)
-    cost += students.taught_cost(config, int(np.count_nonzero(weights)))
+    cost = 1 + watching_cost(Workspace(config, workdir), 0)
+    cost += students.taught_cost(
+      Workspace(config), int(np.count_nonzero(weights))
+    )
     on = workspace.selected_on(config, fold)
-    size = students.student_size(config)
+    size = students.student_size(Workspace(config))
     return [of_runs(name, [name], cost, selected_on=on, size=size)]
 
   return Method(ensembles, plans)
@@ -104,30 +107,30 @@ def _with_targets(
   )
 
 
-def _relational(config, teaching: Teaching) -> networks.Lesson:
+def _relational(space: Workspace, teaching: Teaching) -> networks.Lesson:
   lesson = taught.relational(
-    label_weight=config.strategy.label_weight,
-    weights=config.strategy.relational_weights,
+    label_weight=space.config.strategy.label_weight,
+    weights=space.config.strategy.relational_weights,
   )
   return networks.Lesson(
-    lesson, extra={"teacher_features": _features(config, teaching)}
+    lesson, extra={"teacher_features": _features(space, teaching)}
   )
 
 
-def _features(config, teaching: Teaching) -> np.ndarray:
+def _features(space: Workspace, teaching: Teaching) -> np.ndarray:
   return students.teacher_features(
-    config, teaching.stacked, teaching.weights, teaching.images
+    space, teaching.stacked, teaching.weights, teaching.images
   )
 
 
-def _propagated(config, teaching: Teaching) -> np.ndarray:
+def _propagated(space: Workspace, teaching: Teaching) -> np.ndarray:
   """Labels the fusion finds likely, spread over its features."""
   return propagated(
     teaching.probs,
-    _features(config, teaching),
+    _features(space, teaching),
     teaching.labels,
-    num_neighbours=config.strategy.neighbours,
-    decay=config.strategy.propagation_decay,
+    num_neighbours=space.config.strategy.neighbours,
+    decay=space.config.strategy.propagation_decay,
   )
 
 

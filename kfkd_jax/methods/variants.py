@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
-import ml_collections
 import numpy as np
-from etils import epath
 
 from kfkd_jax import calibration, history, losses, parallel
 from kfkd_jax.data import Stored, augment, order
@@ -16,32 +14,30 @@ from kfkd_jax.run import (
   build,
   results,
   streams,
-  tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation
 
 
 def with_temperature(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   ensemble: Ensemble,
   number: int,
 ) -> np.ndarray:
   """Test probabilities at the temperature fitted on a fold's points."""
-  task = tasks.load_task(config)
+  task = space.task
   fold = task.folds[number]
-  probs = predict(workdir, ensemble, fold.select_split)[fold.select_rows]
-  labels = workspace.selection_labels(config, task, fold)
+  probs = predict(space.path, ensemble, fold.select_split)[fold.select_rows]
+  labels = workspace.selection_labels(space, fold)
   temperature = calibration.fit_temperature(probs, labels)
   return np.asarray(
-    losses.temper(predict(workdir, ensemble, "test"), temperature)
+    losses.temper(predict(space.path, ensemble, "test"), temperature)
   )
 
 
 def with_views(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   sources: Sequence[Source],
 ) -> np.ndarray:
   """Test probabilities, the mean over `compare.views` views of each image.
@@ -49,23 +45,23 @@ def with_views(
   The first view is the image as it is, the others are drawn as in training.
   The sources' weights are over all checkpoints of their runs.
   """
-  task = tasks.load_task(config)
+  task = space.task
   mesh = parallel.data_mesh()
-  recipe = build.make_recipe(config, task)
+  recipe = build.make_recipe(space)
   predictor = evaluation.Predictor(recipe, mesh)
   predictors = {recipe.module: predictor}
   images = task.splits["test"].images
   views = [
-    predictor.put(images if v == 0 else _view(config, images, v))
-    for v in range(config.compare.views)
+    predictor.put(images if v == 0 else _view(space.config, images, v))
+    for v in range(space.config.compare.views)
   ]
   total = np.zeros((len(images), task.num_classes), np.float32)
   for source in sources:
     stacked, weights = results.read_members(
-      config, workdir, source.weights, name=source.run
+      space, source.weights, name=source.run
     )
-    trained = results.configured_as(config, workdir, source.run)
-    recipe = build.make_recipe(trained, task)
+    trained = results.configured_as(space, source.run)
+    recipe = build.make_recipe(FIXME(trained, task))
     if recipe.module not in predictors:
       predictors[recipe.module] = evaluation.Predictor(recipe, mesh)
     predictor = predictors[recipe.module]

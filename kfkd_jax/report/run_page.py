@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from etils import epath
 from PIL import Image
 
 import kfkd_jax
@@ -29,6 +28,7 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 
 _SHOWN = ("train", "diagnose", "fuse", "distill", "compare")
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -38,43 +38,43 @@ _PICTURE_PIXELS = 160  # larger pictures are made smaller
 _STRIP_LETTERS = 40  # that fit beside each other under a picture
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def run(space: Workspace) -> str:
   """Writes `report/`; returns the page's size."""
-  made, folder = render(config, epath.Path(workdir)), workdir / "report"
+  made, folder = render(space), space.path / "report"
   written = page.write(made, folder / "index.html")
   seals.write_sums(folder, written.names)
   return f"report/index.html, {written.size}"
 
 
-def render(config: ml_collections.ConfigDict, workdir: epath.Path) -> page.Page:
+def render(space: Workspace) -> page.Page:
   """The page, from the artefacts of the other stages."""
-  diagnosis = files.read_json(workdir / "diagnosis.json")
-  fused = files.read_json(workdir / "fusion.json")
-  rows = files.read_json_lines(workdir / "results.jsonl")
-  manifest = files.read_json(workdir / "manifest.json")
-  task = tasks.load_task(config)
-  ledger = splits.read_ledger(workdir / "noise.npz")
+  diagnosis = files.read_json(space.path / "diagnosis.json")
+  fused = files.read_json(space.path / "fusion.json")
+  rows = files.read_json_lines(space.path / "results.jsonl")
+  manifest = files.read_json(space.path / "manifest.json")
+  task = space.task
+  ledger = splits.read_ledger(space.path / "noise.npz")
   noise = _noise(ledger, task.class_names)
   tables = {"results": results_table(rows), "label-noise": noise["parts"]}
-  paper = config.report.paper
+  paper = space.config.report.paper
   if paper is not None:
     tables["paper"] = beside_paper(rows, paper)
   return page.render(
     "report.html",
     {**_figures(diagnosis, fused, rows), **_noise_figure(ledger, task)},
     tables,
-    config=config,
+    config=space.config,
     beside_paper=tables.get("paper"),
     paper_title=paper and published.COLUMNS[paper].title,
-    sections=_sections(config),
+    sections=_sections(space.config),
     task=task,
     summary=_summary(rows),
     diagnosis=diagnosis,
     fusion=fused,
     rows=rows,
-    forgotten=_forgotten(config, workdir, task),
+    forgotten=_forgotten(space, task),
     noise=noise,
-    made_noise=tasks.made_noise(config, ledger),
+    made_noise=tasks.made_noise(space.config, ledger),
     versions=_versions(),
     device=_device(),
     # Of the stages that it shows, whatever else ran before.
@@ -236,18 +236,20 @@ def _memorisation(diagnosis) -> dict[str, Drawn]:
   }
 
 
-def _forgotten(config, workdir, task: tasks.Task) -> dict[str, Any]:
+def _forgotten(space: Workspace, task: tasks.Task) -> dict[str, Any]:
   """Test points that were right once and are wrong at the end.
 
   Taken from the first fold's test points, so that none of them helped to
   choose the fusion whose opinion is shown.
   """
-  store = results.predictions(workdir, workspace.TEACHER, "test")
+  store = results.predictions(space.path, workspace.TEACHER, "test")
   rows = task.folds[0].test_rows
   labels = store.labels[rows]
-  epochs = build.epochs_at(config, task, store.epochs)
+  epochs = build.epochs_at(space, store.epochs)
   classes = np.asarray(forgetting.predicted_classes(Subset(store, rows)))
-  chosen = files.read_json(workdir / "fusion.json")["folds"][0]["methods"]["kf"]
+  chosen = files.read_json(space.path / "fusion.json")["folds"][0]["methods"][
+    "kf"
+  ]
   weights = np.asarray(chosen["weights"], np.float32)
   now = np.asarray(fusion.fuse(Subset(store, rows), weights)).argmax(-1)
   correct = classes == labels
@@ -268,7 +270,7 @@ def _forgotten(config, workdir, task: tasks.Task) -> dict[str, Any]:
         "times": int(correct[:, n].sum()),
         "strip": _strip(classes[:, n], labels[n], epochs, task.class_names),
       }
-      for n in plots.most_forgotten(correct, config.report.num_examples)
+      for n in plots.most_forgotten(correct, space.config.report.num_examples)
     ],
   }
 

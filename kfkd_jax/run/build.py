@@ -15,20 +15,18 @@ import numpy as np
 from kfkd_jax import models, optim, parallel
 from kfkd_jax.data.stream import RandomViews
 from kfkd_jax.models import pretrained
-from kfkd_jax.run import tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation, loop
 from kfkd_jax.training.step import Views, eval_apply
 
 
-def make_module(
-  config: ml_collections.ConfigDict, task: tasks.Task
-) -> nn.Module:
+def make_module(space: Workspace) -> nn.Module:
   """The configured network, ready for the sharded step."""
-  options = model_options(config)
+  options = model_options(space.config)
   return models.create(
     options.pop("name"),
-    task.num_classes,
-    **{**options, "dtype": jnp.dtype(config.model.dtype)},
+    space.task.num_classes,
+    **{**options, "dtype": jnp.dtype(space.config.model.dtype)},
     axis_name=parallel.DATA_AXIS,
   )
 
@@ -61,9 +59,9 @@ class Size(NamedTuple):
 SAME_SIZE = Size(1.0, 1.0)  # in networks like the teacher's
 
 
-def network_size(config: ml_collections.ConfigDict, task: tasks.Task) -> Size:
+def network_size(space: Workspace) -> Size:
   """What the configured network takes to run on an image and to keep."""
-  return _network_size(make_module(config, task), task.images.shape[1:])
+  return _network_size(make_module(space), space.task.images.shape[1:])
 
 
 @functools.lru_cache(maxsize=8)
@@ -78,24 +76,25 @@ def _network_size(module: nn.Module, shape: tuple[int, ...]) -> Size:
 
 
 def initial_variables(
-  config: ml_collections.ConfigDict, task: tasks.Task, seeds: loop.Seeds
+  space: Workspace, seeds: loop.Seeds
 ) -> dict[str, Any] | None:
   """What training starts from: a pretrained file's weights, None if fresh.
 
   What the file does not decide, such as a head for other classes, is drawn
   from the model's stream.
   """
-  if config.model.pretrained is None:
+  if space.config.model.pretrained is None:
     return None
   fresh = models.init(
-    make_module(config, task), jax.random.key(seeds.model), task.images[:1]
+    make_module(space), jax.random.key(seeds.model), space.task.images[:1]
   )
-  return pretrained.load(config.model.pretrained, fresh, name=config.model.name)
+  return pretrained.load(
+    space.config.model.pretrained, fresh, name=space.config.model.name
+  )
 
 
 def make_recipe(
-  config: ml_collections.ConfigDict,
-  task: tasks.Task,
+  space: Workspace,
   *,
   keep_history: bool = False,
   num_train: int | None = None,
@@ -108,67 +107,67 @@ def make_recipe(
     keep_history: keep checkpoints as `history` says, not only the last.
     num_train: examples of an epoch; None: the task's.
   """
-  epochs = config.train.epochs
-  steps = -(-(num_train or len(task.given)) // config.train.batch_size)
+  epochs = space.config.train.epochs
+  steps = -(
+    -(num_train or len(space.task.given)) // space.config.train.batch_size
+  )
   schedule = optim.make_schedule(
-    config.optim.schedule,
-    config.optim.learning_rate,
+    space.config.optim.schedule,
+    space.config.optim.learning_rate,
     epochs * steps,
-    warmup_steps=config.optim.warmup_epochs * steps,
-    boundaries=tuple(config.optim.boundaries),
-    decay=config.optim.decay,
-    cycle_steps=config.optim.cycle and config.optim.cycle * steps,
-    low=config.optim.low,
-    hold=config.optim.hold,
+    warmup_steps=space.config.optim.warmup_epochs * steps,
+    boundaries=tuple(space.config.optim.boundaries),
+    decay=space.config.optim.decay,
+    cycle_steps=space.config.optim.cycle and space.config.optim.cycle * steps,
+    low=space.config.optim.low,
+    hold=space.config.optim.hold,
   )
   optimizer = optim.make_optimizer(
-    config.optim.name,
+    space.config.optim.name,
     schedule,
-    momentum=config.optim.momentum,
-    nesterov=config.optim.nesterov,
-    weight_decay=config.optim.weight_decay,
-    clip_norm=config.optim.clip_norm,
-    decay_everything=config.optim.decay_everything,
+    momentum=space.config.optim.momentum,
+    nesterov=space.config.optim.nesterov,
+    weight_decay=space.config.optim.weight_decay,
+    clip_norm=space.config.optim.clip_norm,
+    decay_everything=space.config.optim.decay_everything,
   )
   return loop.Recipe(
-    module=make_module(config, task),
+    module=make_module(space),
     optimizer=optimizer,
-    views=make_views(config, task),
-    random_views=make_random_views(config),
-    workers=config.data.workers,
+    views=make_views(space),
+    random_views=make_random_views(space.config),
+    workers=space.config.data.workers,
     epochs=epochs,
-    batch_size=config.train.batch_size,
-    average_decay=config.train.average_decay,
-    history_every=config.history.every if keep_history else epochs,
-    history_unit=config.history.unit if keep_history else "epoch",
-    history_dtype=config.history.dtype if keep_history else "float32",
-    history_keep=config.history.keep if keep_history else None,
-    resume_every=config.history.resume_every,
-    micro_batches=config.train.micro_batches,
-    evaluation_batch=config.predictions.batch_size,
-    prediction_dtype=config.predictions.dtype,
+    batch_size=space.config.train.batch_size,
+    average_decay=space.config.train.average_decay,
+    history_every=space.config.history.every if keep_history else epochs,
+    history_unit=space.config.history.unit if keep_history else "epoch",
+    history_dtype=space.config.history.dtype if keep_history else "float32",
+    history_keep=space.config.history.keep if keep_history else None,
+    resume_every=space.config.history.resume_every,
+    micro_batches=space.config.train.micro_batches,
+    evaluation_batch=space.config.predictions.batch_size,
+    prediction_dtype=space.config.predictions.dtype,
   )
 
 
-def epochs_at(
-  config: ml_collections.ConfigDict, task: tasks.Task, ticks: Sequence[int]
-) -> list[int | float]:
+def epochs_at(space: Workspace, ticks: Sequence[int]) -> list[int | float]:
   """Finished epochs at the teacher's checkpoints, by their numbers."""
-  recipe = make_recipe(config, task, keep_history=True)
-  clock = loop.make_clock(recipe, len(task.given))
+  recipe = make_recipe(space, keep_history=True)
+  clock = loop.make_clock(recipe, len(space.task.given))
   return [clock.epochs(tick) for tick in ticks]
 
 
-def make_views(config: ml_collections.ConfigDict, task: tasks.Task) -> Views:
+def make_views(space: Workspace) -> Views:
   """Normalisation by the training images, augmentation by the config."""
-  mean, std = task.statistics
+  mean, std = space.task.statistics
   return Views(
     mean=tuple(float(m) for m in mean),
     std=tuple(float(s) for s in std),
-    pad=config.augment.pad,
-    flip=config.augment.flip,
-    cutout=config.augment.cutout,
-    mixup=config.augment.mixup,
+    pad=space.config.augment.pad,
+    flip=space.config.augment.flip,
+    cutout=space.config.augment.cutout,
+    mixup=space.config.augment.mixup,
   )
 
 
@@ -183,9 +182,7 @@ def make_random_views(config: ml_collections.ConfigDict) -> RandomViews:
   )
 
 
-def predicted_splits(
-  config: ml_collections.ConfigDict, task: tasks.Task
-) -> dict[str, evaluation.Split]:
+def predicted_splits(space: Workspace) -> dict[str, evaluation.Split]:
   """What a run predicts at each epoch's end."""
-  skip = () if config.predictions.train else ("train",)
-  return {k: v for k, v in task.splits.items() if k not in skip}
+  skip = () if space.config.predictions.train else ("train",)
+  return {k: v for k, v in space.task.splits.items() if k not in skip}

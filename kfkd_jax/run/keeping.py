@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import ml_collections
 from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock
 from kfkd_jax.run import forecast, results
+from kfkd_jax.run.workspace import Workspace
 
 _CONFIG = "config.json"
 _COPY = f"runs/{_CONFIG}"  # should the first be lost
@@ -21,12 +21,10 @@ ASIDE = "aside"
 _MOST_SHOWN = 4  # keys or runs in a line
 
 
-def write_config(
-  config: ml_collections.ConfigDict, workdir: epath.Path
-) -> None:
+def write_config(space: Workspace) -> None:
   """Notes what a working directory is continued with, twice."""
-  content = config_lib.sealed(config).encode()
-  for path in (workdir / _CONFIG, workdir / _COPY):
+  content = config_lib.sealed(space.config).encode()
+  for path in (space.path / _CONFIG, space.path / _COPY):
     if not files.exists(path) or files.read_bytes(path) != content:
       files.write_bytes(path, content)
 
@@ -69,8 +67,7 @@ def refusal_without_config(saved: epath.Path) -> str:
 
 
 def refusal(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   runs: Sequence[str],
   stages: Sequence[str],
 ) -> str:
@@ -82,16 +79,16 @@ def refusal(
     runs: their names.
     stages: that make them.
   """
-  changes = _shortened(_changes(config, workdir, stages))
+  changes = _shortened(_changes(space, stages))
   cause = changes or "another configuration or version"
   trained = [
-    _described(workdir, name)
+    _described(space.path, name)
     for name in runs
-    if files.exists(results.run_path(workdir, name) / "metrics.jsonl")
+    if files.exists(results.run_path(space.path, name) / "metrics.jsonl")
   ]
   shown = _shortened(trained or list(runs))
   return (
-    f"{cause} would train again what is there in {workdir}: {shown}; give "
+    f"{cause} would train again what is there in {space.path}: {shown}; give "
     "--workdir=NEW to keep it as it is, or --redo to set it aside first"
   )
 
@@ -102,16 +99,18 @@ def _shortened(parts: list[str]) -> str:
   return ", ".join([*parts[:_MOST_SHOWN], *more])
 
 
-def _changes(config, workdir, stages) -> list[str]:
+def _changes(space: Workspace, stages) -> list[str]:
   """`KEY=OLD -> NEW` for what differs from the saved configuration."""
   with contextlib.suppress(ValueError):  # lost, or of another version
-    before = config_lib.read(None, saved=configuration(workdir))
+    before = config_lib.read(None, saved=configuration(space.path))
     return [
       f"{name}={old} -> {new}"
       for name in [
         key.name for key in config_lib.KEYS if set(key.decides) & set(stages)
       ]
-      for old, new in [[config_lib.get(c, name) for c in (before, config)]]
+      for old, new in [
+        [config_lib.get(c, name) for c in (before, space.config)]
+      ]
       if old != new
     ]
   return []
@@ -165,8 +164,7 @@ def new_place(workdir: epath.Path) -> epath.Path:
 
 
 def set_aside(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   runs: Sequence[str],
   place: epath.Path,
 ) -> None:
@@ -175,14 +173,14 @@ def set_aside(
   The new configuration is noted before the first moves: if this is killed,
   what has stayed is refused to be replaced, not trained again.
   """
-  for path in workdir.iterdir():
+  for path in space.path.iterdir():
     copy = place / path.name
     if path.name[0] != "." and path.is_file() and not files.exists(copy):
       files.write_bytes(copy, path.read_bytes())
-  write_config(config, workdir)
+  write_config(space)
   (place / "runs").mkdir(parents=True, exist_ok=True)
   for name in (n for run in runs for n in (run, f"{run}_ema")):
-    run = results.run_path(workdir, name)
+    run = results.run_path(space.path, name)
     if files.exists(run):
       run.rename(place / "runs" / name)
 

@@ -27,11 +27,11 @@ from kfkd_jax.run import (
   forecast,
   results,
   streams,
-  tasks,
   workspace,
 )
 from kfkd_jax.run.objectives import OBJECTIVES
 from kfkd_jax.run.progress import Progress
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation, loop, objective
 from kfkd_jax.training.profiling import StepTrace
 
@@ -95,14 +95,14 @@ def origin(config: ml_collections.ConfigDict, plan: Plan) -> str:
   })  # fmt: skip
 
 
-def work(config: ml_collections.ConfigDict, plans: list[Plan]) -> str:
+def work(space: Workspace, plans: list[Plan]) -> str:
   """What training the planned networks takes, beside the teacher's."""
-  task = tasks.load_task(config)
-  teacher = config.train.epochs * build.network_size(config, task).compute
+  task = space.task
+  teacher = space.config.train.epochs * build.network_size(space).compute
   total = 0.0
   for plan in plans:
-    own = config_lib.changed(config, plan.changes)
-    total += own.train.epochs * build.network_size(own, task).compute
+    own = config_lib.changed(space.config, plan.changes)
+    total += own.train.epochs * build.network_size(FIXME(own, task)).compute
   return f"{forecast.times(total / teacher)} the work of training the teacher"
 
 
@@ -115,20 +115,19 @@ class WouldReplaceError(ValueError):
   """What took long to train would be lost; says what, and the ways on."""
 
 
-def train(
-  config: ml_collections.ConfigDict, workdir: epath.Path, plan: Plan
-) -> None:
+def train(space: Workspace, plan: Plan) -> None:
   """Trains the planned network unless it is finished already."""
-  run = results.run_path(workdir, plan.name)
-  made_from = origin(config, plan)
-  config = config_lib.changed(config, plan.changes)
-  processes.on_main(_prepare, run, made_from, config.model)
+  run = results.run_path(space.path, plan.name)
+  made_from = origin(space.config, plan)
+  config = config_lib.changed(space.config, plan.changes)
+  processes.on_main(_prepare, run, made_from, space.config.model)
   folders = [
-    results.run_path(workdir, n) for n in results.run_names(config, plan.name)
+    results.run_path(space.path, n)
+    for n in results.run_names(space.config, plan.name)
   ]
   if processes.on_main(lambda: all(map(results.is_whole, folders))):
     return
-  task = tasks.load_task(config)
+  task = space.task
   lesson = plan.lesson()
   examples = {
     "image": task.images,
@@ -136,23 +135,22 @@ def train(
     **(lesson.extra or {}),
   }
   recipe = build.make_recipe(
-    config,
-    task,
+    space,
     keep_history=plan.keep_history,
     num_train=len(examples["label"]),
   )
   recipe = recipe._replace(module=plan.module(recipe.module))
-  splits = build.predicted_splits(config, task)
+  splits = build.predicted_splits(space)
   expected = forecast.forecast(recipe, lesson.objective, task, splits)
   room = processes.on_main(forecast.check, run, expected)
   if plan.keep_history:
     processes.say(room)
-  seeds = streams.seeds_for(config, plan.member)
+  seeds = streams.seeds_for(space.config, plan.member)
   alike = lesson.objective.frozen_spec == parallel.REPLICATED
-  ensemble = 1 if alike else config.runtime.ensemble_axis
-  profiled = config.runtime.profile and plan.name == workspace.TEACHER
+  ensemble = 1 if alike else space.config.runtime.ensemble_axis
+  profiled = space.config.runtime.profile and plan.name == workspace.TEACHER
   with (
-    Progress(run, plan.name, config) as show,
+    Progress(run, plan.name, space.config) as show,
     StepTrace(run / "profile" if profiled else None) as trace,
     _timed(run),
   ):
@@ -166,7 +164,7 @@ def train(
       mesh=parallel.data_mesh(ensemble=ensemble),
       frozen=lesson.frozen,
       init_from=(
-        build.initial_variables(config, task, seeds)
+        build.initial_variables(space, seeds)
         if plan.init is None
         else plan.init()
       ),
@@ -176,7 +174,7 @@ def train(
       owner={"run": plan.name, "inputs": made_from},
     )
   if trained.average:
-    store(config, workdir, f"{plan.name}_ema", trained.average)
+    store(space, f"{plan.name}_ema", trained.average)
   _finish(run)
 
 
@@ -232,15 +230,14 @@ def _discard(run: epath.Path) -> None:
 
 
 def store(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   name: str,
   variables: dict[str, Any],
 ) -> None:
   """Makes a finished run of a network that was computed, not trained."""
-  run = results.run_path(workdir, name)
-  task = tasks.load_task(config)
-  recipe = build.make_recipe(config, task)
+  run = results.run_path(space.path, name)
+  task = space.task
+  recipe = build.make_recipe(space)
   mesh = parallel.data_mesh()
   variables = parallel.replicate(variables, mesh)
   network = files.digest(checkpoints.digests(parallel.to_host(variables)))
@@ -248,11 +245,11 @@ def store(
   def prepare():
     _discard(run)
     files.write_json(run / results.INPUTS, {"digest": network})
-    _note_model(run, config.model)
+    _note_model(run, space.config.model)
 
   processes.on_main(prepare)
   predictor = evaluation.Predictor(recipe, mesh)
-  for split, part in build.predicted_splits(config, task).items():
+  for split, part in build.predicted_splits(space).items():
     probs = predictor(variables, predictor.put(part.images))
 
     def write(split=split, part=part, probs=probs):
@@ -261,12 +258,12 @@ def store(
         part.labels,
         part.ids,
         num_classes=task.num_classes,
-        dtype=config.predictions.dtype,
+        dtype=space.config.predictions.dtype,
         owner={**results.owner(run), "split": split},
       ).write(recipe.epochs, probs)
 
     processes.on_main(write)
-  with results.open_history(workdir, name) as history:
+  with results.open_history(space.path, name) as history:
     history.save(recipe.epochs, variables)
   _finish(run)
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_collections
 from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files
-from kfkd_jax.run import tasks
+from kfkd_jax.run.workspace import Workspace
 
 NOTE = "data.json"
 
 
-def difference(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def difference(space: Workspace) -> str:
   """What of the data is not as it was; "" where it is, or is another set."""
-  before, now = _noted(workdir), _described(config)
+  before, now = _noted(space.path), _described(space)
   if before is None or before["config"] != now["config"]:
     return ""
   was, found = before["fingerprint"], now["fingerprint"]
@@ -32,22 +31,20 @@ def difference(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
   )
 
 
-def refusal(
-  config: ml_collections.ConfigDict, workdir: epath.Path, difference: str
-) -> str:
+def refusal(space: Workspace, difference: str) -> str:
   """What to do where the data of the same name and place has changed."""
   return (
-    f"the data of {config.data.name!r} is not what {workdir} was made from: "
+    f"the data of {space.config.data.name!r} is not what {space.path} was made from: "
     f"{difference} changed; put it back, give --workdir=NEW, or --redo to set "
     "aside what was made and make it again"
   )
 
 
-def note(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+def note(space: Workspace) -> None:
   """Notes the data that is worked with now."""
-  now = _described(config)
-  if _noted(workdir) != now:
-    files.write_json(workdir / NOTE, files.sealed(now))
+  now = _described(space)
+  if _noted(space.path) != now:
+    files.write_json(space.path / NOTE, files.sealed(now))
 
 
 def _noted(workdir: epath.Path) -> dict[str, Any] | None:
@@ -60,12 +57,12 @@ def _noted(workdir: epath.Path) -> dict[str, Any] | None:
   return content
 
 
-def _described(config) -> dict[str, Any]:
+def _described(space: Workspace) -> dict[str, Any]:
   wanted = {
     key: value
-    for key, value in config_lib.deciding(config, "train").items()
+    for key, value in config_lib.deciding(space.config, "train").items()
     if key.startswith("data.")
   }
-  wanted["noise.field"] = config.noise.field
-  fingerprint = dict(tasks.load_task(config).fingerprint)
+  wanted["noise.field"] = space.config.noise.field
+  fingerprint = dict(space.task.fingerprint)
   return {"config": files.digest(wanted), "fingerprint": fingerprint}

@@ -21,7 +21,8 @@ from kfkd_jax import (
 )
 from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.run import build, tasks, workspace
+from kfkd_jax.run import build, workspace
+from kfkd_jax.run.workspace import Workspace
 
 MODEL = "model.json"
 
@@ -122,14 +123,14 @@ def seconds(run: epath.Path) -> float | None:
   return None
 
 
-def configured_as(
-  config: ml_collections.ConfigDict, workdir: epath.Path, name: str
-) -> ml_collections.ConfigDict:
+def configured_as(space: Workspace, name: str) -> ml_collections.ConfigDict:
   """`config` with the network that the run `name` is of."""
-  model = processes.on_main(_model_of, run_path(workdir, name))
-  if model is None or model == config.model.to_dict():
-    return config
-  return config_lib.changed(config, {f"model.{k}": v for k, v in model.items()})
+  model = processes.on_main(_model_of, run_path(space.path, name))
+  if model is None or model == space.config.model.to_dict():
+    return space.config
+  return config_lib.changed(
+    space.config, {f"model.{k}": v for k, v in model.items()}
+  )
 
 
 def _model_of(run: epath.Path) -> dict[str, Any] | None:
@@ -157,8 +158,7 @@ def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:
 
 
 def read_members(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   weights: np.ndarray,
   *,
   name: str = workspace.TEACHER,
@@ -168,9 +168,9 @@ def read_members(
   Returns:
     Stacked variables `[M, ...]` and their weights `[M]`.
   """
-  epochs = predictions(workdir, name, "test").epochs
+  epochs = predictions(space.path, name, "test").epochs
   members = np.flatnonzero(weights)
-  with open_history(workdir, name) as history:
+  with open_history(space.path, name) as history:
     kept = history.steps()
     if len(epochs) != len(weights) or not {epochs[m] for m in members} <= {
       *kept
@@ -182,7 +182,7 @@ def read_members(
       )
     stacked = history.restore_stacked(
       [epochs[m] for m in members],
-      template(configured_as(config, workdir, name)),
+      template(FIXME(configured_as(config, workdir, name))),
     )
   return stacked, np.asarray(weights)[members]
 
@@ -200,13 +200,13 @@ def _kept(workdir, name) -> list[int]:
 
 
 def template(
-  config: ml_collections.ConfigDict,
+  space: Workspace,
   *,
   module: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> dict[str, Any]:
   """The shapes of a network's variables, of the configured one or a plan's."""
-  task = tasks.load_task(config)
-  network = module(build.make_module(config, task))
+  task = space.task
+  network = module(build.make_module(space))
   return jax.eval_shape(
     lambda: models.init(network, jax.random.key(0), task.images[:1])
   )

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import data as data_lib
@@ -21,6 +20,7 @@ from kfkd_jax import (
 )
 from kfkd_jax.data import Stored
 from kfkd_jax.run import build, results, tasks, workspace
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation
 
 
@@ -29,9 +29,7 @@ def student_name(teacher: str, number: int = 1) -> str:
   return f"{teacher}_kd" if number == 1 else f"{teacher}_kd_{number}"
 
 
-def students(
-  config: ml_collections.ConfigDict, workdir: epath.Path, teacher: str
-) -> Iterator[str]:
+def students(space: Workspace, teacher: str) -> Iterator[str]:
   """The students of a fusion, round by round.
 
   The next one comes only when the one before is trained: with
@@ -39,24 +37,24 @@ def students(
   is a next one. The first that is no better than the one before is the last.
   """
   best = -np.inf
-  for number in range(1, config.distill.rounds + 1):
+  for number in range(1, space.config.distill.rounds + 1):
     name = student_name(teacher, number)
     yield name
-    if config.distill.rounds_stop != "none":
-      score = processes.on_main(_score, config, workdir, name)
+    if space.config.distill.rounds_stop != "none":
+      score = processes.on_main(_score, space, name)
       if score <= best:
         return
       best = score
 
 
-def _score(config, workdir, name) -> float:
+def _score(space: Workspace, name) -> float:
   """How good a network is on the first fold's selecting points."""
-  task = tasks.load_task(config)
+  task = space.task
   fold = task.folds[0]
-  store = results.predictions(workdir, name, fold.select_split)
+  store = results.predictions(space.path, name, fold.select_split)
   probs = store[len(store) - 1][fold.select_rows]
-  labels = workspace.selection_labels(config, task, fold)
-  if config.distill.rounds_stop == "accuracy":
+  labels = workspace.selection_labels(space, fold)
+  if space.config.distill.rounds_stop == "accuracy":
     return float(metrics.accuracy(probs, labels))
   return -float(metrics.negative_log_likelihood(probs, labels))
 
@@ -77,13 +75,15 @@ def student_changes(config: ml_collections.ConfigDict) -> dict[str, Any]:
   return {**changes, **{f"model.{key}": value for key, value in model.items()}}
 
 
-def student_size(config: ml_collections.ConfigDict) -> build.Size:
+def student_size(space: Workspace) -> build.Size:
   """What a student takes, in networks like the teacher's."""
-  student = config_lib.changed(config, student_changes(config))
-  if student.model == config.model:
+  student = config_lib.changed(space.config, student_changes(space.config))
+  if student.model == space.config.model:
     return build.SAME_SIZE
-  task = tasks.load_task(config)
-  small, large = (build.network_size(c, task) for c in (student, config))
+  task = space.task
+  small, large = (
+    build.network_size(FIXME(c, task)) for c in (student, space.config)
+  )
   return build.Size(
     small.compute / large.compute, small.storage / large.storage
   )
@@ -95,7 +95,7 @@ def student_epochs(config: ml_collections.ConfigDict) -> int:
 
 
 def student_examples(
-  config: ml_collections.ConfigDict,
+  space: Workspace,
   taught: Callable[[np.ndarray | Stored], np.ndarray],
 ) -> dict[str, Any]:
   """The images a student sees, with labels and whether it has any.
@@ -108,12 +108,12 @@ def student_examples(
   Returns:
     `image`, `label`, and `unlabelled` where some are.
   """
-  task = tasks.load_task(config)
-  if config.distill.inputs == "train":
+  task = space.task
+  if space.config.distill.inputs == "train":
     return {"image": task.images, "label": task.given}
-  extra = extra_images(config)
+  extra = extra_images(space)
   guessed = taught(extra).argmax(-1).astype(np.int32)
-  if config.distill.inputs == "extra":
+  if space.config.distill.inputs == "extra":
     unlabelled = np.ones(len(extra), np.float32)
     return {"image": extra, "label": guessed, "unlabelled": unlabelled}
   counts = (len(task.images), len(extra))
@@ -125,7 +125,7 @@ def student_examples(
 
 
 def teacher_probs(
-  config: ml_collections.ConfigDict,
+  space: Workspace,
   stacked: dict,
   weights: np.ndarray,
   images: np.ndarray | Stored,
@@ -138,14 +138,14 @@ def teacher_probs(
     weights: `[M]`.
     images: `u8[N, H, W, Ch]`, in memory or on disk.
   """
-  members = _member_outputs(config, stacked, images, features=False)
+  members = _member_outputs(space, stacked, images, features=False)
   return sum(
     weight * probs for weight, probs in zip(weights, members, strict=True)
   )
 
 
 def teacher_features(
-  config: ml_collections.ConfigDict,
+  space: Workspace,
   stacked: dict,
   weights: np.ndarray,
   images: np.ndarray | Stored,
@@ -164,7 +164,7 @@ def teacher_features(
   Returns:
     `f32[N, M F]`.
   """
-  members = _member_outputs(config, stacked, images, features=True)
+  members = _member_outputs(space, stacked, images, features=True)
   parts = [
     np.sqrt(weight) * features
     for weight, features in zip(weights, members, strict=True)
@@ -172,10 +172,12 @@ def teacher_features(
   return np.concatenate(parts, axis=1)
 
 
-def _member_outputs(config, stacked, images, *, features) -> Iterator[Any]:
-  task = tasks.load_task(config)
+def _member_outputs(
+  space: Workspace, stacked, images, *, features
+) -> Iterator[Any]:
+  task = space.task
   mesh = parallel.data_mesh()
-  recipe = build.make_recipe(config, task)
+  recipe = build.make_recipe(space)
   predictor = evaluation.Predictor(recipe, mesh, features=features)
   resident = predictor.put(images)
   for member in range(len(jax.tree.leaves(stacked)[0])):
@@ -183,7 +185,7 @@ def _member_outputs(config, stacked, images, *, features) -> Iterator[Any]:
     yield predictor(parallel.replicate(variables, mesh), resident)
 
 
-def train_cost(config: ml_collections.ConfigDict, num_members: float) -> float:
+def train_cost(space: Workspace, num_members: float) -> float:
   """Teaching and training a student, in trainings of one network.
 
   A training step counts as three forward passes. Cached targets take a pass
@@ -193,38 +195,38 @@ def train_cost(config: ml_collections.ConfigDict, num_members: float) -> float:
     config: the configuration.
     num_members: that teach, in networks like the teacher's.
   """
-  epochs = student_epochs(config)
-  passes = 1 if config.distill.targets == "cached" else epochs
-  task = tasks.load_task(config)
+  epochs = student_epochs(space.config)
+  passes = 1 if space.config.distill.targets == "cached" else epochs
+  task = space.task
   count = len(task.given)
-  if config.distill.inputs != "train":
-    count = len(extra_images(config))
-    count += len(task.given) if config.distill.inputs == "both" else 0
+  if space.config.distill.inputs != "train":
+    count = len(extra_images(space))
+    count += len(task.given) if space.config.distill.inputs == "both" else 0
   share = count / len(task.given)
-  return share * taught_cost(config, passes * num_members)
+  return share * taught_cost(space, passes * num_members)
 
 
-def taught_cost(config: ml_collections.ConfigDict, passes: float) -> float:
+def taught_cost(space: Workspace, passes: float) -> float:
   """A student and its teachers' passes over the training set, in trainings."""
-  training = 3 * student_epochs(config) * student_size(config).compute
+  training = 3 * student_epochs(space.config) * student_size(space).compute
   forwards = training + passes
-  return forwards / (3 * config.train.epochs)
+  return forwards / (3 * space.config.train.epochs)
 
 
 def extra_images(
-  config: ml_collections.ConfigDict,
+  space: Workspace,
 ) -> np.ndarray | data_lib.Stored:
   """`u8[N, H, W, Ch]` images that students see without labels."""
-  task, name = tasks.load_task(config), config.distill.extra
+  task, name = space.task, space.config.distill.extra
   if name == "rest":
     images = task.rest
     if not len(images):
       raise config_lib.ConfigError(
         f"distill.extra='rest' finds nothing: data.num_train="
-        f"{config.data.num_train} leaves no image of {task.name} over"
+        f"{space.config.data.num_train} leaves no image of {task.name} over"
       )
   else:
-    other = ml_collections.ConfigDict(config.to_dict())
+    other = ml_collections.ConfigDict(space.config.to_dict())
     other.data.name, other.noise.field = name, None
     if name not in data_lib.FOLDER_NAMES:  # the folder is the first set's
       other.data.root = None
@@ -235,7 +237,7 @@ def extra_images(
       f"do not fit {task.images.shape[1:]} of data.name={task.name!r}"
     )
   on_disk = [isinstance(x, data_lib.Stored) for x in (images, task.images)]
-  if config.distill.inputs == "both" and any(on_disk):
+  if space.config.distill.inputs == "both" and any(on_disk):
     raise config_lib.ConfigError(
       "distill.inputs='both' needs all images in memory, but those of "
       f"data.name={task.name!r} or distill.extra={name!r} stay on disk; see "

@@ -2,20 +2,50 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
+from typing import Any
+
 import ml_collections
 import numpy as np
+from etils import epath
 
+from kfkd_jax import config as config_lib
 from kfkd_jax.run import tasks
 
 TEACHER = "teacher"
 
 
-def selection_labels(
-  config: ml_collections.ConfigDict, task: tasks.Task, fold: tasks.Fold
-) -> np.ndarray:
+class Workspace:
+  """A configuration, the directory it works in, and what they mean.
+
+  Attributes:
+    config: validated; nobody changes it.
+    path: of the directory.
+  """
+
+  def __init__(
+    self, config: ml_collections.ConfigDict, path: epath.PathLike = "."
+  ):
+    self.config = config
+    self.path = epath.Path(path)
+
+  @functools.cached_property
+  def task(self) -> tasks.Task:
+    """The data, read when first asked for."""
+    return tasks.load_task(self.config)
+
+  def changed(self, changes: Mapping[str, Any]) -> Workspace:
+    """The same directory under other values of some dotted keys."""
+    if not changes:
+      return self
+    return Workspace(config_lib.changed(self.config, changes), self.path)
+
+
+def selection_labels(space: Workspace, fold: tasks.Fold) -> np.ndarray:
   """`i32[S]` labels of the selecting points, clean or noisy as configured."""
-  ledger = task.ledger
-  noisy = config.selection.labels == "noisy"
+  ledger = space.task.ledger
+  noisy = space.config.selection.labels == "noisy"
   labels = (ledger.given if noisy else ledger.clean)[
     ledger.split == fold.select_split
   ]

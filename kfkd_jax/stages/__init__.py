@@ -20,13 +20,14 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, processes
 from kfkd_jax.export import models as export
 from kfkd_jax.run import keeping, networks, provenance, results, seals
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import compare, diagnose, distill, fuse, train
 
 
-def _report(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def _report(space: Workspace) -> str:
   from kfkd_jax.report import run_page as report
 
-  return report.run(config, workdir)
+  return report.run(space)
 
 
 class Stage(NamedTuple):
@@ -121,37 +122,37 @@ def inputs_of(config: ml_collections.ConfigDict, name: str) -> dict[str, str]:
 
 
 def is_up_to_date(
-  config: ml_collections.ConfigDict, workdir: epath.Path, name: str
+  space: Workspace, name: str
 ) -> bool:
   """Whether a stage finished from these inputs and left what is there now."""
-  ran = _note_of(config, workdir, name) is not None
-  return ran and not _spoilt(config, workdir, name)
+  ran = _note_of(space, name) is not None
+  return ran and not _spoilt(space, name)
 
 
-def _note_of(config, workdir, name) -> dict[str, Any] | None:
+def _note_of(space: Workspace, name) -> dict[str, Any] | None:
   """What is noted of a stage that finished from these inputs."""
-  note = _manifest(workdir).get(name)
-  same = note is not None and note["inputs"] == inputs_of(config, name)
+  note = _manifest(space.path).get(name)
+  same = note is not None and note["inputs"] == inputs_of(space.config, name)
   return note if same else None
 
 
-def _spoilt(config, workdir, name) -> list[str]:
+def _spoilt(space: Workspace, name) -> list[str]:
   """Artefacts of a finished stage that are not as it left them."""
-  note = _note_of(config, workdir, name)
+  note = _note_of(space, name)
   if note is None:
     return []
   # As noted, since earlier versions sealed other parts of a folder.
-  noted = note["outputs"] or dict.fromkeys(_KNOWN[name].artefacts(config))
+  noted = note["outputs"] or dict.fromkeys(_KNOWN[name].artefacts(space.config))
   return [
-    seals.culprit(artefact, workdir / artefact)
+    seals.culprit(artefact, space.path / artefact)
     for artefact, seal in noted.items()
-    if seals.seal(workdir / artefact) != seal
+    if seals.seal(space.path / artefact) != seal
   ]
 
 
-def _seals(config, workdir, name) -> dict[str, str]:
-  artefacts = _KNOWN[name].artefacts(config)
-  return {artefact: seals.seal(workdir / artefact) for artefact in artefacts}
+def _seals(space: Workspace, name) -> dict[str, str]:
+  artefacts = _KNOWN[name].artefacts(space.config)
+  return {artefact: seals.seal(space.path / artefact) for artefact in artefacts}
 
 
 def run_stage(
@@ -178,7 +179,7 @@ def run_stage(
   workdir = epath.Path(workdir)
   with held(workdir):
     place = keeping.new_place(workdir) if redo else None
-    return _run_stage(config, workdir, name, say, place)
+    return _run_stage(Workspace(config, workdir), name, say, place)
 
 
 @contextlib.contextmanager
@@ -230,89 +231,93 @@ def _check_shared(path: epath.Path, content: str) -> None:
   )
 
 
-def _run_stage(config, workdir, name, say, place) -> bool:
+def _run_stage(space: Workspace, name, say, place) -> bool:
   stage = _KNOWN[name]
-  if not processes.on_main(_is_due, config, workdir, name, say):
+  if not processes.on_main(_is_due, space, name, say):
     return False
-  _protect(config, workdir, [name], place, say)
-  plans = stage.plans(config, workdir)
-  processes.on_main(_begin, config, workdir, name, plans, say)
+  _protect(space, [name], place, say)
+  plans = stage.plans(space.config, space.path)
+  processes.on_main(_begin, space, name, plans, say)
   if stage.alone:
-    result = processes.on_main(stage.run, config, workdir)
+    result = processes.on_main(stage.run, space.config, space.path)
   else:
-    result = stage.run(config, workdir)
-  processes.on_main(_end, config, workdir, name, result, say)
+    result = stage.run(space.config, space.path)
+  processes.on_main(_end, space, name, result, say)
   return True
 
 
-def _protect(config, workdir, names, place, say) -> None:
+def _protect(space: Workspace, names, place, say) -> None:
   """Refuses to replace what took long, or sets it aside in `place`.
 
   Raises:
     networks.WouldReplaceError: trained networks would be lost; `place` is None.
   """
-  if all(processes.on_main(is_up_to_date, config, workdir, n) for n in names):
+  if all(processes.on_main(is_up_to_date, space, n) for n in names):
     return
-  difference = processes.on_main(provenance.difference, config, workdir)
+  difference = processes.on_main(
+    provenance.difference, space
+  )
   if difference:
-    processes.on_main(_make_room, config, workdir, difference, place, say)
+    processes.on_main(_make_room, space, difference, place, say)
     return
-  runs, stages = _replaced(config, workdir, names)
+  runs, stages = _replaced(space, names)
   if place is None:
-    taught = _taught_anew(config, workdir, names)
+    taught = _taught_anew(space, names)
     if runs or taught:
       processes.on_main(
-        _refuse, config, workdir, [*dict.fromkeys(runs + taught)],
+        _refuse, space, [*dict.fromkeys(runs + taught)],
         [*stages, *(["fuse"] if taught else [])],
       )  # fmt: skip
   elif runs:
-    processes.on_main(keeping.set_aside, config, workdir, runs, place)
+    processes.on_main(
+      keeping.set_aside, space, runs, place
+    )
     processes.on_main(say, f"set aside in {place}: {', '.join(runs)}")
 
 
-def _make_room(config, workdir, difference, place, say) -> None:
+def _make_room(space: Workspace, difference, place, say) -> None:
   """Sets everything aside: all of it was made from other data."""
   if place is None:
     raise networks.WouldReplaceError(
-      provenance.refusal(config, workdir, difference)
+      provenance.refusal(space, difference)
     )
-  runs = keeping.runs_with_work(workdir)
-  keeping.set_aside(config, workdir, runs, place)
-  files.write_json(workdir / "manifest.json", {})
-  provenance.note(config, workdir)
+  runs = keeping.runs_with_work(space.path)
+  keeping.set_aside(space, runs, place)
+  files.write_json(space.path / "manifest.json", {})
+  provenance.note(space)
   say(f"set aside in {place}: {', '.join(runs)}")
 
 
-def _refuse(config, workdir, runs, stages) -> None:
+def _refuse(space: Workspace, runs, stages) -> None:
   raise networks.WouldReplaceError(
-    keeping.refusal(config, workdir, runs, stages)
+    keeping.refusal(space, runs, stages)
   )
 
 
-def _replaced(config, workdir, names) -> tuple[list[str], list[str]]:
+def _replaced(space: Workspace, names) -> tuple[list[str], list[str]]:
   """Runs with work that would be replaced, and the stages that would do so."""
   runs: list[str] = []
   stages: list[str] = []
   for name in names:
-    if not processes.on_main(_is_to_plan, config, workdir, name):
+    if not processes.on_main(_is_to_plan, space, name):
       continue
-    plans = _KNOWN[name].plans(config, workdir)
+    plans = _KNOWN[name].plans(space.config, space.path)
     found = processes.on_main(
       _with_other_work,
-      workdir,
-      [(p.name, networks.origin(config, p)) for p in plans],
+      space.path,
+      [(p.name, networks.origin(space.config, p)) for p in plans],
     )
     if found:
       runs, stages = runs + found, [*stages, name]
     if found and not _KNOWN[name].needs:  # all others learnt from it
-      return processes.on_main(keeping.runs_with_work, workdir), stages
+      return processes.on_main(keeping.runs_with_work, space.path), stages
   return runs, stages
 
 
-def _is_to_plan(config, workdir, name) -> bool:
+def _is_to_plan(space: Workspace, name) -> bool:
   """Whether a stage may train, and what its plans read is there."""
-  return not is_up_to_date(config, workdir, name) and all(
-    _is_as_left(workdir, need)
+  return not is_up_to_date(space, name) and all(
+    _is_as_left(space.path, need)
     for need in ("train", "fuse")
     if need in _KNOWN[name].needs
   )
@@ -335,76 +340,76 @@ def _is_as_left(workdir, name) -> bool:
   )
 
 
-def _taught_anew(config, workdir, names) -> list[str]:
+def _taught_anew(space: Workspace, names) -> list[str]:
   """Runs taught by a fusion that will be chosen in another way."""
-  if "fuse" not in names or not processes.on_main(_fuses_anew, config, workdir):
+  if "fuse" not in names or not processes.on_main(_fuses_anew, space):
     return []
   taught = [
     plan.name
     for name in ("distill", "compare")
-    for plan in STAGES[name].plans(config, workdir)
+    for plan in STAGES[name].plans(space.config, space.path)
     if {"weights", "student"} & set(plan.inputs)
   ]
   return processes.on_main(
     lambda: [
       name
       for name in taught
-      if results.holds_work(results.run_path(workdir, name))
+      if results.holds_work(results.run_path(space.path, name))
     ]
   )
 
 
-def _fuses_anew(config, workdir) -> bool:
-  if not all(_is_as_left(workdir, name) for name in ("train", "fuse")):
+def _fuses_anew(space: Workspace) -> bool:
+  if not all(_is_as_left(space.path, name) for name in ("train", "fuse")):
     return False
-  ours = inputs_of(config, "fuse")["config"]
-  return _manifest(workdir)["fuse"]["inputs"]["config"] != ours
+  ours = inputs_of(space.config, "fuse")["config"]
+  return _manifest(space.path)["fuse"]["inputs"]["config"] != ours
 
 
-def _is_due(config, workdir, name, say) -> bool:
+def _is_due(space: Workspace, name, say) -> bool:
   """Whether there is something to do, for which all is there."""
-  if is_up_to_date(config, workdir, name):
-    keeping.write_config(config, workdir)
+  if is_up_to_date(space, name):
+    keeping.write_config(space)
     say(f"{name}: up to date")
     return False
   for need in _KNOWN[name].needs:
-    check_ran(config, workdir, name, need)
+    check_ran(space, name, need)
   return True
 
 
-def _begin(config, workdir, name, plans, say) -> None:
+def _begin(space: Workspace, name, plans, say) -> None:
   """Notes that a stage is under way."""
   left = [
-    p for p in plans if not results.is_whole(results.run_path(workdir, p.name))
+    p for p in plans if not results.is_whole(results.run_path(space.path, p.name))
   ]
-  cost = _KNOWN[name].cost(config, left) if left else []
-  for artefact in _spoilt(config, workdir, name):
+  cost = _KNOWN[name].cost(space.config, left) if left else []
+  for artefact in _spoilt(space, name):
     say(f"{name}: {artefact} is damaged or incomplete, making it again")
   # First, so that whatever is there says what it is of.
-  provenance.note(config, workdir)
-  keeping.write_config(config, workdir)
-  _note(workdir, name, None)
+  provenance.note(space)
+  keeping.write_config(space)
+  _note(space.path, name, None)
   for line in (f"{name} ...", *cost):
     say(line)
 
 
-def _end(config, workdir, name, result, say) -> None:
+def _end(space: Workspace, name, result, say) -> None:
   """Notes that a stage finished."""
   note = {
-    "inputs": inputs_of(config, name),
-    "outputs": _seals(config, workdir, name),
+    "inputs": inputs_of(space.config, name),
+    "outputs": _seals(space, name),
   }
-  _note(workdir, name, note)
+  _note(space.path, name, note)
   say(f"{name}: {result}")
 
 
-def check_ran(config, workdir, name, need) -> None:
+def check_ran(space: Workspace, name, need) -> None:
   """Raises a `MissingStageError` if a stage that `name` needs has not run."""
-  spoilt = _spoilt(config, workdir, need)
+  spoilt = _spoilt(space, need)
   if spoilt:
-    why = f"of which {workdir / spoilt[0]} is damaged or incomplete"
-  elif _note_of(config, workdir, need) is None:
-    why = f"which has not run with this configuration in {workdir}"
+    why = f"of which {space.path / spoilt[0]} is damaged or incomplete"
+  elif _note_of(space, need) is None:
+    why = f"which has not run with this configuration in {space.path}"
   else:
     return
   raise MissingStageError(
@@ -435,8 +440,8 @@ def run(
   workdir = epath.Path(workdir)
   with held(workdir):
     place = keeping.new_place(workdir) if redo else None
-    _protect(config, workdir, STAGES, place, say)
-    ran = [_run_stage(config, workdir, name, say, place) for name in STAGES]
+    _protect(Workspace(config, workdir), STAGES, place, say)
+    ran = [_run_stage(Workspace(config, workdir), name, say, place) for name in STAGES]
   return any(ran)
 
 

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import flax
 import jax
-import ml_collections
 import numpy as np
-from etils import epath
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, methods, metrics, processes, statistics
 from kfkd_jax.methods import variants
 from kfkd_jax.run import build, networks, results, tasks, workspace
+from kfkd_jax.run.workspace import Workspace
 
 
 class Entry(NamedTuple):
@@ -45,49 +44,47 @@ class Entry(NamedTuple):
   num_views: int = 1
 
 
-def plans(
-  config: ml_collections.ConfigDict, workdir: epath.Path
-) -> list[networks.Plan]:
+def plans(space: Workspace) -> list[networks.Plan]:
   """Every network that the stage trains."""
-  configured = methods.configured(config)
-  return [p for method in configured for p in method.plans(config, workdir)]
+  configured = methods.configured(space.config)
+  return [
+    p for method in configured for p in method.plans(space.config, space.path)
+  ]
 
 
-def cost(
-  config: ml_collections.ConfigDict, plans: list[networks.Plan]
-) -> list[str]:
+def cost(space: Workspace, plans: list[networks.Plan]) -> list[str]:
   """What the networks beside the teacher take."""
   count = f"{len(plans)} more network{'s' * (len(plans) > 1)}"
-  return [f"{count}: {networks.work(config, plans)}"]
+  return [f"{count}: {networks.work(space, plans)}"]
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def run(space: Workspace) -> str:
   """Scores every method; returns the table.
 
   Writes `results.jsonl`, one row a method and fold, and `hits.npz`, what each
   method got right.
   """
-  for method in methods.configured(config):
-    for plan in method.plans(config, workdir):
-      networks.train(config, workdir, plan)
-    method.make(config, workdir)
-  views = _views(config, workdir)
-  return processes.on_main(_compare, config, workdir, views)
+  for method in methods.configured(space.config):
+    for plan in method.plans(space.config, space.path):
+      networks.train(space, plan)
+    method.make(space.config, space.path)
+  views = _views(space)
+  return processes.on_main(_compare, space, views)
 
 
-def _compare(config, workdir, views) -> str:
-  task = tasks.load_task(config)
+def _compare(space: Workspace, views) -> str:
+  task = space.task
   rows = []
   by_fold: list[list[Entry]] = []
-  origin = _origin(config)
+  origin = _origin(space.config)
   for number, fold in enumerate(task.folds):
-    entries = _entries(config, workdir, number, views)
+    entries = _entries(space, number, views)
     split = "test" if len(task.folds) == 1 else f"test/{number}"
-    scored = score(config, entries, fold.test_rows, split=split)
+    scored = score(space, entries, fold.test_rows, split=split)
     rows += [{**row, **origin} for row in scored]
     by_fold.append(entries)
-  files.write_npz(workdir / "hits.npz", **_hits(task, by_fold)._asdict())
-  files.write_json_lines(workdir / "results.jsonl", rows)
+  files.write_npz(space.path / "hits.npz", **_hits(task, by_fold)._asdict())
+  files.write_json_lines(space.path / "results.jsonl", rows)
   return table(rows)
 
 
@@ -126,14 +123,14 @@ def _origin(config) -> dict[str, Any]:
 
 
 def score(
-  config: ml_collections.ConfigDict,
+  space: Workspace,
   entries: list[Entry],
   rows: np.ndarray,
   *,
   split: str,
 ) -> list[dict[str, Any]]:
   """One result row an entry, on the given rows of the test split."""
-  task = tasks.load_task(config)
+  task = space.task
   labels = task.splits["test"].labels[rows]
   probs = [entry.probs[rows] for entry in entries]
   hits = np.stack([p.argmax(-1) == labels for p in probs])
@@ -144,14 +141,14 @@ def score(
     0,
     totals,
     np.ones((len(totals), len(rows))),
-    num_samples=config.compare.bootstrap_samples,
-    level=config.compare.level,
+    num_samples=space.config.compare.bootstrap_samples,
+    level=space.config.compare.level,
   )
   bounds = np.stack(intervals, axis=1).tolist()
   return [
     {
       "method": entry.method,
-      "seed": config.seed,
+      "seed": space.config.seed,
       "split": split,
       "selected_on": entry.selected_on,
       "accuracy": float(hits[i].mean()),
@@ -198,15 +195,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 Views = dict[tuple[int, str], np.ndarray]
 
 
-def _views(config, workdir) -> Views:
+def _views(space: Workspace) -> Views:
   """What every process must help to predict."""
   return {
     (number, method): variants.with_views(
-      config,
-      workdir,
+      space,
       [methods.Source(run, np.asarray(w, np.float32)) for run, w in sources],
     )
-    for number, method, sources in processes.on_main(_to_view, config, workdir)
+    for number, method, sources in processes.on_main(_to_view, space)
   }
 
 
@@ -216,45 +212,44 @@ def _over(workdir, source: methods.Source) -> list[float]:
   return source.over(len(store)).tolist()
 
 
-def _to_view(config, workdir) -> list[tuple[int, str, list]]:
+def _to_view(space: Workspace) -> list[tuple[int, str, list]]:
   """The ensembles of `compare.test_time`, as JSON."""
   return [
-    (number, e.method, [(s.run, _over(workdir, s)) for s in e.sources])
-    for number in range(len(tasks.load_task(config).folds))
-    for method in methods.configured(config)
-    for e in method.ensembles(config, workdir, number)
-    if e.method in config.compare.test_time
+    (number, e.method, [(s.run, _over(space.path, s)) for s in e.sources])
+    for number in range(len(space.task.folds))
+    for method in methods.configured(space.config)
+    for e in method.ensembles(space.config, space.path, number)
+    if e.method in space.config.compare.test_time
   ]
 
 
 def _entries(
-  config: ml_collections.ConfigDict,
-  workdir: epath.Path,
+  space: Workspace,
   number: int,
   views: Views,
 ) -> list[Entry]:
   """Every configured method on a fold, and the rows to repeat with options."""
   entries = []
-  for method in methods.configured(config):
-    for ensemble in method.ensembles(config, workdir, number):
-      plain = _entry(ensemble, methods.predict(workdir, ensemble, "test"))
+  for method in methods.configured(space.config):
+    for ensemble in method.ensembles(space.config, space.path, number):
+      plain = _entry(ensemble, methods.predict(space.path, ensemble, "test"))
       entries.append(plain)
       name = ensemble.method
-      if name in config.compare.temperature:
-        probs = variants.with_temperature(config, workdir, ensemble, number)
-        fold = tasks.load_task(config).folds[number]
-        on = workspace.selected_on(config, fold)
+      if name in space.config.compare.temperature:
+        probs = variants.with_temperature(space, ensemble, number)
+        fold = space.task.folds[number]
+        on = workspace.selected_on(space.config, fold)
         entries.append(
           plain._replace(
             method=f"{name}+temperature", probs=probs, selected_on=on
           )
         )
-      if name in config.compare.test_time:
+      if name in space.config.compare.test_time:
         entries.append(
           plain._replace(
             method=f"{name}+views",
             probs=views[number, name],
-            num_views=config.compare.views,
+            num_views=space.config.compare.views,
           )
         )
   return entries

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
-from etils import epath
 
 from kfkd_jax import files, forgetting
-from kfkd_jax.run import build, results, tasks, workspace
+from kfkd_jax.run import build, results, workspace
+from kfkd_jax.run.workspace import Workspace
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def run(space: Workspace) -> str:
   """Writes `diagnosis.json` from the teacher's stored predictions."""
-  task = tasks.load_task(config)
-  names = build.predicted_splits(config, task)
+  task = space.task
+  names = build.predicted_splits(space)
   stores = {
-    name: results.predictions(workdir, workspace.TEACHER, name)
+    name: results.predictions(space.path, workspace.TEACHER, name)
     for name in names
   }
   diagnosis: dict[str, Any] = {
-    "epochs": build.epochs_at(config, task, stores["test"].epochs),
+    "epochs": build.epochs_at(space, stores["test"].epochs),
     "class_names": list(task.class_names),
     "splits": {
       name: diagnose(store, store.labels, task.num_classes)
@@ -37,7 +36,7 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
       stores["train"].labels,
     )
     diagnosis["train"] = {k: _numbers(v) for k, v in memory._asdict().items()}
-  files.write_json(workdir / "diagnosis.json", diagnosis)
+  files.write_json(space.path / "diagnosis.json", diagnosis)
   return summary(diagnosis["splits"]["test"], diagnosis["epochs"])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ml_collections
 import numpy as np
-from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import (
@@ -26,6 +25,7 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import objective, step
 
 
@@ -41,65 +41,63 @@ def artefacts(config: ml_collections.ConfigDict) -> list[str]:
   ]
 
 
-def plans(
-  config: ml_collections.ConfigDict, workdir: epath.Path
-) -> list[networks.Plan]:
+def plans(space: Workspace) -> list[networks.Plan]:
   """Every student there may be, round by round."""
   return [
     plan
-    for teacher in config.distill.teachers
-    for plan in _rounds(config, workdir, teacher)
+    for teacher in space.config.distill.teachers
+    for plan in _rounds(space, teacher)
   ]
 
 
-def _rounds(config, workdir, teacher) -> list[networks.Plan]:
+def _rounds(space: Workspace, teacher) -> list[networks.Plan]:
   found: list[networks.Plan] = []
-  for number in range(1, config.distill.rounds + 1):
+  for number in range(1, space.config.distill.rounds + 1):
     name = students.student_name(teacher, number)
     before = found[-1] if found else None
-    found.append(_plan(config, workdir, name, teacher, before))
+    found.append(_plan(space, name, teacher, before))
   return found
 
 
 _LARGE = 10  # times the teacher's operations
 
 
-def cost(
-  config: ml_collections.ConfigDict, plans: list[networks.Plan]
-) -> list[str]:
+def cost(space: Workspace, plans: list[networks.Plan]) -> list[str]:
   """What the students take, and a warning where that is far more."""
-  student = config_lib.changed(config, students.student_changes(config))
-  size = build.network_size(student, tasks.load_task(config))
+  student = config_lib.changed(
+    space.config, students.student_changes(space.config)
+  )
+  size = build.network_size(FIXME(student, tasks.load_task(config)))
   count = f"{len(plans)} student{'s' * (len(plans) > 1)}"
   described = forecast.described(student, size)
-  line = f"{count}: {described}, {networks.work(config, plans)}"
-  return [line, *warnings(config)]
+  line = f"{count}: {described}, {networks.work(space, plans)}"
+  return [line, *warnings(space)]
 
 
-def warnings(config: ml_collections.ConfigDict) -> list[str]:
+def warnings(space: Workspace) -> list[str]:
   """A line where a student takes many times its teacher's operations."""
   ratio = (
-    students.student_size(config).compute if config.distill.teachers else 0
+    students.student_size(space).compute if space.config.distill.teachers else 0
   )
   if ratio <= _LARGE:
     return []
-  name = config.distill.model or config.model.name
+  name = space.config.distill.model or space.config.model.name
   return [
     f"WARNING: a student {name} takes {forecast.times(ratio)} its teacher's "
     "operations on every image; distill.model and distill.width decide it"
   ]
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def run(space: Workspace) -> str:
   """Trains `runs/<fusion>_kd/` and its successors for every teacher."""
   accuracies = []
-  for teacher in config.distill.teachers:
-    planned = _rounds(config, workdir, teacher)
+  for teacher in space.config.distill.teachers:
+    planned = _rounds(space, teacher)
     for name, plan in zip(
-      students.students(config, workdir, teacher), planned, strict=False
+      students.students(space, teacher), planned, strict=False
     ):
-      networks.train(config, workdir, plan)
-      accuracy = processes.on_main(_accuracy, workdir, name)
+      networks.train(space, plan)
+      accuracy = processes.on_main(_accuracy, space.path, name)
       accuracies.append(f"{name} {accuracy:.3f}")
   return f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
 
@@ -109,48 +107,50 @@ def _accuracy(workdir, name) -> float:
   return float(np.mean(store[len(store) - 1].argmax(-1) == store.labels))
 
 
-def _plan(config, workdir, name, teacher, before) -> networks.Plan:
+def _plan(space: Workspace, name, teacher, before) -> networks.Plan:
   """A student of the fusion, or of the student `before`."""
   if before is None:
-    run, weights = workspace.TEACHER, results.weights_of(workdir, teacher)
+    run, weights = workspace.TEACHER, results.weights_of(space.path, teacher)
     taught_by = {"weights": files.digest(weights.tobytes())}
   else:
     run, weights = before.name, np.ones(1, np.float32)
-    taught_by = {"student": networks.origin(config, before)}
+    taught_by = {"student": networks.origin(space.config, before)}
   return networks.Plan(
     name,
-    lambda: _lesson(config, workdir, run, weights),
+    lambda: _lesson(space, run, weights),
     inputs={
-      "distill": config_lib.deciding(config, "lesson"),
+      "distill": config_lib.deciding(space.config, "lesson"),
       **taught_by,
     },
-    changes=students.student_changes(config),
+    changes=students.student_changes(space.config),
   )
 
 
-def _lesson(config, workdir, run, weights) -> networks.Lesson:
+def _lesson(space: Workspace, run, weights) -> networks.Lesson:
   options = {
-    "alpha": config.distill.alpha,
-    "temperature": config.distill.temperature,
+    "alpha": space.config.distill.alpha,
+    "temperature": space.config.distill.temperature,
   }
-  stacked, weights = results.read_members(config, workdir, weights, name=run)
-  teaching = results.configured_as(config, workdir, run)
+  stacked, weights = results.read_members(space, weights, name=run)
+  teaching = results.configured_as(space, run)
 
   def taught(images):
-    probs = students.teacher_probs(teaching, stacked, weights, images)
-    hard = config.distill.hard
+    probs = students.teacher_probs(FIXME(teaching), stacked, weights, images)
+    hard = space.config.distill.hard
     return np.asarray(losses.hard_targets(probs)) if hard else probs
 
-  examples = students.student_examples(config, taught)
-  if config.distill.targets == "cached":
+  examples = students.student_examples(space, taught)
+  if space.config.distill.targets == "cached":
     examples["teacher_probs"] = taught(examples["image"])
     return networks.Lesson(
       objective.cached_distillation(**options), extra=examples
     )
-  module = build.make_module(teaching, tasks.load_task(config))
+  module = build.make_module(FIXME(teaching, tasks.load_task(config)))
   live = objective.live_distillation(
-    step.eval_apply(module), hard=config.distill.hard, **options
+    step.eval_apply(module), hard=space.config.distill.hard, **options
   )
-  members = history.pad_members(stacked, weights, config.runtime.ensemble_axis)
+  members = history.pad_members(
+    stacked, weights, space.config.runtime.ensemble_axis
+  )
   frozen = dict(zip(("stacked", "weights"), members, strict=True))
   return networks.Lesson(live, extra=examples, frozen=frozen)

@@ -7,24 +7,26 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from etils import epath
 
 from kfkd_jax import files, fusion
 from kfkd_jax.predictions import Subset
-from kfkd_jax.run import build, results, tasks, workspace
+from kfkd_jax.run import build, results, workspace
+from kfkd_jax.run.workspace import Workspace
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def run(space: Workspace) -> str:
   """Writes `fusion.json`: for every fold, each fusion's weights and gain."""
-  task = tasks.load_task(config)
-  kept = results.kept_checkpoints(workdir, workspace.TEACHER)
+  task = space.task
+  kept = results.kept_checkpoints(space.path, workspace.TEACHER)
   folds: list[dict[str, Any]] = []
   for fold in task.folds:
-    store = results.predictions(workdir, workspace.TEACHER, fold.select_split)
-    labels = workspace.selection_labels(config, task, fold)
-    known = config.fuse.transition == "known"
+    store = results.predictions(
+      space.path, workspace.TEACHER, fold.select_split
+    )
+    labels = workspace.selection_labels(space, fold)
+    known = space.config.fuse.transition == "known"
     methods = fuse(
-      config,
+      space.config,
       Subset(store, fold.select_rows, kept),
       labels,
       transition=task.transition if known else None,
@@ -34,12 +36,14 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
       if "members" in method:
         method["members"] = kept[method["members"]]
     folds.append({
-      "selected_on": workspace.selected_on(config, fold),
+      "selected_on": workspace.selected_on(space.config, fold),
       "num_select": len(labels),
       "methods": methods,
     })  # fmt: skip
-  epochs = build.epochs_at(config, task, store.epochs)
-  files.write_json(workdir / "fusion.json", {"epochs": epochs, "folds": folds})
+  epochs = build.epochs_at(space, store.epochs)
+  files.write_json(
+    space.path / "fusion.json", {"epochs": epochs, "folds": folds}
+  )
   return summary(folds[0]["methods"], epochs)
 
 

@@ -16,6 +16,7 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import distill
 
 
@@ -25,49 +26,45 @@ def artefacts(config: ml_collections.ConfigDict) -> list[str]:
   return ["noise.npz", *(f"runs/{name}" for name in names)]
 
 
-def plans(
-  config: ml_collections.ConfigDict, workdir: epath.Path
-) -> list[networks.Plan]:
+def plans(space: Workspace) -> list[networks.Plan]:
   """The one network that the stage trains."""
   del workdir
   return [
     networks.Plan(
       workspace.TEACHER,
-      lambda: networks.supervised(config),
+      lambda: networks.supervised(space.config),
       inputs={},
       keep_history=True,
     )
   ]
 
 
-def cost(
-  config: ml_collections.ConfigDict, plans: list[networks.Plan]
-) -> list[str]:
+def cost(space: Workspace, plans: list[networks.Plan]) -> list[str]:
   """What the teacher takes, and a warning of students that take far more."""
   del plans
-  size = build.network_size(config, tasks.load_task(config))
-  epochs = f"{config.train.epochs} epochs"
-  line = f"teacher: {forecast.described(config, size)}, {epochs}"
-  return [line, *distill.warnings(config)]
+  size = build.network_size(space)
+  epochs = f"{space.config.train.epochs} epochs"
+  line = f"teacher: {forecast.described(space.config, size)}, {epochs}"
+  return [line, *distill.warnings(space)]
 
 
-def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
+def run(space: Workspace) -> str:
   """Writes `noise.npz` and `runs/teacher/`; returns a line to print."""
-  task = tasks.load_task(config)
-  processes.say(tasks.first_line(config, task))
+  task = space.task
+  processes.say(tasks.first_line(space.config, task))
   num_select = len(task.folds[0].select_rows)
   if len(task.given) < num_select:
     processes.say(
       f"warning: {len(task.given)} examples train and {num_select} select; a "
       "smaller selection.num leaves more to train on"
     )
-  if config.distill.inputs != "train":
-    students.extra_images(config)  # what is missing shows before training
-  ledger = workdir / "noise.npz"
+  if space.config.distill.inputs != "train":
+    students.extra_images(space)  # what is missing shows before training
+  ledger = space.path / "noise.npz"
   processes.on_main(splits.write_ledger, ledger, task.ledger)
-  for plan in plans(config, workdir):
-    networks.train(config, workdir, plan)
-  return processes.on_main(_summary, workdir, task)
+  for plan in plans(space):
+    networks.train(space, plan)
+  return processes.on_main(_summary, space.path, task)
 
 
 def _summary(workdir: epath.Path, task: tasks.Task) -> str:

@@ -21,6 +21,7 @@ from kfkd_jax import history, models, parallel
 from kfkd_jax.data import Stored, augment, order
 from kfkd_jax.lab.bench import measure
 from kfkd_jax.run import build, tasks
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation, loop, objective, step
 from kfkd_jax.training.state import init_state, put
 
@@ -52,7 +53,7 @@ def setting(config: ml_collections.ConfigDict, num_devices: int = 1) -> Setting:
       f"{config.data.name!r} stay on disk; set data.stream='never' and leave "
       "out augment.crop_scale and augment.rand_ops"
     )
-  recipe = build.make_recipe(config, task, keep_history=True)
+  recipe = build.make_recipe(Workspace(config), keep_history=True)
   recipe = recipe._replace(views=recipe.views._replace(mixup=0.0))
   mesh = parallel.data_mesh(jax.devices()[:num_devices])
   index, weight = order.epoch_batches(
@@ -294,7 +295,7 @@ def measure_stage(config_json: str) -> list[dict[str, Any]]:
   config = ml_collections.ConfigDict(json.loads(config_json))
   at, epochs = setting(config), config.bench.epochs
   clock = loop.make_clock(at.recipe, len(at.task.given))
-  splits = build.predicted_splits(config, at.task)
+  splits = build.predicted_splits(Workspace(config))
   floors = {
     "steps": make_bare_steps(at, clock.steps_per_epoch),
     "passes": make_bare_passes(at, splits),

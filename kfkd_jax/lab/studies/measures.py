@@ -25,6 +25,7 @@ from kfkd_jax.run import (
   tasks,
   workspace,
 )
+from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import fuse
 
 Row = dict[str, Any]
@@ -150,7 +151,7 @@ def history(config: ml_collections.ConfigDict, workdir: epath.Path) -> History:
 
   def labels(kind: str) -> np.ndarray:
     of_kind = {"selection.labels": kind, "fuse.transition": "none"}
-    return workspace.selection_labels(changed(config, of_kind), task, fold)
+    return workspace.selection_labels(Workspace(changed(config, of_kind)), fold)
 
   return History(
     results.predictions(workdir, workspace.TEACHER, fold.select_split),
