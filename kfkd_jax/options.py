@@ -13,6 +13,7 @@ STAGES = {
   "diagnose": "measure what it forgot (also of --predictions=FILE.npz)",
   "fuse": "choose weights over its checkpoints (also of --predictions)",
   "distill": "teach one network what the fused checkpoints know",
+  "rivals": "train the networks of the other methods",
   "compare": "score every method on the test points",
   "report": "write the report page, or one that compares several DIRs",
   "export": "write networks and ensembles as files to ship",

@@ -39,7 +39,12 @@ ROOMS = (
   "published",
   "plots",
   "config",
+  "run",
+  "methods",
+  "report",
+  "export",
   "stages",
+  "lab",
   "options",
   "cli",
 )

@@ -7,7 +7,7 @@ from test_pipeline import tiny_config
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, methods, metrics, parallel, stages
-from kfkd_jax.run import experiment, results, students, tasks
+from kfkd_jax.run import results, students, tasks
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import distill, fuse
 
@@ -74,19 +74,19 @@ def test_the_root_is_the_extra_sets_if_it_is_a_folder(
   tmp_path, monkeypatch, name, shared
 ):
   config = config_of(distill__inputs="extra", data__root=str(tmp_path))
-  task = tasks.load_task(config)
-  monkeypatch.setattr(experiment, "load_task", lambda config: task)
+  space = Workspace(config)
+  assert len(space.task.images)  # read before the folder is asked for
   roots = []
 
-  load_data = experiment.data_lib.load
+  load_data = tasks.data_lib.load
 
   def load(name, *, manual_dir, **options):
     roots.append(manual_dir)
     return load_data("digits")
 
-  monkeypatch.setattr(experiment.data_lib, "load", load)
+  monkeypatch.setattr(tasks.data_lib, "load", load)
   config.distill.extra = name
-  students.extra_images(Workspace(config))
+  students.extra_images(space)
   assert roots == [str(tmp_path) if shared else None]
 
 
@@ -109,11 +109,11 @@ def test_nothing_left_over_is_found_before_training(tmp_path):
 def test_rounds_end_where_nothing_is_gained(monkeypatch, scores, rounds):
   config = config_of(distill__rounds_stop="accuracy")
   asked = iter(scores)
-  monkeypatch.setattr(distill, "_score", lambda *_: next(asked))
-  names = list(students.students(Workspace(config, None), "kf"))
+  monkeypatch.setattr(students, "_score", lambda *_: next(asked))
+  names = list(students.students(Workspace(config), "kf"))
   assert names == ["kf_kd", "kf_kd_2", "kf_kd_3"][:rounds]
   config.distill.rounds_stop = "none"
-  assert len(list(students.students(Workspace(config, None), "kf"))) == 3
+  assert len(list(students.students(Workspace(config), "kf"))) == 3
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,9 @@ def test_scores_and_costs_of_rounds(workdir):
     float(score)
   )
   config.distill.rounds_stop = "none"
-  rows = methods.students.STUDENTS.ensembles(config, workdir, 0)
+  rows = methods.students.STUDENTS.ensembles(
+    Workspace(config, workdir), tasks.load_task(config).folds[0]
+  )
   assert [row.method for row in rows] == ["kf_kd", "kf_kd_2", "kf_kd_3"]
   costs = [row.train_cost for row in rows]
   np.testing.assert_allclose(np.diff(costs), (3 * 3 + 1) / 9)
@@ -181,7 +183,8 @@ def test_students_of_extra_images_train_to_the_end(workdir, targets):
   resume = workdir / "runs" / "kf_kd" / "resume"
   steps = 3 * -(-1237 // 40)  # epochs of all images, in batches of 40
   assert str(steps) in {p.name for p in resume.iterdir()}
-  stages.run_stage(config, workdir, "compare", say=lambda line: None)
+  for stage in ("rivals", "compare"):
+    stages.run_stage(config, workdir, stage, say=lambda line: None)
   rows = files.read_json_lines(workdir / "results.jsonl")
   (cost,) = [row["train_cost"] for row in rows if row["method"] == "kf_kd"]
   assert cost > 1237 / 120

@@ -24,7 +24,7 @@ from kfkd_jax.export import (
   models as export,
 )
 from kfkd_jax.report import text
-from kfkd_jax.run import build, experiment, results, seals, tasks
+from kfkd_jax.run import build, results, seals, tasks
 from kfkd_jax.run.workspace import Workspace
 
 METHODS = ["final", "kf", "mixture", "kf_kd"]
@@ -55,7 +55,7 @@ def tiny_config(**changes):
 def finished(tmp_path_factory):
   """A run without an export, whose mixture has three members."""
   folder = epath.Path(tmp_path_factory.mktemp("tiny"))
-  for stage in ("train", "fuse", "distill", "compare"):
+  for stage in ("train", "fuse", "distill", "rivals", "compare"):
     stages.run_stage(tiny_config(), folder, stage, say=lambda line: None)
   content = files.read_json(folder / "fusion.json")
   content["folds"][0]["methods"]["mixture"]["weights"] = MIXED
@@ -167,7 +167,7 @@ def test_names_of_classes_are_text_wherever_the_card_goes(
   task = tasks.load_task(tiny_config())
   names = tuple((HOSTILE * 10)[:10])
   hostile = task._replace(name=HOSTILE[0], class_names=names)
-  monkeypatch.setattr(experiment, "load_task", lambda config: hostile)
+  monkeypatch.setattr(tasks, "load_task", lambda config: hostile)
   export.run(Workspace(tiny_config(export__models="final"), finished))
   written = (restored / "card.json").read_text()
   assert not set("<>&") & set(written)
@@ -336,7 +336,7 @@ def test_every_exported_file_is_sealed(finished, restored, name, damage):
   if damage == "flip":
     (restored / name).write_bytes(content[:-9] + b"X" + content[-8:])
   assert not stages.is_up_to_date(Workspace(config, finished), "export")
-  (culprit,) = stages._spoilt(Workspace(config, finished), "export")
+  (culprit,) = stages.manifest.spoilt(Workspace(config, finished), "export")
   assert name in culprit or name == "SHA256SUMS"
 
 

@@ -48,7 +48,8 @@ STAGES = {  # what only that stage writes
   "diagnose": r"/\.?diagnosis\.json",
   "fuse": r"/\.?fusion\.json",
   "distill": r"/runs/(kf|mixture)_kd",
-  "compare": r"/(runs/(independent|kf_soup)|\.?results\.jsonl)",
+  "rivals": r"/runs/(independent|kf_soup)",
+  "compare": r"/\.?results\.jsonl",
   "report": r"/report",
 }
 

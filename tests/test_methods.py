@@ -121,7 +121,7 @@ def test_fge_starts_from_the_teacher_and_takes_the_middles(workdir, rows):
   assert rows["fge"]["num_members"] == 1
   assert rows["fge"]["train_cost"] == 1
   config = config_of_all()
-  (plan,) = schedules.FGE.plans(config, workdir)
+  (plan,) = schedules.FGE.plans(Workspace(config, workdir))
   teacher = history_of(workdir, "teacher")[EPOCHS // 2]
   jax.tree.map(np.testing.assert_array_equal, plan.init(), teacher)
   assert plan.changes["optim.schedule"] == "triangular"
@@ -162,7 +162,9 @@ def test_uniform_soup_averages_what_fixed_jumps_uses(workdir):
   config = config_of_all()
   (jumps,) = [
     e
-    for e in methods.ALWAYS[0].ensembles(config, workdir, 0)
+    for e in methods.ALWAYS[0].ensembles(
+      Workspace(config, workdir), tasks.load_task(config).folds[0]
+    )
     if e.method == "fixed_jumps"
   ]
   path = history_of(workdir, "teacher")
@@ -215,9 +217,11 @@ def test_views_average_and_cost_what_they_are(workdir, rows):
   assert abs(row["accuracy"] - rows["kf"]["accuracy"]) < 0.2
   config = config_of_all()
   config.compare.views = 1  # the image as it is
-  for ensemble in methods.ALWAYS[0].ensembles(config, workdir, 0)[:4]:
+  for ensemble in methods.ALWAYS[0].ensembles(
+    Workspace(config, workdir), tasks.load_task(config).folds[0]
+  )[:4]:
     np.testing.assert_allclose(
-      methods.variants.with_views(config, workdir, ensemble.sources),
+      methods.variants.with_views(Workspace(config, workdir), ensemble.sources),
       methods.predict(workdir, ensemble, "test"),
       atol=1e-5,
     )
@@ -226,12 +230,14 @@ def test_views_average_and_cost_what_they_are(workdir, rows):
 def test_views_of_a_network_apart_count_alike(workdir):
   config = config_of_all()
   config.compare.views = 1
-  (ensemble,) = methods.several.INDEPENDENT.ensembles(config, workdir, 0)
+  (ensemble,) = methods.several.INDEPENDENT.ensembles(
+    Workspace(config, workdir), tasks.load_task(config).folds[0]
+  )
   sources = [
     s._replace(weights=compare._over(workdir, s)) for s in ensemble.sources
   ]
   np.testing.assert_allclose(
-    methods.variants.with_views(config, workdir, sources),
+    methods.variants.with_views(Workspace(config, workdir), sources),
     methods.predict(workdir, ensemble, "test"),
     atol=1e-5,
   )
@@ -249,5 +255,5 @@ def test_another_option_trains_only_its_method_again(workdir):
   config = config_of_all()
   config.baselines.gce_q = 0.5
   said: list[str] = []
-  stages.run_stage(config, workdir, "compare", say=said.append, redo=True)
+  stages.run_stage(config, workdir, "rivals", say=said.append, redo=True)
   assert said[0].endswith(": gce")

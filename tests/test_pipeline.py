@@ -231,13 +231,17 @@ def test_second_run_does_nothing_and_says_so(workdir):
   assert before == after
 
 
+AFTER_FUSE = ["fuse", "distill", "rivals", "compare", "report"]
+
+
 @pytest.mark.parametrize(
   ("change", "expected"),
   [
     ({"report__num_examples": "1"}, ["report"]),
     ({"compare__level": "0.9"}, ["compare", "report"]),
-    ({"fuse__window": "0"}, ["fuse", "distill", "compare", "report"]),
-    ({"selection__labels": "noisy"}, ["fuse", "distill", "compare", "report"]),
+    ({"fuse__window": "0"}, AFTER_FUSE),
+    ({"selection__labels": "noisy"}, AFTER_FUSE),
+    ({"baselines__gce_q": "0.5"}, ["rivals", "compare", "report"]),
     ({"distill__alpha": "0.5"}, ["distill", "compare", "report"]),
     ({"train__epochs": "2"}, list(stages.STAGES)),
     ({"runtime__tensorboard": "True"}, []),
@@ -247,7 +251,9 @@ def test_a_change_redoes_only_what_depends_on_it(workdir, change, expected):
   config = tiny_config(**change)
   folder = epath.Path(workdir)
   stale = [
-    s for s in stages.STAGES if not stages.is_up_to_date(Workspace(config, folder), s)
+    s
+    for s in stages.STAGES
+    if not stages.is_up_to_date(Workspace(config, folder), s)
   ]
   assert stale == expected
 

@@ -502,7 +502,6 @@ def test_training_starts_from_the_file(config, tmp_path, monkeypatch):
 
 def test_without_a_file_training_starts_fresh(config):
   config.model.pretrained = None
-  task = tasks.load_task(config)
   seeds = streams.seeds_for(config)
   assert build.initial_variables(Workspace(config), seeds) is None
 

@@ -21,7 +21,7 @@ from kfkd_jax.data import augment, splits
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.report import page as page_lib
 from kfkd_jax.report import run_page as report
-from kfkd_jax.run import experiment, tasks, workspace
+from kfkd_jax.run import tasks, workspace
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import compare, diagnose, fuse
 from kfkd_jax.training.loop import Split
@@ -144,7 +144,7 @@ def make_workdir(
     noisy=noisy,
     halved=halved,
   )
-  patch.setattr(experiment, "load_task", lambda config: task)
+  patch.setattr(tasks, "load_task", lambda config: task)
   for name, part in task.splits.items():
     store = PredictionStore.create(
       workdir / "runs" / "teacher" / "predictions" / name,

@@ -98,7 +98,9 @@ def test_two_runs_leave_the_same_bytes(whole, tmp_path):
 def test_what_another_run_left_is_not_taken(workdir, other, name, stage):
   """Each is whole in itself, and of the same kind."""
   exchange(other / name, workdir / name)
-  assert stages._spoilt(Workspace(config_of(workdir), workdir), stage) == [name]
+  assert stages.manifest.spoilt(
+    Workspace(config_of(workdir), workdir), stage
+  ) == [name]
 
 
 def test_a_lost_figure_comes_back_and_foreign_files_stay(workdir, capsys):

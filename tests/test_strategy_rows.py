@@ -25,7 +25,7 @@ from kfkd_jax.training import loop
 )
 def test_memories_of_single_images_see_no_mixed_ones(tmp_path, name):
   config = tiny_config(augment__mixup="0.5", compare__methods=name)
-  (plan,) = OPTIONAL[name].plans(config, epath.Path(tmp_path))
+  (plan,) = OPTIONAL[name].plans(Workspace(config, epath.Path(tmp_path)))
   assert plan.changes["augment.mixup"] == 0
 
 
@@ -106,7 +106,7 @@ def test_taught_lessons_carry_what_their_loss_reads(workdir, teaching):
   config = tiny_config(**CONFIG)
   weights = np.asarray(teaching.weights)
   for name, method in strategies.TAUGHT.items():
-    (plan,) = method.plans(config, workdir)
+    (plan,) = method.plans(Workspace(config, workdir))
     lesson = plan.lesson()
     (extra,) = lesson.extra.values()
     assert plan.name == name
@@ -151,7 +151,7 @@ def test_other_options_start_only_their_row_again(workdir):
 
   def inputs():
     return {
-      name: method.plans(config, workdir)[0].inputs
+      name: method.plans(Workspace(config, workdir))[0].inputs
       for name, method in everything.items()
     }
 
@@ -180,9 +180,9 @@ def test_other_options_start_only_their_row_again(workdir):
 def test_mutual_keeps_the_first_of_two_networks(workdir):
   config = tiny_config(**CONFIG)
   method = OPTIONAL["mutual"]
-  (plan,) = method.plans(config, workdir)
+  (plan,) = method.plans(Workspace(config, workdir))
   networks.train(Workspace(config, workdir), plan)
-  method.make(config, workdir)
+  method.make(Workspace(config, workdir))
   pair = results.predictions(workdir, "mutual_pair", "test")
   kept = results.predictions(workdir, "mutual", "test")
   np.testing.assert_allclose(kept[0], pair[len(pair) - 1], atol=1e-6)
@@ -201,7 +201,7 @@ class StopError(Exception):
 def train_online(folder, stop_at=None, num_devices=1):
   config = tiny_config(**CONFIG)
   task = tasks.load_task(config)
-  (plan,) = online.ONLINE_FUSION.plans(config, folder)
+  (plan,) = online.ONLINE_FUSION.plans(Workspace(config, folder))
   lesson = plan.lesson()
 
   def observe(report):
@@ -242,7 +242,7 @@ def test_online_fusion_learns_from_the_stores(tmp_path):
   train_online(tmp_path)
   config = tiny_config(**CONFIG)
   task = tasks.load_task(config)
-  (plan,) = online.ONLINE_FUSION.plans(config, tmp_path)
+  (plan,) = online.ONLINE_FUSION.plans(Workspace(config, tmp_path))
   stores = {
     name: networks.PredictionStore(tmp_path / "predictions" / name)
     for name in ("select", "train")

@@ -11,7 +11,6 @@ from kfkd_jax import files, models, parallel, processes, stages
 from kfkd_jax.export import models as export
 from kfkd_jax.run import (
   build,
-  networks,
   results,
   students,
   tasks,
@@ -126,7 +125,7 @@ def test_size_is_that_of_the_networks():
 def workdir(tmp_path_factory):
   folder = epath.Path(tmp_path_factory.mktemp("students"))
   config = config_of()
-  for name in ("train", "fuse", "distill", "compare", "export"):
+  for name in ("train", "fuse", "distill", "rivals", "compare", "export"):
     stages.run_stage(config, folder, name, say=lambda line: None)
   return folder
 
@@ -159,9 +158,9 @@ def test_runs_say_what_network_they_are(workdir):
 
 def test_a_run_without_a_note_is_as_configured(workdir, monkeypatch):
   """As those of versions that made all networks alike."""
-  monkeypatch.setattr(networks, "_MODEL", "none.json")
-  config = config_of()
-  assert results.configured_as(Workspace(config, workdir), "kf_kd") == config
+  monkeypatch.setattr(results, "MODEL", "none.json")
+  space = Workspace(config_of(), workdir)
+  assert results.configured_as(space, "kf_kd") is space
 
 
 def test_costs_count_what_the_student_takes(workdir):
@@ -191,8 +190,7 @@ def test_views_of_the_student_are_of_the_student(workdir):
   views = processes.on_main(compare._to_view, Workspace(config, workdir))
   ((_, _, sources),) = views
   probs = compare.variants.with_views(
-    config,
-    workdir,
+    Workspace(config, workdir),
     [compare.methods.Source(run, np.asarray(w, "f")) for run, w in sources],
   )
   store = results.predictions(workdir, "kf_kd", "test")

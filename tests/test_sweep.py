@@ -14,6 +14,7 @@ from etils import epath
 from kfkd_jax import cli, files, lock, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.lab import sweep
+from kfkd_jax.run.workspace import Workspace
 
 
 def row(method, seed, accuracy):
@@ -57,7 +58,7 @@ class Cells:
 
   def run(self, config, folder, say):
     with lock.held(folder):
-      if self.is_up_to_date(config, folder, "report"):
+      if self.is_up_to_date(Workspace(config, folder), "report"):
         return  # finished by another since it was looked at, as the real one
       name = str(folder.relative_to(self.root))
       self.ran.append(name)
@@ -66,8 +67,8 @@ class Cells:
         raise self.failing[name]
       leave_results(config, folder)
 
-  def is_up_to_date(self, config, folder, stage):
-    return (folder / "results.jsonl").exists()
+  def is_up_to_date(self, space, stage):
+    return (space.path / "results.jsonl").exists()
 
 
 @pytest.fixture

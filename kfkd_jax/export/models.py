@@ -41,7 +41,6 @@ from kfkd_jax.run import (
   results,
   seals,
   students,
-  tasks,
   workspace,
 )
 from kfkd_jax.run.workspace import Workspace
@@ -62,14 +61,14 @@ class Model(NamedTuple):
     epochs: of each network, M numbers.
     stacked: variables `[M, ...]`.
     weights: `f32[M]`, convex.
-    config: the configuration, its network that of the model.
+    space: its network is that of the model.
   """
 
   method: str
   epochs: list[int]
   stacked: dict[str, Any]
   weights: np.ndarray
-  config: ml_collections.ConfigDict
+  space: Workspace
 
   @property
   def is_fusion(self) -> bool:
@@ -112,13 +111,12 @@ def methods(config: ml_collections.ConfigDict) -> list[str]:
   """The slugs of what is exported."""
   if config.export.models is not None:
     return list(config.export.models)
-  students = [students.student_name(t) for t in config.distill.teachers]
-  return ["final", *catalogue.FUSIONS, *students]
+  taught = [students.student_name(t) for t in config.distill.teachers]
+  return ["final", *catalogue.FUSIONS, *taught]
 
 
 def make_apply_fn(space: Workspace) -> ApplyFn:
   """`(variables, images u8[B, H, W, Ch]) -> logits[B, K]`, in eval mode."""
-  task = space.task
   return _apply_fn(build.make_module(space), build.make_views(space))
 
 
@@ -156,7 +154,7 @@ def make_predict(model: Model, *, impl: str = "map") -> PredictFn:
   An ensemble's networks run one after the other in a loop, so that the program
   is as small as that of one; with `impl="loop"` each is written out.
   """
-  apply_fn = make_apply_fn(Workspace(model.config))
+  apply_fn = make_apply_fn(model.space)
   if len(model.weights) == 1:
     variables = history.take_checkpoints(model.stacked, 0)
 
@@ -183,7 +181,7 @@ def serialise(model: Model) -> bytes:
       "of export.models, or fuse fewer networks (fuse.max_members)"
     )
   (batch,) = jax.export.symbolic_shape("b")
-  shape = (batch, *_image_shape(Workspace(model.config)))
+  shape = (batch, *_image_shape(model.space))
   images = jax.ShapeDtypeStruct(shape, jnp.uint8)
   predict = jax.jit(make_predict(model))
   with formats.no_source_paths():
@@ -226,7 +224,7 @@ def check_parity(
 
 def live_probs(model: Model, images: np.ndarray) -> np.ndarray:
   """What the model says before export, network by network: `f64[N, K]`."""
-  apply_fn = make_apply_fn(Workspace(model.config))
+  apply_fn = make_apply_fn(model.space)
   with jax.default_device(_cpu()):
     probs = [
       history.predict(apply_fn, member, images)
@@ -274,13 +272,13 @@ def weights_file(model: Model) -> bytes:
   tensors = traverse_util.flatten_dict(variables, sep="/")
   if model.is_fusion:
     tensors["weights"] = model.weights
-  task = tasks.load_task(model.config)
-  views = build.make_views(Workspace(model.config))
+  task = model.space.task
+  views = build.make_views(model.space)
   described = {
     "method": model.method,
-    "model": build.model_options(model.config),
+    "model": build.model_options(model.space.config),
     "epochs": model.epochs,
-    "image_shape": _image_shape(Workspace(model.config)),
+    "image_shape": _image_shape(model.space),
     "mean": views.mean,
     "std": views.std,
     "class_names": task.class_names,
@@ -338,7 +336,7 @@ def make_card(
         "epochs": model.epochs,
         "weights": model.weights,
         "network": {
-          **build.model_options(model.config),
+          **build.model_options(model.space.config),
           "num_parameters": models.num_parameters(
             history.take_checkpoints(model.stacked, 0)
           ),

@@ -19,11 +19,11 @@ import jax
 import ml_collections
 from etils import epath
 
-from kfkd_jax.run.workspace import Workspace
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, stages
 from kfkd_jax.report import tables
 from kfkd_jax.run import keeping, results
+from kfkd_jax.run.workspace import Workspace
 
 BASE = "base.json"  # the configuration that the grid varies
 _NOTE = "sweep.json"
@@ -31,7 +31,7 @@ _ERROR = "error.txt"
 _NUM_SEEDS = 5
 _PATIENCE = 60.0  # seconds to wait while another command writes its note
 # Keys that decide any of these may not differ between a sweep's commands.
-_NUMBERS = {"train", "fuse", "distill", "compare"}
+_NUMBERS = {"train", "fuse", "distill", "rivals", "compare"}
 
 
 class Plan(NamedTuple):
@@ -188,7 +188,8 @@ def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
 
 def _is_finished(cell: Cell, folder: epath.Path) -> bool:
   return all(
-    stages.is_up_to_date(Workspace(cell.config, folder), stage) for stage in stages.STAGES
+    stages.is_up_to_date(Workspace(cell.config, folder), stage)
+    for stage in stages.STAGES
   )
 
 

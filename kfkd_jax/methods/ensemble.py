@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 from etils import epath
 
 from kfkd_jax import fusion
 from kfkd_jax.run import build, networks, results, workspace
+from kfkd_jax.run.tasks import Fold
 from kfkd_jax.run.workspace import Workspace
 
 
@@ -61,21 +61,28 @@ class Method(NamedTuple):
   """A row of the comparison, or several, that needs networks of its own.
 
   Attributes:
-    plans: `(config, workdir) -> plans` of the networks to train.
-    make: `(config, workdir)`, computes further networks from those.
-    ensembles: `(config, workdir, fold number) -> ensembles`; what was chosen on
-      the first fold is none of the others' business.
+    ensembles: what it comes to on a fold.
+    plans: the networks to train.
+    make: computes further networks from those.
   """
 
-  ensembles: Callable[
-    [ml_collections.ConfigDict, epath.Path, int], list[Ensemble]
-  ]
-  plans: Callable[
-    [ml_collections.ConfigDict, epath.Path], list[networks.Plan]
-  ] = lambda config, workdir: []
-  make: Callable[[ml_collections.ConfigDict, epath.Path], Any] = (
-    lambda config, workdir: None
-  )
+  ensembles: Callable[[Workspace, Fold], list[Ensemble]]
+  plans: Callable[[Workspace], list[networks.Plan]] = lambda space: []
+  make: Callable[[Workspace], Any] = lambda space: None
+
+
+def on_all_folds(
+  ensembles: Callable[[Workspace], list[Ensemble]],
+) -> Callable[[Workspace, Fold], list[Ensemble]]:
+  """Of methods that choose nothing: they are the same on every fold."""
+  return lambda space, fold: ensembles(space)
+
+
+def on_first_fold(
+  ensembles: Callable[[Workspace], list[Ensemble]],
+) -> Callable[[Workspace, Fold], list[Ensemble]]:
+  """Of methods that the first fold chose, which is none of the others'."""
+  return lambda space, fold: [] if fold.number else ensembles(space)
 
 
 def of_runs(
@@ -101,12 +108,12 @@ def predict(workdir: epath.Path, ensemble: Ensemble, split: str) -> np.ndarray:
   return np.mean(parts, axis=0)
 
 
-def watching_cost(space: Workspace, number: int):
+def watching_cost(space: Workspace, fold: Fold) -> float:
   """Predicting a fold's selecting points at every checkpoint, in trainings.
 
   A training step counts as three forward passes: one forward, two back.
   """
   task = space.task
   store = results.predictions(space.path, workspace.TEACHER, "test")
-  forwards = len(store) * len(task.folds[number].select_rows)
+  forwards = len(store) * len(fold.select_rows)
   return forwards / (3 * len(task.given) * space.config.train.epochs)

@@ -14,15 +14,16 @@ from kfkd_jax.run import (
   streams,
   workspace,
 )
+from kfkd_jax.run.tasks import Fold
 from kfkd_jax.run.workspace import Workspace
 
 
-def _ensembles(space: Workspace, number: int) -> list[Ensemble]:
+def _ensembles(space: Workspace, fold: Fold) -> list[Ensemble]:
   """Every rule that only weighs what the prediction store holds."""
   return [
-    *_unchosen(space, number),
-    *_by_accuracy(space, number),
-    *_fused(space, number),
+    *_unchosen(space, fold),
+    *_by_accuracy(space, fold),
+    *_fused(space, fold),
   ]
 
 
@@ -35,10 +36,10 @@ def _of_teacher(method, weights, cost, on="", gain=None) -> Ensemble:
   return Ensemble(method, (source,), on, cost, gain)
 
 
-def _unchosen(space: Workspace, number) -> list[Ensemble]:
+def _unchosen(space: Workspace, fold: Fold) -> list[Ensemble]:
   """Rules that look at no label, with as many members as KF."""
-  key = jax.random.key(streams.stream(space.config, "selection", number))
-  kf = results.weights_of(space.path, "kf", number)
+  key = jax.random.key(streams.stream(space.config, "selection", fold.number))
+  kf = results.weights_of(space.path, "kf", fold.number)
   kept = results.kept_checkpoints(space.path, workspace.TEACHER)
   counts = (len(kept), int(np.count_nonzero(kf)))
   rules: dict[str, ArrayLike] = {
@@ -53,11 +54,11 @@ def _unchosen(space: Workspace, number) -> list[Ensemble]:
   ]
 
 
-def _by_accuracy(space: Workspace, number) -> list[Ensemble]:
+def _by_accuracy(space: Workspace, fold: Fold) -> list[Ensemble]:
   """One checkpoint, chosen by its accuracy on the selecting points."""
-  accuracy = select_accuracy(space, number)
-  watching = watching_cost(space, number)
-  on = _selected_on(space, number)
+  accuracy = select_accuracy(space, fold)
+  watching = watching_cost(space, fold)
+  on = workspace.selected_on(space.config, fold)
   kept = results.kept_checkpoints(space.path, workspace.TEACHER)
   num = len(results.predictions(space.path, workspace.TEACHER, "test"))
   stop = fusion.early_stopping(accuracy, patience=space.config.compare.patience)
@@ -78,28 +79,21 @@ def _by_accuracy(space: Workspace, number) -> list[Ensemble]:
   ]
 
 
-def _fused(space: Workspace, number) -> list[Ensemble]:
+def _fused(space: Workspace, fold: Fold) -> list[Ensemble]:
   """What the fuse stage chose."""
   folds = files.read_json(space.path / "fusion.json")["folds"]
-  cost = 1 + watching_cost(space, number)
-  on = _selected_on(space, number)
+  cost = 1 + watching_cost(space, fold)
+  on = workspace.selected_on(space.config, fold)
   return [
     _of_teacher(method, chosen["weights"], cost, on, chosen["gain"])
-    for method, chosen in folds[number]["methods"].items()
+    for method, chosen in folds[fold.number]["methods"].items()
   ]
 
 
-def select_accuracy(space: Workspace, number: int) -> np.ndarray:
+def select_accuracy(space: Workspace, fold: Fold) -> np.ndarray:
   """`[M]` accuracy of each kept checkpoint on a fold's selecting points."""
-  task = space.task
-  fold = task.folds[number]
   store = results.predictions(space.path, workspace.TEACHER, fold.select_split)
   labels = workspace.selection_labels(space, fold)
   kept = results.kept_checkpoints(space.path, workspace.TEACHER)
   chosen = Subset(store, fold.select_rows, kept)
   return np.asarray(forgetting.correctness(chosen, labels)).mean(1)
-
-
-def _selected_on(space: Workspace, number) -> str:
-  fold = space.task.folds[number]
-  return workspace.selected_on(space.config, fold)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kfkd_jax import models
-from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, on_all_folds
 from kfkd_jax.run import build, networks, results, streams
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import self_taught
@@ -16,11 +16,8 @@ def _pair(module):
 
 
 def _plans(space: Workspace) -> list[networks.Plan]:
-  del workdir
-
   def init() -> dict[str, Any]:
     """Two times the pretrained weights, with heads of their own."""
-    task = space.task
     pair: dict[str, Any] = {"params": {}, "batch_stats": {}}
     for member, place in enumerate(("first", "second")):
       seeds = streams.seeds_for(space.config, member)
@@ -49,9 +46,8 @@ def _make(space: Workspace) -> None:
   networks.store(space, "mutual", models.first_of(both))
 
 
-def _ensembles(space: Workspace, number) -> list[Ensemble]:
-  del config, workdir, number
+def _ensembles(space: Workspace) -> list[Ensemble]:
   return [of_runs("mutual", ["mutual"], 2.0)]
 
 
-MUTUAL = Method(_ensembles, _plans, _make)
+MUTUAL = Method(on_all_folds(_ensembles), _plans, _make)

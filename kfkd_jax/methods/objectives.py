@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
+from kfkd_jax.methods.ensemble import Method, of_runs
 from kfkd_jax.run import networks, objectives
+from kfkd_jax.run.workspace import Workspace
 
 
 def _method(name: str) -> Method:
-  def plans(config, workdir) -> list[networks.Plan]:
-    del workdir
+  def plans(space: Workspace) -> list[networks.Plan]:
+    config = space.config
     return [
       networks.Plan(
         name,
@@ -18,11 +19,7 @@ def _method(name: str) -> Method:
       )
     ]
 
-  def ensembles(config, workdir, number) -> list[Ensemble]:
-    del config, workdir, number
-    return [of_runs(name, [name], 1.0)]
-
-  return Method(ensembles, plans)
+  return Method(lambda space, fold: [of_runs(name, [name], 1.0)], plans)
 
 
 OTHER_OBJECTIVES = {

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kfkd_jax import files, forgetting, fusion, losses
-from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, on_first_fold
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.run import networks, results, workspace
 from kfkd_jax.run.workspace import Workspace
@@ -96,7 +96,6 @@ def _review(space: Workspace) -> loop.Review:
 
 
 def _plans(space: Workspace) -> list[networks.Plan]:
-  del workdir
   task = space.task
   fold = task.folds[0]
   labels = workspace.selection_labels(space, fold)
@@ -118,10 +117,8 @@ def _plans(space: Workspace) -> list[networks.Plan]:
   ]
 
 
-def _ensembles(space: Workspace, number) -> list[Ensemble]:
+def _ensembles(space: Workspace) -> list[Ensemble]:
   """One row: training, and predicting both splits at every checkpoint."""
-  if number:
-    return []
   task = space.task
   fold = task.folds[0]
   store = results.predictions(space.path, NAME, fold.select_split)
@@ -131,4 +128,4 @@ def _ensembles(space: Workspace, number) -> list[Ensemble]:
   return [of_runs(NAME, [NAME], cost, selected_on=on)]
 
 
-ONLINE_FUSION = Method(_ensembles, _plans)
+ONLINE_FUSION = Method(on_first_fold(_ensembles), _plans)

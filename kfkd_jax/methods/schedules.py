@@ -8,19 +8,24 @@ import numpy as np
 
 from kfkd_jax import parallel, processes
 from kfkd_jax.methods import soups
-from kfkd_jax.methods.ensemble import Ensemble, Method, Source, of_runs
+from kfkd_jax.methods.ensemble import (
+  Ensemble,
+  Method,
+  Source,
+  of_runs,
+  on_all_folds,
+)
 from kfkd_jax.run import build, networks, results, workspace
 from kfkd_jax.run.workspace import Workspace
 
 
-def _ema(space: Workspace, number) -> list[Ensemble]:
-  del workdir, number
+def _ema(space: Workspace) -> list[Ensemble]:
   if space.config.train.average_decay is None:
     return []
   return [of_runs("ema", [f"{workspace.TEACHER}_ema"], 1.0)]
 
 
-EMA = Method(_ema)
+EMA = Method(on_all_folds(_ema))
 
 
 # Every checkpoint of these runs is meant, none an approximation.
@@ -53,7 +58,6 @@ def _kept(workdir, run: str) -> list[int]:
 
 
 def _swa_plans(space: Workspace) -> list[networks.Plan]:
-  del workdir
   changes = {
     "optim.schedule": "swa",
     "optim.hold": space.config.baselines.swa_start,
@@ -77,12 +81,11 @@ def _make_swa(space: Workspace) -> None:
   networks.store(space, "swa", network)
 
 
-def _swa(space: Workspace, number) -> list[Ensemble]:
-  del workdir, number
+def _swa(space: Workspace) -> list[Ensemble]:
   return [of_runs("swa", ["swa"], 1 + 1 / (3 * space.config.train.epochs))]
 
 
-SWA = Method(_swa, _swa_plans, _make_swa)
+SWA = Method(on_all_folds(_swa), _swa_plans, _make_swa)
 
 
 def _snapshot_cycle(config) -> int:
@@ -90,7 +93,6 @@ def _snapshot_cycle(config) -> int:
 
 
 def _snapshot_plans(space: Workspace) -> list[networks.Plan]:
-  del workdir
   cycle = _snapshot_cycle(space.config)
   changes = {
     "optim.schedule": "restarts",
@@ -102,9 +104,8 @@ def _snapshot_plans(space: Workspace) -> list[networks.Plan]:
   return [_plan(space.config, "snapshot", changes)]
 
 
-def _snapshot(space: Workspace, number) -> list[Ensemble]:
+def _snapshot(space: Workspace) -> list[Ensemble]:
   """The networks at the last cycles' ends, as many as there are cycles."""
-  del number
   kept = _num_kept(space.path, "snapshot")
   used = min(space.config.baselines.snapshot_cycles, kept)
   weights = np.zeros(kept, np.float32)
@@ -113,14 +114,13 @@ def _snapshot(space: Workspace, number) -> list[Ensemble]:
   return [Ensemble("snapshot", (Source("snapshot", weights),), "", cost)]
 
 
-SNAPSHOT = Method(_snapshot, _snapshot_plans)
+SNAPSHOT = Method(on_all_folds(_snapshot), _snapshot_plans)
 
 
 def _fge_epochs(space: Workspace) -> tuple[int, int, int]:
   """Where FGE starts in the teacher's history, its epochs and half a cycle."""
   half = max(space.config.baselines.fge_cycle // 2, 1)
   kept = _kept(space.path, workspace.TEACHER)
-  task = space.task
   epochs = build.epochs_at(space, kept)
   wanted = space.config.baselines.fge_start * space.config.train.epochs
   there = results.kept_checkpoints(space.path, workspace.TEACHER)
@@ -153,9 +153,8 @@ def _fge_plans(space: Workspace) -> list[networks.Plan]:
   ]
 
 
-def _fge(space: Workspace, number) -> list[Ensemble]:
+def _fge(space: Workspace) -> list[Ensemble]:
   """The networks in the middle of the cycles, where the rate is lowest."""
-  del number
   _, epochs, _ = _fge_epochs(space)
   weights = np.zeros(_num_kept(space.path, "fge"), np.float32)
   weights[::2] = 1
@@ -164,4 +163,4 @@ def _fge(space: Workspace, number) -> list[Ensemble]:
   return [Ensemble("fge", (source,), "", cost)]
 
 
-FGE = Method(_fge, _fge_plans)
+FGE = Method(on_all_folds(_fge), _fge_plans)

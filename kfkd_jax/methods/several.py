@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, on_all_folds
 from kfkd_jax.run import networks, workspace
 from kfkd_jax.run.workspace import Workspace
 
@@ -23,22 +23,20 @@ def _plan(config, name: str, member: int, **options) -> networks.Plan:
 
 def _plans(space: Workspace) -> list[networks.Plan]:
   """What the ensemble needs beside the teacher, its first member."""
-  del workdir
   return [
     _plan(space.config, n, m)
     for m, n in enumerate(_names(space.config), start=1)
   ]
 
 
-def _ensembles(space: Workspace, number) -> list[Ensemble]:
-  del workdir, number
+def _ensembles(space: Workspace) -> list[Ensemble]:
   if space.config.compare.independent == 1:
     return []
   runs = [workspace.TEACHER, *_names(space.config)]
   return [of_runs("independent", runs, len(runs))]
 
 
-INDEPENDENT = Method(_ensembles, _plans)
+INDEPENDENT = Method(on_all_folds(_ensembles), _plans)
 
 
 def _short_names(config) -> list[str]:
@@ -51,7 +49,6 @@ def _short_epochs(config) -> int:
 
 def _short_plans(space: Workspace) -> list[networks.Plan]:
   """M networks of 1/M of the epochs, each with the whole schedule."""
-  del workdir
   changes = {"train.epochs": _short_epochs(space.config)}
   names = _short_names(space.config)
   return [
@@ -60,11 +57,10 @@ def _short_plans(space: Workspace) -> list[networks.Plan]:
   ]
 
 
-def _short_ensembles(space: Workspace, number) -> list[Ensemble]:
-  del workdir, number
+def _short_ensembles(space: Workspace) -> list[Ensemble]:
   runs = _short_names(space.config)
   cost = len(runs) * _short_epochs(space.config) / space.config.train.epochs
   return [of_runs("independent_equal_budget", runs, cost)]
 
 
-EQUAL_BUDGET = Method(_short_ensembles, _short_plans)
+EQUAL_BUDGET = Method(on_all_folds(_short_ensembles), _short_plans)

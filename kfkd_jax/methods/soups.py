@@ -10,14 +10,19 @@ import numpy as np
 
 from kfkd_jax import averaging, fusion, parallel, processes
 from kfkd_jax.data import order, stored
-from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, watching_cost
+from kfkd_jax.methods.ensemble import (
+  Ensemble,
+  Method,
+  of_runs,
+  on_first_fold,
+  watching_cost,
+)
 from kfkd_jax.methods.history import select_accuracy
 from kfkd_jax.run import (
   build,
   networks,
   results,
   streams,
-  tasks,
   workspace,
 )
 from kfkd_jax.run.workspace import Workspace
@@ -94,7 +99,9 @@ def _make_uniform(space: Workspace) -> None:
 def _make_greedy(space: Workspace) -> None:
   """From the `fuse.max_members` checkpoints best on the selecting points."""
   accuracy = np.asarray(
-    processes.on_main(lambda: select_accuracy(space, 0).tolist())
+    processes.on_main(
+      lambda: select_accuracy(space, space.task.folds[0]).tolist()
+    )
   )
   best = np.argsort(accuracy, kind="stable")[-space.config.fuse.max_members :]
   kept = results.kept_checkpoints(space.path, workspace.TEACHER)
@@ -131,16 +138,14 @@ def _scorer(space: Workspace, renew) -> Callable[[Variables], float]:
 def _method(name: str, make, *, passes: Callable[[Any], int]):
   """The row of a soup: one network; `passes` counts those over the data."""
 
-  def ensembles(config, workdir, number) -> list[Ensemble]:
-    if number:
-      return []
-    watching = watching_cost(Workspace(config, workdir), number)
-    cost = 1 + watching + passes(config) / (3 * config.train.epochs)
-    fold = tasks.load_task(config).folds[number]
+  def ensembles(space: Workspace) -> list[Ensemble]:
+    config, fold = space.config, space.task.folds[0]
+    cost = 1 + watching_cost(space, fold)
+    cost += passes(config) / (3 * config.train.epochs)
     on = workspace.selected_on(config, fold)
     return [of_runs(name, [name], cost, selected_on=on)]
 
-  return Method(ensembles, make=make)
+  return Method(on_first_fold(ensembles), make=make)
 
 
 KF_SOUP = _method("kf_soup", _make_kf, passes=lambda config: 1)

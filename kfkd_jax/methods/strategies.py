@@ -13,13 +13,18 @@ import numpy as np
 
 from kfkd_jax import files, losses, relabelling
 from kfkd_jax.data import Stored
-from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, watching_cost
+from kfkd_jax.methods.ensemble import (
+  Ensemble,
+  Method,
+  of_runs,
+  on_first_fold,
+  watching_cost,
+)
 from kfkd_jax.run import (
   networks,
   objectives,
   results,
   students,
-  tasks,
   workspace,
 )
 from kfkd_jax.run.workspace import Workspace
@@ -53,57 +58,53 @@ def _teaching(space: Workspace) -> Teaching:
 
 
 def _taught(
-  name: str,
-  lesson: Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson],
+  name: str, lesson: Callable[[Workspace, Teaching], networks.Lesson]
 ) -> Method:
   """One student of the fusion `strategy.teacher`."""
 
-  def plans(config, workdir) -> list[networks.Plan]:
-    weights = results.weights_of(workdir, config.strategy.teacher)
+  def weights_of(space: Workspace) -> np.ndarray:
+    return results.weights_of(space.path, space.config.strategy.teacher)
+
+  def plans(space: Workspace) -> list[networks.Plan]:
     return [
       networks.Plan(
         name,
-        lambda: lesson(config, _teaching(Workspace(config, workdir))),
+        lambda: lesson(space, _teaching(space)),
         inputs={
-          **objectives.inputs(config, name),
-          "weights": files.digest(weights.tobytes()),
+          **objectives.inputs(space.config, name),
+          "weights": files.digest(weights_of(space).tobytes()),
         },
-        changes=students.student_changes(config),
+        changes=students.student_changes(space.config),
       )
     ]
 
-  def ensembles(config, workdir, number) -> list[Ensemble]:
-    if number:
-      return []
-    fold = tasks.load_task(config).folds[0]
-    weights = results.weights_of(workdir, config.strategy.teacher)
-    cost = 1 + watching_cost(Workspace(config, workdir), 0)
-    cost += students.taught_cost(
-      Workspace(config), int(np.count_nonzero(weights))
-    )
-    on = workspace.selected_on(config, fold)
-    size = students.student_size(Workspace(config))
+  def ensembles(space: Workspace) -> list[Ensemble]:
+    fold, members = space.task.folds[0], np.count_nonzero(weights_of(space))
+    cost = 1 + watching_cost(space, fold)
+    cost += students.taught_cost(space, int(members))
+    on = workspace.selected_on(space.config, fold)
+    size = students.student_size(space)
     return [of_runs(name, [name], cost, selected_on=on, size=size)]
 
-  return Method(ensembles, plans)
+  return Method(on_first_fold(ensembles), plans)
 
 
 def _with_probs(
   make: Callable[[ml_collections.ConfigDict], objective.Objective],
-) -> Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson]:
+) -> Callable[[Workspace, Teaching], networks.Lesson]:
   """The fused probabilities beside the given labels."""
-  return lambda config, teaching: networks.Lesson(
-    make(config), extra={"teacher_probs": teaching.probs}
+  return lambda space, teaching: networks.Lesson(
+    make(space.config), extra={"teacher_probs": teaching.probs}
   )
 
 
 def _with_targets(
-  targets: Callable[[ml_collections.ConfigDict, Teaching], Any],
-) -> Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson]:
+  targets: Callable[[Workspace, Teaching], Any],
+) -> Callable[[Workspace, Teaching], networks.Lesson]:
   """Probabilities that stand for the labels, and nothing else."""
-  return lambda config, teaching: networks.Lesson(
+  return lambda space, teaching: networks.Lesson(
     objective.cached_distillation(),
-    extra={"teacher_probs": np.asarray(targets(config, teaching))},
+    extra={"teacher_probs": np.asarray(targets(space, teaching))},
   )
 
 
@@ -165,7 +166,7 @@ def propagated(
 
 def _of_two_terms(
   make: Callable[..., objective.Objective], key: str
-) -> Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson]:
+) -> Callable[[Workspace, Teaching], networks.Lesson]:
   """A loss of two terms, whose weights are a key of `strategy`."""
   return _with_probs(
     lambda c: make(
@@ -176,9 +177,7 @@ def _of_two_terms(
   )
 
 
-LESSONS: dict[
-  str, Callable[[ml_collections.ConfigDict, Teaching], networks.Lesson]
-] = {
+LESSONS: dict[str, Callable[[Workspace, Teaching], networks.Lesson]] = {
   "sckd": _with_probs(
     lambda c: taught.gated(
       label_weight=c.strategy.label_weight,
@@ -197,11 +196,13 @@ LESSONS: dict[
   ),
   "relational_kd": _relational,
   "xi_kd": _with_targets(
-    lambda c, t: losses.extrapolated_targets(t.labels, t.probs, c.strategy.xi)
+    lambda space, t: losses.extrapolated_targets(
+      t.labels, t.probs, space.config.strategy.xi
+    )
   ),
-  "partial_kd": _with_targets(lambda c, t: losses.partial_targets(t.probs)),
+  "partial_kd": _with_targets(lambda space, t: losses.partial_targets(t.probs)),
   "agreement_kd": _with_targets(
-    lambda c, t: losses.agreement_targets(t.labels, t.probs)
+    lambda space, t: losses.agreement_targets(t.labels, t.probs)
   ),
   "propagation": _with_targets(_propagated),
 }

@@ -16,6 +16,7 @@ from kfkd_jax.run import (
   streams,
   workspace,
 )
+from kfkd_jax.run.tasks import Fold
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation
 
@@ -23,11 +24,9 @@ from kfkd_jax.training import evaluation
 def with_temperature(
   space: Workspace,
   ensemble: Ensemble,
-  number: int,
+  fold: Fold,
 ) -> np.ndarray:
   """Test probabilities at the temperature fitted on a fold's points."""
-  task = space.task
-  fold = task.folds[number]
   probs = predict(space.path, ensemble, fold.select_split)[fold.select_rows]
   labels = workspace.selection_labels(space, fold)
   temperature = calibration.fit_temperature(probs, labels)
@@ -61,7 +60,7 @@ def with_views(
       space, source.weights, name=source.run
     )
     trained = results.configured_as(space, source.run)
-    recipe = build.make_recipe(FIXME(trained, task))
+    recipe = build.make_recipe(trained)
     if recipe.module not in predictors:
       predictors[recipe.module] = evaluation.Predictor(recipe, mesh)
     predictor = predictors[recipe.module]

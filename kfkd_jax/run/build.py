@@ -102,8 +102,7 @@ def make_recipe(
   """How the config trains a network on the task's data.
 
   Args:
-    config: the configuration.
-    task: its data.
+    space: configuration and data.
     keep_history: keep checkpoints as `history` says, not only the last.
     num_train: examples of an epoch; None: the task's.
   """

@@ -74,8 +74,7 @@ def refusal(
   """Says which runs would be replaced, by which changes, and the ways on.
 
   Args:
-    config: what was asked for.
-    workdir: the working directory.
+    space: what was asked for, and where.
     runs: their names.
     stages: that make them.
   """

@@ -97,12 +97,11 @@ def origin(config: ml_collections.ConfigDict, plan: Plan) -> str:
 
 def work(space: Workspace, plans: list[Plan]) -> str:
   """What training the planned networks takes, beside the teacher's."""
-  task = space.task
   teacher = space.config.train.epochs * build.network_size(space).compute
   total = 0.0
   for plan in plans:
-    own = config_lib.changed(space.config, plan.changes)
-    total += own.train.epochs * build.network_size(FIXME(own, task)).compute
+    own = space.changed(plan.changes)
+    total += own.config.train.epochs * build.network_size(own).compute
   return f"{forecast.times(total / teacher)} the work of training the teacher"
 
 
@@ -119,7 +118,7 @@ def train(space: Workspace, plan: Plan) -> None:
   """Trains the planned network unless it is finished already."""
   run = results.run_path(space.path, plan.name)
   made_from = origin(space.config, plan)
-  config = config_lib.changed(space.config, plan.changes)
+  space = space.changed(plan.changes)
   processes.on_main(_prepare, run, made_from, space.config.model)
   folders = [
     results.run_path(space.path, n)

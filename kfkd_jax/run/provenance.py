@@ -34,9 +34,9 @@ def difference(space: Workspace) -> str:
 def refusal(space: Workspace, difference: str) -> str:
   """What to do where the data of the same name and place has changed."""
   return (
-    f"the data of {space.config.data.name!r} is not what {space.path} was made from: "
-    f"{difference} changed; put it back, give --workdir=NEW, or --redo to set "
-    "aside what was made and make it again"
+    f"the data of {space.config.data.name!r} is not what {space.path} was "
+    f"made from: {difference} changed; put it back, give --workdir=NEW, or "
+    "--redo to set aside what was made and make it again"
   )
 
 

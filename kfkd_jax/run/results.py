@@ -19,7 +19,6 @@ from kfkd_jax import (
   models,
   processes,
 )
-from kfkd_jax import config as config_lib
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.run import build, workspace
 from kfkd_jax.run.workspace import Workspace
@@ -123,14 +122,12 @@ def seconds(run: epath.Path) -> float | None:
   return None
 
 
-def configured_as(space: Workspace, name: str) -> ml_collections.ConfigDict:
-  """`config` with the network that the run `name` is of."""
+def configured_as(space: Workspace, name: str) -> Workspace:
+  """The workspace with the network that the run `name` is of."""
   model = processes.on_main(_model_of, run_path(space.path, name))
   if model is None or model == space.config.model.to_dict():
-    return space.config
-  return config_lib.changed(
-    space.config, {f"model.{k}": v for k, v in model.items()}
-  )
+    return space
+  return space.changed({f"model.{k}": v for k, v in model.items()})
 
 
 def _model_of(run: epath.Path) -> dict[str, Any] | None:
@@ -182,7 +179,7 @@ def read_members(
       )
     stacked = history.restore_stacked(
       [epochs[m] for m in members],
-      template(FIXME(configured_as(config, workdir, name))),
+      template(configured_as(space, name)),
     )
   return stacked, np.asarray(weights)[members]
 

@@ -77,13 +77,10 @@ def student_changes(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def student_size(space: Workspace) -> build.Size:
   """What a student takes, in networks like the teacher's."""
-  student = config_lib.changed(space.config, student_changes(space.config))
-  if student.model == space.config.model:
+  student = space.changed(student_changes(space.config))
+  if student.config.model == space.config.model:
     return build.SAME_SIZE
-  task = space.task
-  small, large = (
-    build.network_size(FIXME(c, task)) for c in (student, space.config)
-  )
+  small, large = build.network_size(student), build.network_size(space)
   return build.Size(
     small.compute / large.compute, small.storage / large.storage
   )
@@ -101,7 +98,7 @@ def student_examples(
   """The images a student sees, with labels and whether it has any.
 
   Args:
-    config: the configuration.
+    space: configuration and data.
     taught: `images -> probabilities`, whose top class stands for a label where
       there is none.
 
@@ -133,7 +130,7 @@ def teacher_probs(
   """The fused teacher on the images' clean view, `f32[N, K]`.
 
   Args:
-    config: the configuration, its network that of the members.
+    space: its network is that of the members.
     stacked: their variables `[M, ...]`.
     weights: `[M]`.
     images: `u8[N, H, W, Ch]`, in memory or on disk.
@@ -156,7 +153,7 @@ def teacher_features(
   of the members'.
 
   Args:
-    config: the configuration.
+    space: configuration and data.
     stacked: the members' variables `[M, ...]`.
     weights: `[M]`.
     images: `u8[N, H, W, Ch]`, in memory or on disk.
@@ -175,7 +172,6 @@ def teacher_features(
 def _member_outputs(
   space: Workspace, stacked, images, *, features
 ) -> Iterator[Any]:
-  task = space.task
   mesh = parallel.data_mesh()
   recipe = build.make_recipe(space)
   predictor = evaluation.Predictor(recipe, mesh, features=features)
@@ -192,7 +188,7 @@ def train_cost(space: Workspace, num_members: float) -> float:
   of every member over the data, live ones take it in every epoch.
 
   Args:
-    config: the configuration.
+    space: configuration and data.
     num_members: that teach, in networks like the teacher's.
   """
   epochs = student_epochs(space.config)

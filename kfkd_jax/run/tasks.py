@@ -31,11 +31,13 @@ class Fold(NamedTuple):
     select_split: the store whose rows select.
     select_rows: `[S]` rows of it.
     test_rows: `[N]` rows of the `test` store, none of them selected on.
+    number: of the fold.
   """
 
   select_split: str
   select_rows: np.ndarray
   test_rows: np.ndarray
+  number: int = 0
 
 
 class Task(NamedTuple):
@@ -253,4 +255,4 @@ def _folds(config, parts) -> tuple[Fold, ...]:
     splits.halve_test(test.labels, test.ids, fold=fold)
     for fold in range(config.selection.halvings)
   ]
-  return tuple(Fold("test", *half) for half in halves)
+  return tuple(Fold("test", *half, n) for n, half in enumerate(halves))

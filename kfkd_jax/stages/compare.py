@@ -16,7 +16,7 @@ import kfkd_jax
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, methods, metrics, processes, statistics
 from kfkd_jax.methods import variants
-from kfkd_jax.run import build, networks, results, tasks, workspace
+from kfkd_jax.run import build, results, tasks, workspace
 from kfkd_jax.run.workspace import Workspace
 
 
@@ -44,30 +44,12 @@ class Entry(NamedTuple):
   num_views: int = 1
 
 
-def plans(space: Workspace) -> list[networks.Plan]:
-  """Every network that the stage trains."""
-  configured = methods.configured(space.config)
-  return [
-    p for method in configured for p in method.plans(space.config, space.path)
-  ]
-
-
-def cost(space: Workspace, plans: list[networks.Plan]) -> list[str]:
-  """What the networks beside the teacher take."""
-  count = f"{len(plans)} more network{'s' * (len(plans) > 1)}"
-  return [f"{count}: {networks.work(space, plans)}"]
-
-
 def run(space: Workspace) -> str:
   """Scores every method; returns the table.
 
   Writes `results.jsonl`, one row a method and fold, and `hits.npz`, what each
   method got right.
   """
-  for method in methods.configured(space.config):
-    for plan in method.plans(space.config, space.path):
-      networks.train(space, plan)
-    method.make(space.config, space.path)
   views = _views(space)
   return processes.on_main(_compare, space, views)
 
@@ -77,9 +59,9 @@ def _compare(space: Workspace, views) -> str:
   rows = []
   by_fold: list[list[Entry]] = []
   origin = _origin(space.config)
-  for number, fold in enumerate(task.folds):
-    entries = _entries(space, number, views)
-    split = "test" if len(task.folds) == 1 else f"test/{number}"
+  for fold in task.folds:
+    entries = _entries(space, fold, views)
+    split = "test" if len(task.folds) == 1 else f"test/{fold.number}"
     scored = score(space, entries, fold.test_rows, split=split)
     rows += [{**row, **origin} for row in scored]
     by_fold.append(entries)
@@ -108,7 +90,7 @@ def _hits(task: tasks.Task, by_fold: list[list[Entry]]) -> results.Hits:
 
 def _origin(config) -> dict[str, Any]:
   """What made the numbers, for every row."""
-  stages = ("train", "fuse", "distill", "compare")
+  stages = ("train", "fuse", "distill", "rivals", "compare")
   deciding = [config_lib.deciding(config, stage) for stage in stages]
   return {
     "config_hash": files.digest(deciding),
@@ -215,29 +197,28 @@ def _over(workdir, source: methods.Source) -> list[float]:
 def _to_view(space: Workspace) -> list[tuple[int, str, list]]:
   """The ensembles of `compare.test_time`, as JSON."""
   return [
-    (number, e.method, [(s.run, _over(space.path, s)) for s in e.sources])
-    for number in range(len(space.task.folds))
+    (fold.number, e.method, [(s.run, _over(space.path, s)) for s in e.sources])
+    for fold in space.task.folds
     for method in methods.configured(space.config)
-    for e in method.ensembles(space.config, space.path, number)
+    for e in method.ensembles(space, fold)
     if e.method in space.config.compare.test_time
   ]
 
 
 def _entries(
   space: Workspace,
-  number: int,
+  fold: tasks.Fold,
   views: Views,
 ) -> list[Entry]:
   """Every configured method on a fold, and the rows to repeat with options."""
   entries = []
   for method in methods.configured(space.config):
-    for ensemble in method.ensembles(space.config, space.path, number):
+    for ensemble in method.ensembles(space, fold):
       plain = _entry(ensemble, methods.predict(space.path, ensemble, "test"))
       entries.append(plain)
       name = ensemble.method
       if name in space.config.compare.temperature:
-        probs = variants.with_temperature(space, ensemble, number)
-        fold = space.task.folds[number]
+        probs = variants.with_temperature(space, ensemble, fold)
         on = workspace.selected_on(space.config, fold)
         entries.append(
           plain._replace(
@@ -248,7 +229,7 @@ def _entries(
         entries.append(
           plain._replace(
             method=f"{name}+views",
-            probs=views[number, name],
+            probs=views[fold.number, name],
             num_views=space.config.compare.views,
           )
         )

@@ -6,7 +6,6 @@ images than their teachers had labels for.
 
 from __future__ import annotations
 
-import ml_collections
 import numpy as np
 
 from kfkd_jax import config as config_lib
@@ -22,21 +21,20 @@ from kfkd_jax.run import (
   networks,
   results,
   students,
-  tasks,
   workspace,
 )
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import objective, step
 
 
-def artefacts(config: ml_collections.ConfigDict) -> list[str]:
+def artefacts(space: Workspace) -> list[str]:
   """What the stage may leave in the working directory."""
   return [
     f"runs/{name}"
-    for teacher in config.distill.teachers
-    for number in range(1, config.distill.rounds + 1)
+    for teacher in space.config.distill.teachers
+    for number in range(1, space.config.distill.rounds + 1)
     for name in results.run_names(
-      config, students.student_name(teacher, number)
+      space.config, students.student_name(teacher, number)
     )
   ]
 
@@ -64,12 +62,10 @@ _LARGE = 10  # times the teacher's operations
 
 def cost(space: Workspace, plans: list[networks.Plan]) -> list[str]:
   """What the students take, and a warning where that is far more."""
-  student = config_lib.changed(
-    space.config, students.student_changes(space.config)
-  )
-  size = build.network_size(FIXME(student, tasks.load_task(config)))
+  student = space.changed(students.student_changes(space.config))
+  size = build.network_size(student)
   count = f"{len(plans)} student{'s' * (len(plans) > 1)}"
-  described = forecast.described(student, size)
+  described = forecast.described(student.config, size)
   line = f"{count}: {described}, {networks.work(space, plans)}"
   return [line, *warnings(space)]
 
@@ -135,7 +131,7 @@ def _lesson(space: Workspace, run, weights) -> networks.Lesson:
   teaching = results.configured_as(space, run)
 
   def taught(images):
-    probs = students.teacher_probs(FIXME(teaching), stacked, weights, images)
+    probs = students.teacher_probs(teaching, stacked, weights, images)
     hard = space.config.distill.hard
     return np.asarray(losses.hard_targets(probs)) if hard else probs
 
@@ -145,7 +141,7 @@ def _lesson(space: Workspace, run, weights) -> networks.Lesson:
     return networks.Lesson(
       objective.cached_distillation(**options), extra=examples
     )
-  module = build.make_module(FIXME(teaching, tasks.load_task(config)))
+  module = build.make_module(teaching)
   live = objective.live_distillation(
     step.eval_apply(module), hard=space.config.distill.hard, **options
   )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ml_collections
 from etils import epath
 
 from kfkd_jax import processes
@@ -20,15 +19,14 @@ from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import distill
 
 
-def artefacts(config: ml_collections.ConfigDict) -> list[str]:
+def artefacts(space: Workspace) -> list[str]:
   """What the stage leaves in the working directory."""
-  names = results.run_names(config, workspace.TEACHER)
+  names = results.run_names(space.config, workspace.TEACHER)
   return ["noise.npz", *(f"runs/{name}" for name in names)]
 
 
 def plans(space: Workspace) -> list[networks.Plan]:
   """The one network that the stage trains."""
-  del workdir
   return [
     networks.Plan(
       workspace.TEACHER,
