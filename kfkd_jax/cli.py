@@ -358,7 +358,10 @@ def _advice(error: Exception, workdir: str) -> str:
   if number in _NO_ROOM:
     return f"; make room in {workdir} and run again: what is written stays"
   if number in _FORBIDDEN:
-    return f"; {workdir} must be yours to read and write, or choose another"
+    return (
+      f"; {workdir} must be yours to read and write, or choose another "
+      "--workdir"
+    )
   return ""
 
 

@@ -152,6 +152,7 @@ def read_json(path: epath.Path, expected: type = dict) -> Any:
     raise ValueError(f"{path} is damaged, {error}; {_REMEDY}") from error
 
 
+_JSON = {dict: "object", list: "list"}
 _DEEPEST = 100  # what goes through such values recurses
 
 
@@ -164,8 +165,7 @@ def _parsed(content: bytes | str, expected: type) -> Any:
     raise ValueError(f"not valid JSON ({error})") from error
   if not isinstance(value, expected):
     raise ValueError(
-      f"holding {json.dumps(value)[:40]} where JSON of type "
-      f"{expected.__name__} belongs"
+      f"holding {json.dumps(value)[:40]} where a JSON {_JSON[expected]} belongs"
     )
   level = [value]
   for _ in range(_DEEPEST):

@@ -94,7 +94,7 @@ def test_nothing_left_over_is_found_before_training(tmp_path):
   config = config_of(distill__inputs="both", data__num_train="None")
   with pytest.raises(config_lib.ConfigError, match="leaves no image"):
     stages.run_stage(config, tmp_path, "train", say=lambda line: None)
-  assert not (tmp_path / "runs").exists()
+  assert not (tmp_path / "runs" / "teacher").exists()
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ _PROBS = np.full((4, 3), 1 / 3, np.float32)
     ),
     (
       lambda: metrics.calibration_error(_PROBS, np.zeros(4, int), num_bins=0),
-      "num_bins must be at least 1; got 0",
+      "num_bins must be at least 1 and whole; got 0",
     ),
     (
       lambda: metrics.disagreement(_PROBS, _PROBS[:2]),

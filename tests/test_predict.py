@@ -361,9 +361,9 @@ def test_plain_jax_reads_what_carries_a_digest(model):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda card: None, "has no JSON object"),
-    (lambda card: [], "has no JSON object"),
-    (lambda card: float("nan"), "has no JSON object"),
+    (lambda card: None, "where a JSON object belongs"),
+    (lambda card: [], "where a JSON object belongs"),
+    (lambda card: float("nan"), "where a JSON object belongs"),
     (lambda card: {}, r"has no models \(an object belongs there\)"),
     (lambda card: card | {"models": []}, "has other models"),
     (lambda card: card | {"models": {"bugs": 1}}, "no JSON object models.bugs"),

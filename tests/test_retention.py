@@ -211,7 +211,7 @@ def test_killed_between_noting_and_deleting(
 def test_what_is_lost_is_made_again(whole, tmp_path, capsys, victim):
   shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
   kept = sorted(int(p.name) for p in (tmp_path / "history").iterdir())
-  dropped = files.read_json(epath.Path(tmp_path) / "dropped.json")
+  dropped = files.read_json(epath.Path(tmp_path) / "dropped.json", list)
   assert sorted(kept + dropped) == list(range(1, EPOCHS + 1))
   store = tmp_path / "predictions" / "test"
   if victim == "kept":
@@ -219,7 +219,7 @@ def test_what_is_lost_is_made_again(whole, tmp_path, capsys, victim):
   elif victim == "dropped":
     (store / f"{dropped[0]:05d}.npz").write_bytes(b"")
   elif victim == "note":
-    (tmp_path / "dropped.json").unlink()
+    (tmp_path / "dropped.json", list).unlink()
   else:
     shutil.rmtree(tmp_path / "history" / str(kept[0]))
   assert_same(train(tmp_path), whole[1])

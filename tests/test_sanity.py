@@ -93,11 +93,6 @@ def test_rule_that_does_not_keep_the_last_fails():
 
   assert ("identical checkpoints", "kf") in failed(even, select, test)
 
-  def unnormalised(probs, labels):
-    return {"kf": 2 * fusion.final_only(len(probs))}
-
-  assert ("one checkpoint", "kf") in failed(unnormalised, select, test)
-
 
 @pytest.mark.parametrize(
   ("shuffled", "elsewhere", "true", "expected"),
