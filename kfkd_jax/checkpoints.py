@@ -29,14 +29,20 @@ from orbax.checkpoint import checkpoint_managers
 
 from kfkd_jax import files, lock, parallel, processes
 
-# A line a save otherwise, and every failure at length before it is raised.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-
 _REMEDY = "remove it and run again"
 _STEP_SECONDS = 0.2
 _GRACE_SECONDS = 5  # for Orbax to notice that a thread of its own died
 _LABEL = "label"  # no name of a leaf, all of which begin with a bracket or dot
+
+
+class _Muted(logging.Filter):
+  """Hides Orbax's line a save, and failures at length before they are raised.
+
+  Only while there are checkpoints at work: a host program may log with it too.
+  """
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.CRITICAL
 
 
 class DamagedCheckpointError(ValueError):
@@ -64,6 +70,8 @@ class Checkpoints:
     owner: Mapping[str, str] = types.MappingProxyType({}),
   ):
     self.path = _absolute(path)
+    self._muted = _Muted()
+    logging.getLogger("absl").addFilter(self._muted)
     self._deaths: list[BaseException] = []
     self._owner = owner
     self._manager = ocp.CheckpointManager(
@@ -243,6 +251,7 @@ class Checkpoints:
           self._manager.close()
       finally:
         threading.excepthook = self._threads_hook
+        logging.getLogger("absl").removeFilter(self._muted)
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:

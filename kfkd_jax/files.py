@@ -152,7 +152,7 @@ def read_json(path: epath.Path, expected: type = dict) -> Any:
     raise ValueError(f"{path} is damaged, {error}; {_REMEDY}") from error
 
 
-_JSON = {dict: "object", list: "list"}
+_JSON: dict[type, str] = {dict: "object", list: "list"}
 _DEEPEST = 100  # what goes through such values recurses
 
 

@@ -287,11 +287,11 @@ def _corrupt(labels, transition):
   [
     (
       lambda: label_noise.symmetric(1, 0.1),
-      "num_classes .* at least 2 and whole; got 1",
+      "classes .* at least 2 and whole; got 1",
     ),
     (
       lambda: label_noise.pair(0, 0.1),
-      "num_classes .* at least 2 and whole; got 0",
+      "classes .* at least 2 and whole; got 0",
     ),
     (lambda: label_noise.pair(3, 1.5), r"rate .* \[0, 1\]; got 1.5"),
     (lambda: label_noise.symmetric(3, float("nan")), "rate .* got nan"),

@@ -324,6 +324,9 @@ def test_table_shows_every_row():
     "gain_interval": [0.05, 0.15], "nll": 1.0, "ece": 0.1, "brier": 0.5,
     "train_cost": 1.1, "inference_cost": 3, "selected_on": "",
   }  # fmt: skip
-  lines = compare.table([row, {**row, "method": "final"}]).splitlines()
+  lines = compare.table(
+    [row, {**row, "method": "final"}], level=0.9
+  ).splitlines()
+  assert "  90 % interval  " in lines[0]
   assert len(lines) == 4
   assert "[+0.050, +0.150]" in lines[2]

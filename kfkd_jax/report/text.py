@@ -18,6 +18,24 @@ _FORMULA = tuple("=+-@＝＋－＠")  # fmt: skip
 _MARKUP = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
+def percent(
+  mean: float | None,
+  error: float | None,
+  *,
+  sign: str = "",
+  decimals: int = 1,
+) -> str:
+  """A share in %, with its error where there is one.
+
+  >>> percent(0.5, 0.01), percent(0.5, None, sign="+", decimals=2)
+  ('50.0 ± 1.0', '+50.00')
+  """
+  if mean is None:
+    return "-"
+  half = "" if error is None else f" ± {100 * error:.{decimals}f}"
+  return f"{100 * mean:{sign}.{decimals}f}{half}"
+
+
 def printable(text: str) -> str:
   r"""The text on one line, without what moves a terminal's cursor.
 

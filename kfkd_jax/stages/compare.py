@@ -67,7 +67,7 @@ def _compare(space: Workspace, views) -> str:
     by_fold.append(entries)
   files.write_npz(space.path / "hits.npz", **_hits(task, by_fold)._asdict())
   files.write_json_lines(space.path / "results.jsonl", rows)
-  return table(rows)
+  return table(rows, level=space.config.compare.level)
 
 
 def _hits(task: tasks.Task, by_fold: list[list[Entry]]) -> results.Hits:
@@ -153,12 +153,12 @@ def score(
   ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], *, level: float) -> str:
   """The result rows for a terminal, in the order they come."""
   wide = max(20, *(len(row["method"]) for row in rows)) + 2
   head = (
     f"{'method':<{wide}}{'split':<8}{'accuracy':>9}{'gain':>8}"
-    f"  {'95 % interval':<17}{'nll':>7}{'ece':>7}{'brier':>7}"
+    f"  {f'{100 * level:g} % interval':<17}{'nll':>7}{'ece':>7}{'brier':>7}"
     f"{'train':>7}{'infer':>7}  chosen on"
   )
   lines = [head, "-" * len(head)]

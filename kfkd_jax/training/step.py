@@ -343,9 +343,9 @@ def _mixed(
   probabilities.
   """
   batch = {**batch, "label": jax.nn.one_hot(batch["label"], num_classes)}
-  coefficient = jax.random.beta(
-    jax.random.fold_in(key, 1), concentration, concentration
-  )
+  # A number that no row of a batch has: theirs are the keys of the views.
+  own = jax.random.fold_in(key, np.uint32(2**32 - 1))
+  coefficient = jax.random.beta(own, concentration, concentration)
   everyone = {
     name: lax.all_gather(value, DATA_AXIS, tiled=True)
     for name, value in batch.items()

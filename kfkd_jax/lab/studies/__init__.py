@@ -21,7 +21,7 @@ from kfkd_jax.config import parse_grid
 from kfkd_jax.config.tree import ConfigError, get
 from kfkd_jax.lab import sweep
 from kfkd_jax.lab.studies import measures
-from kfkd_jax.report import page
+from kfkd_jax.report import page, text
 
 Row = measures.Row
 
@@ -220,11 +220,11 @@ def run(
   """
   study, workdir = find(name), epath.Path(workdir)
   axes = {axis.key: axis for axis in parse_grid(study.grid, config)}
-  for text, axis in zip(grid, parse_grid(grid, config), strict=True):
+  for asked, axis in zip(grid, parse_grid(grid, config), strict=True):
     if axis.key not in axes:
-      raise ConfigError(f"--grid {text!r}: {name} varies {', '.join(axes)}")
-  given = {text.partition("=")[0]: text for text in grid}
-  own = {text.partition("=")[0]: text for text in study.grid}
+      raise ConfigError(f"--grid {asked!r}: {name} varies {', '.join(axes)}")
+  given = {t.partition("=")[0]: t for t in grid}
+  own = {t.partition("=")[0]: t for t in study.grid}
   swept = sweep.run(
     config,
     workdir / "cells" / study.cells,
@@ -288,7 +288,9 @@ def to_markdown(table: Sequence[Row]) -> str:
   return page.to_markdown([
     {
       **{k: _number(v) for k, v in row.items() if k not in known},
-      **{value_name(v): _percent(row[v], row[f"{v}_error"]) for v in values},
+      **{
+        value_name(v): text.percent(row[v], row[f"{v}_error"]) for v in values
+      },
     }
     for row in table
   ])  # fmt: skip
@@ -296,13 +298,6 @@ def to_markdown(table: Sequence[Row]) -> str:
 
 def _number(value: object) -> str:
   return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _percent(mean: float | None, error: float | None) -> str:
-  if mean is None:
-    return "-"
-  half = "" if error is None else f" ± {100 * error:.1f}"
-  return f"{100 * mean:.1f}{half}"
 
 
 def render(
@@ -332,7 +327,7 @@ def render(
     seeds=max(row["seeds"] for row in table),
     changes=study.changes,
     name_of=value_name,
-    percent_of=_percent,
+    percent_of=text.percent,
     number_of=_number,
   )
 
