@@ -11,6 +11,7 @@ import pytest
 
 from kfkd_jax import models
 from kfkd_jax.data import builders
+from kfkd_jax.run import objectives
 
 PAGE = pathlib.Path(__file__).parent.parent / "colabs" / "recipes.md"
 PARTS = {
@@ -72,12 +73,13 @@ def test_recipes_are_formatted_as_all_code():
 GUIDE = (PAGE.parent.parent / ".github" / "CONTRIBUTING.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["A model", "A data set", "A strategy"])
+@pytest.mark.parametrize("name", ["A model", "A data set", "A method"])
 def test_what_contributing_shows_runs(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   # What the examples register is taken out again.
   monkeypatch.setitem(models.MODELS, "tiny", None)
   monkeypatch.setitem(builders.BUILDERS, "stripes", None)
+  monkeypatch.setitem(objectives.OBJECTIVES, "ce", objectives.OBJECTIVES["ce"])
   text = GUIDE.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
   program = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
   names = {"__name__": "shown"}

@@ -77,6 +77,8 @@ _REPORT = ("report",)
 _EXPORT = ("export",)
 _BOOL = ANY  # the type says it all
 _NO_RATE = ("none", "field")
+# Asked of the dictionary itself, into which programs may put their own.
+_NETWORK = Range(", ".join(sorted(models.MODELS)), lambda v: v in models.MODELS)
 _FLOATS = ("float32", "bfloat16")
 PARTS = ("steps", "stage", "predictions", "storage", "devices", "fusion")
 PEERS = (
@@ -175,7 +177,7 @@ KEYS = (
   Key("augment.rand_magnitude", 9.0, between(0, data.MAX_MAGNITUDE),
       "Their strength.", _TRAIN),
 
-  Key("model.name", "cnn", one_of(sorted(models.MODELS)), "The network.",
+  Key("model.name", "cnn", _NETWORK, "The network.",
       _TRAIN),
   Key("model.width", None, between(1, 2**14), "None: the model's own.", _TRAIN,
       int),
@@ -275,7 +277,7 @@ KEYS = (
       "Softens teacher and student.", _LESSON),
   Key("distill.epochs", None, between(1, 10**6), "None: train.epochs.",
       _DISTILL, int),
-  Key("distill.model", None, one_of(sorted(models.MODELS)),
+  Key("distill.model", None, _NETWORK,
       "A student of another kind than its teacher; None: of the same.",
       _DISTILL, str),
   Key("distill.width", None, between(1, 2**14),
