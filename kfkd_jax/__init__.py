@@ -29,46 +29,50 @@ this package touches no device. Checkpoints and predictions on disk are in
 
 __version__ = "0.1.0"
 
-from kfkd_jax import (
-  averaging,
-  forgetting,
-  fusion,
-  history,
-  label_noise,
-  losses,
-  metrics,
-  statistics,
-)
-from kfkd_jax.forgetting import (
-  correctness,
-  forget_fractions,
-  forgetting_curves,
-  last_right,
-  learn_fractions,
-)
-from kfkd_jax.fusion import (
-  best_checkpoint,
-  final_only,
-  fixed_jumps,
-  fuse,
-  horizontal,
-  knowledge_fusion,
-  mixture_fusion,
-  random_checkpoints,
-)
-from kfkd_jax.history import (
-  fused_predict,
-  predict_checkpoints,
-  stack_checkpoints,
-)
-from kfkd_jax.label_noise import asymmetric, corrupt_labels, pair, symmetric
-from kfkd_jax.losses import cross_entropy, distillation
-from kfkd_jax.metrics import (
-  accuracy,
-  brier_score,
-  calibration_error,
-  negative_log_likelihood,
-)
+from etils import epy as _epy
+
+# Loaded when first asked for: the command listens to Ctrl-C before JAX loads.
+with _epy.lazy_api_imports(globals()):
+  from kfkd_jax import (
+    averaging,
+    forgetting,
+    fusion,
+    history,
+    label_noise,
+    losses,
+    metrics,
+    statistics,
+  )
+  from kfkd_jax.forgetting import (
+    correctness,
+    forget_fractions,
+    forgetting_curves,
+    last_right,
+    learn_fractions,
+  )
+  from kfkd_jax.fusion import (
+    best_checkpoint,
+    final_only,
+    fixed_jumps,
+    fuse,
+    horizontal,
+    knowledge_fusion,
+    mixture_fusion,
+    random_checkpoints,
+  )
+  from kfkd_jax.history import (
+    fused_predict,
+    predict_checkpoints,
+    stack_checkpoints,
+  )
+  from kfkd_jax.label_noise import asymmetric, corrupt_labels, pair, symmetric
+  from kfkd_jax.losses import cross_entropy, distillation
+  from kfkd_jax.metrics import (
+    accuracy,
+    brier_score,
+    calibration_error,
+    negative_log_likelihood,
+  )
 
 __all__ = [
   "accuracy",
