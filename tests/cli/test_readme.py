@@ -9,7 +9,7 @@ import pytest
 from kfkd_jax import config as config_lib
 from kfkd_jax import options
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = "\n".join(
   path.read_text()

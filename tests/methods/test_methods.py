@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from test_pipeline import tiny_config
+from tiny import tiny_config
 
 from kfkd_jax import (
   calibration,

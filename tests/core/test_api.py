@@ -63,7 +63,7 @@ def test_importing_brings_no_more_than_jax_and_numpy():
 
 
 GUIDE = (
-  pathlib.Path(__file__).parent.parent / ".github" / "CONTRIBUTING.md"
+  pathlib.Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md"
 ).read_text()
 
 

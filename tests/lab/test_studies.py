@@ -240,7 +240,7 @@ def test_values_with_slashes_make_names_of_files():
   }
 
 
-COLABS = pathlib.Path(__file__).parent.parent / "colabs"
+COLABS = pathlib.Path(__file__).parents[2] / "colabs"
 
 
 def test_page_of_results_names_what_there_is():

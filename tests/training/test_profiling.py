@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from test_pipeline import tiny_config
+from tiny import tiny_config
 
 from kfkd_jax import cli, stages
 from kfkd_jax.run import results

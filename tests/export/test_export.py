@@ -10,7 +10,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 from flax import traverse_util
-from test_text import HOSTILE, rendered
+from hostile import HOSTILE, rendered
 
 from kfkd_jax import cli, files, fusion, history, models, stages
 from kfkd_jax import config as config_lib

@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 from etils import epath
-from test_pipeline import tiny_config
+from tiny import tiny_config
 
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib

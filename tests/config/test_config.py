@@ -19,7 +19,7 @@ DIGESTS = {
   "export": "a4c20329919b231e",
 }
 LATER = ("data.crop_share", "optim.nesterov")
-CONFIGS = sorted(pathlib.Path(__file__).parent.parent.glob("configs/*.py"))
+CONFIGS = sorted(pathlib.Path(__file__).parents[2].glob("configs/*.py"))
 
 
 def configured(**changes):

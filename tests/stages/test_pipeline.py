@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from tiny import tiny_config
 
 from kfkd_jax import catalogue, cli, files, fusion, methods, stages
-from kfkd_jax import config as config_lib
 from kfkd_jax.data import splits
 from kfkd_jax.report import tables
 from kfkd_jax.run import results, students, tasks
@@ -33,25 +33,6 @@ METHODS = {
   "kf_kd",
   "mixture_kd",
 }
-
-
-def tiny_config(**changes):
-  config = config_lib.default_config()
-  config.data.num_train = 120
-  config.selection.num = 60
-  config.model.name = "mlp"
-  config.model.width = 16
-  config.augment.pad = config.augment.cutout = 0
-  config.train.epochs = 6
-  config.train.batch_size = 40
-  config.history.resume_every = 2
-  config.compare.independent = 2
-  config.compare.bootstrap_samples = 200
-  config.report.num_examples = 2
-  for key, text in changes.items():
-    config_lib.override(config, key.replace("__", "."), text)
-  config_lib.validate(config)
-  return config
 
 
 def run(config, workdir):

@@ -13,7 +13,7 @@ from kfkd_jax import models
 from kfkd_jax.data import builders
 from kfkd_jax.run import objectives
 
-PAGE = pathlib.Path(__file__).parent.parent / "colabs" / "recipes.md"
+PAGE = pathlib.Path(__file__).parents[2] / "colabs" / "recipes.md"
 PARTS = {
   part.partition("\n")[0]: part for part in PAGE.read_text().split("\n## ")[1:]
 }

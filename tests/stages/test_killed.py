@@ -110,7 +110,7 @@ def dying(folder, stage, at):
   """The environment in which a stage's `at`-th change of a file is the last."""
   folder.mkdir(exist_ok=True)
   (folder / "sitecustomize.py").write_text(HOOK)
-  root = str(pathlib.Path(__file__).parent.parent)
+  root = str(pathlib.Path(__file__).parents[2])
   paths = [str(folder), root, os.environ.get("PYTHONPATH", "")]
   return {
     "PYTHONPATH": os.pathsep.join(filter(None, paths)),

@@ -15,7 +15,7 @@ from kfkd_jax import models, published, stages
 from kfkd_jax.report import run_page as report
 from kfkd_jax.run import build, results
 
-FOLDER = pathlib.Path(__file__).parent.parent / "configs" / "paper"
+FOLDER = pathlib.Path(__file__).parents[2] / "configs" / "paper"
 COLUMNS = sorted(published.COLUMNS)
 # Parameters in millions: the published counts, ResNet-18 with a small stem.
 MILLIONS = {

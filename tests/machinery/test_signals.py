@@ -14,7 +14,7 @@ import pytest
 
 from kfkd_jax import cli, signals
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 ARGUMENTS = [
   "run",
   "--config.data.num_train=60",

@@ -17,7 +17,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from kfkd_jax import config as config_lib
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PATHS = {path.stem: path for path in sorted((ROOT / "colabs").glob("*.ipynb"))}
 NAMES = [
   "bring_your_own_checkpoints",
