@@ -205,7 +205,7 @@ def test_program_of_an_ensemble_is_that_of_one_network(finished):
     [1] * 24,
     history.take_checkpoints(three.stacked, np.arange(24) % 3),
     np.full(24, 1 / 24, np.float32),
-    config,
+    three.space,
   )
   sizes = [len(export.serialise(m)) for m in (three, many)]
   weights = [
@@ -381,7 +381,11 @@ def test_other_networks_export_alike(name, dtype):
   images = task.splits["test"].images[:20]
   both = [models.init(module, jax.random.key(s), images[:1]) for s in (0, 1)]
   model = export.Model(
-    "kf", [1, 2], history.stack_checkpoints(both), np.array([0.4, 0.6]), config
+    "kf",
+    [1, 2],
+    history.stack_checkpoints(both),
+    np.array([0.4, 0.6]),
+    Workspace(config),
   )
   programs = {"kf": export.serialise(model)}
   gaps = export.check_parity(Workspace(config), [model], programs)

@@ -178,6 +178,6 @@ def test_cost_of_students_is_said_before_the_teacher_is_trained():
   (warning,) = distill.warnings(Workspace(config))
   assert "a student resnet18 takes" in warning
   assert not distill.warnings(Workspace(config_of()))
-  (line, again) = stages.STAGES["train"].cost(config, [])
+  (line, again) = stages.STAGES["train"].cost(Workspace(config), [])
   assert line.startswith("teacher: mlp, ") and "FLOP an image" in line
   assert again == warning

@@ -9,7 +9,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import files, methods, metrics, parallel, stages
 from kfkd_jax.run import results, students, tasks
 from kfkd_jax.run.workspace import Workspace
-from kfkd_jax.stages import distill, fuse
+from kfkd_jax.stages import distill
 
 
 def config_of(**changes):
@@ -194,7 +194,7 @@ def test_teachers_over_an_axis_of_devices_teach_the_same(tmp_path, monkeypatch):
   """Three members over 1, 2 and 4 devices, filled up where they do not fit."""
   tmp_path = epath.Path(tmp_path)
   weights = np.array([0.5, 0.3, 0.2], np.float32)
-  monkeypatch.setattr(fuse, "weights_of", lambda workdir, name: weights)
+  monkeypatch.setattr(results, "weights_of", lambda workdir, name: weights)
   students, meshes, of = [], [], parallel.data_mesh
 
   def data_mesh(*args, **options):

@@ -219,7 +219,7 @@ def test_what_is_lost_is_made_again(whole, tmp_path, capsys, victim):
   elif victim == "dropped":
     (store / f"{dropped[0]:05d}.npz").write_bytes(b"")
   elif victim == "note":
-    (tmp_path / "dropped.json", list).unlink()
+    (tmp_path / "dropped.json").unlink()
   else:
     shutil.rmtree(tmp_path / "history" / str(kept[0]))
   assert_same(train(tmp_path), whole[1])
