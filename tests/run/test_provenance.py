@@ -67,6 +67,7 @@ def test_a_stage_refuses_data_that_changed(tmp_path, root, change):
   assert not provenance.difference(Workspace(other, workdir))
 
 
+@pytest.mark.slow
 def test_changed_data_is_set_aside_with_all_that_was_made_of_it(tmp_path, root):
   small = {"model.width": 4, "compare.independent": 1, "distill.teachers": ()}
   config = configured(root, train__epochs=1, **small)
