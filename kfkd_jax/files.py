@@ -70,6 +70,12 @@ def is_folder(path: epath.Path) -> bool:
   return mode is not None and stat.S_ISDIR(mode)
 
 
+def is_file(path: epath.Path) -> bool:
+  """Whether there is an ordinary file; for epath a pipe is one too."""
+  mode = _mode(path)
+  return mode is not None and stat.S_ISREG(mode)
+
+
 def _mode(path: epath.Path) -> int | None:
   """None where nothing is; pathlib and epath say so of what is forbidden."""
   if "://" in os.fspath(path):

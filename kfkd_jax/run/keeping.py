@@ -174,7 +174,7 @@ def set_aside(
   """
   for path in space.path.iterdir():
     copy = place / path.name
-    if path.name[0] != "." and path.is_file() and not files.exists(copy):
+    if path.name[0] != "." and files.is_file(path) and not files.exists(copy):
       files.write_bytes(copy, path.read_bytes())
   write_config(space)
   (place / "runs").mkdir(parents=True, exist_ok=True)

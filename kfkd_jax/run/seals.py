@@ -23,8 +23,8 @@ def write_sums(folder: epath.Path, names: Iterable[str]) -> None:
   """Lists the files, and those in the folders, that `names` are of."""
   found: set[str] = set()
   for path in (folder / name for name in names):
-    inside = path.rglob("*") if path.is_dir() else [path]
-    found |= {str(p.relative_to(folder)) for p in inside if p.is_file()}
+    inside = path.rglob("*") if files.is_folder(path) else [path]
+    found |= {str(p.relative_to(folder)) for p in inside if files.is_file(p)}
   lines = [f"{_sum(folder / name)}  {name}\n" for name in sorted(found)]
   files.write_text(folder / SUMS, "".join(lines))
 
@@ -61,6 +61,6 @@ def _changed(folder: epath.Path) -> list[str]:
 
 
 def _sum(path: epath.Path) -> str:
-  if not path.is_file():  # nor a pipe, which may block for ever
+  if not files.is_file(path):
     return "missing"
   return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from kfkd_jax import files
+from kfkd_jax.run import seals
 
 
 @pytest.fixture
@@ -147,3 +148,15 @@ def test_two_arrays_of_one_name_are_refused(tmp_path):
     files.read_npz(path)
   with pytest.raises(files.RefusedError, match="two arrays named 'x'"):
     files.read_foreign_npz(path, ["x"])
+
+
+def test_a_pipe_among_sealed_files_is_not_opened(tmp_path):
+  folder = epath.Path(tmp_path)
+  (folder / "a").write_text("a")
+  seals.write_sums(folder, ["a"])
+  whole = seals.seal(folder)
+  (folder / "a").unlink()
+  os.mkfifo(folder / "a")
+  assert not files.is_file(folder / "a")
+  assert seals.seal(folder) != whole
+  assert seals.culprit("folder", folder) == "folder/a"
