@@ -64,11 +64,13 @@ class Method(NamedTuple):
     ensembles: what it comes to on a fold.
     plans: the networks to train.
     make: computes further networks from those.
+    made: the runs that it makes.
   """
 
   ensembles: Callable[[Workspace, Fold], list[Ensemble]]
   plans: Callable[[Workspace], list[networks.Plan]] = lambda space: []
   make: Callable[[Workspace], Any] = lambda space: None
+  made: tuple[str, ...] = ()
 
 
 def on_all_folds(

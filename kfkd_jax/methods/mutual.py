@@ -50,4 +50,4 @@ def _ensembles(space: Workspace) -> list[Ensemble]:
   return [of_runs("mutual", ["mutual"], 2.0)]
 
 
-MUTUAL = Method(on_all_folds(_ensembles), _plans, _make)
+MUTUAL = Method(on_all_folds(_ensembles), _plans, _make, ("mutual",))

@@ -85,7 +85,7 @@ def _swa(space: Workspace) -> list[Ensemble]:
   return [of_runs("swa", ["swa"], 1 + 1 / (3 * space.config.train.epochs))]
 
 
-SWA = Method(on_all_folds(_swa), _swa_plans, _make_swa)
+SWA = Method(on_all_folds(_swa), _swa_plans, _make_swa, ("swa",))
 
 
 def _snapshot_cycle(config) -> int:

@@ -145,7 +145,7 @@ def _method(name: str, make, *, passes: Callable[[Any], int]):
     on = workspace.selected_on(config, fold)
     return [of_runs(name, [name], cost, selected_on=on)]
 
-  return Method(on_first_fold(ensembles), make=make)
+  return Method(on_first_fold(ensembles), make=make, made=(name,))
 
 
 KF_SOUP = _method("kf_soup", _make_kf, passes=lambda config: 1)

@@ -15,7 +15,8 @@ def plans(space: Workspace) -> list[networks.Plan]:
 
 def artefacts(space: Workspace) -> list[str]:
   """What the stage leaves in the working directory."""
-  return [f"runs/{plan.name}" for plan in plans(space)]
+  made = [run for m in methods.configured(space.config) for run in m.made]
+  return [f"runs/{run}" for run in [*(p.name for p in plans(space)), *made]]
 
 
 def cost(space: Workspace, plans: list[networks.Plan]) -> list[str]:
