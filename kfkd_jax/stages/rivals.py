@@ -33,4 +33,4 @@ def run(space: Workspace) -> str:
       networks.train(space, plan)
       trained.append(plan.name)
     method.make(space)
-  return f"trained {', '.join(trained) or 'none'}"
+  return ", ".join(trained) or "none asked for"
