@@ -83,6 +83,7 @@ def test_networks_have_the_published_size(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", DRY)
+@pytest.mark.slow
 def test_two_steps_on_made_images(name, tmp_path):
   config = load(name, "dryrun")
   config_lib.validate(config)

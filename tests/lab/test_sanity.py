@@ -111,6 +111,7 @@ def test_when_shuffled_labels_know_too_much(
   assert sanity.knows_nothing(shuffled, elsewhere, true) is expected
 
 
+@pytest.mark.slow
 def test_chance_is_called_suspicious_as_rarely_as_it_should():
   rng = np.random.default_rng(0)
   calls = [

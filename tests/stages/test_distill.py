@@ -57,6 +57,7 @@ def test_plain_students_see_the_training_images():
   assert set(found) == {"image", "label"}
 
 
+@pytest.mark.slow
 def test_extra_images_come_from_another_data_set_if_they_fit(monkeypatch):
   config = config_of(distill__inputs="extra", distill__extra="digits")
   assert students.extra_images(Workspace(config)).shape == (1297, 8, 8, 1)

@@ -52,6 +52,7 @@ def workdir(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_history_within_epochs_goes_through_every_stage(tmp_path):
   config = tiny_config(train__epochs="2", history__every="0.5")
   assert run(config, tmp_path)[0]
@@ -264,6 +265,7 @@ def test_stage_before_its_turn_says_what_is_missing(tmp_path):
     stages.run_stage(tiny_config(), epath.Path(tmp_path), "fuse")
 
 
+@pytest.mark.slow
 def test_half_of_test_selects_three_times(tmp_path):
   config = tiny_config(
     selection__source="test",
