@@ -26,6 +26,12 @@ _INTERRUPTED = "interrupted; run again to continue"
 def program() -> NoReturn:
   """Runs the command line as a process of its own, and leaves it."""
   sys.excepthook = _report_exception  # threads may print after `main`
+  # Nothing is begun yet, and libraries that are interrupted while they load
+  # print where.
+  for number in signals.EXIT_CODES:
+    signal.signal(number, _leave_at_once)
+  import jax  # noqa: F401
+
   try:
     code = main()
   except SystemExit as leaving:
@@ -42,6 +48,13 @@ def program() -> NoReturn:
   sys.exit(code)
 
 
+def _leave_at_once(number: int, frame: object) -> NoReturn:
+  code = signals.EXIT_CODES[signal.Signals(number)]
+  if number == signal.SIGINT:
+    os.write(2, f"kfkd: {_INTERRUPTED}\n".encode())
+  os._exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command line.
 
@@ -50,10 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     what the user can correct, 3 where training left the finite numbers, 4 where
     one of several processes is gone, 130 after Ctrl-C. SIGTERM exits with 143.
   """
-  with signals.Orders(f"kfkd: {_INTERRUPTED}") as orders, _restored():
+  with signals.Orders(f"kfkd: {_INTERRUPTED}") as orders:
     try:
       try:
-        code = _run(sys.argv[1:] if argv is None else list(argv), orders)
+        with _restored():  # loads JAX, which takes its time
+          code = _run(sys.argv[1:] if argv is None else list(argv), orders)
       finally:
         orders.settle()
       if orders.code is None:

@@ -196,3 +196,27 @@ def test_interrupted_at_any_instant(tmp_path, seed):
   _, errors = process.communicate(timeout=60)
   assert (process.returncode, errors) == (130, LINE)
   assert not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+  ("number", "code", "line"),
+  [
+    (signal.SIGINT, 130, "kfkd: interrupted; run again to continue\n"),
+    (signal.SIGTERM, 143, ""),
+  ],
+)
+def test_signals_are_heard_while_jax_loads(tmp_path, number, code, line):
+  slow = "import time\nprint('loading', flush=True)\ntime.sleep(60)\n"
+  (tmp_path / "jax.py").write_text(slow)
+  program = subprocess.Popen(
+    [sys.executable, "-m", "kfkd_jax.cli", "run"],
+    env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    cwd=tmp_path,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert program.stdout.readline() == "loading\n"
+  program.send_signal(number)
+  _, err = program.communicate(timeout=30)
+  assert (program.returncode, err) == (code, line)
