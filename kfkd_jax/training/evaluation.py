@@ -91,10 +91,15 @@ class Predictor:
     # One shape for all batches, also the last: it compiles once.
     index, _ = order.padded_batches(count, size)
     resident = {} if isinstance(images, Stored) else {"image": images}
+    in_flight = parallel.InFlight(parallel.in_flight_limit())
     parts = []
     for rows in self._rows(images, index):
-      parts.append(parallel.to_host(self._predict(variables, resident, rows)))
-    return np.concatenate(parts)[:count]  # padding is at the end
+      part = self._predict(variables, resident, rows)
+      part.copy_to_host_async()  # while the next batches are computed
+      in_flight.add(part)
+      parts.append(part)
+    # Padding is at the end.
+    return np.concatenate(parallel.to_host(parts))[:count]
 
   def _rows(
     self, images: jax.Array | Stored, index: np.ndarray

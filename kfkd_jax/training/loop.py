@@ -224,6 +224,7 @@ def _make_tick(recipe, objective, clock, seeds, mesh, wrap_step):
       if stop.requested_before():
         break
       state, metrics = step(state, frozen, resident, rows, seed)
+      metrics.copy_to_host_async()
       in_flight.add(metrics)
       sums.append(metrics)
     # Or the rate would be that of dispatching.

@@ -49,6 +49,9 @@ class Views(NamedTuple):
 class StepMetrics(NamedTuple):
   """Sums over the global batch; divide once, at the end of the epoch.
 
+  A step returns them as the columns of one array: what leaves the device costs
+  by the piece.
+
   Attributes:
     loss: of the real rows.
     correct: real rows whose given label was predicted.
@@ -90,8 +93,10 @@ def make_train_step(
   *,
   average_decay: float | None = None,
   micro_batches: int = 1,
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
+) -> Callable[..., tuple[TrainState, chex.Array]]:
   """Builds `step(state, frozen, resident, rows, seed)` for one device.
+
+  It gives the new state and `f32[5]` the `StepMetrics`.
 
   `resident` holds the training set's arrays on the device, `rows` this device's
   share of the batches: `index` and `weight` (and the examples' own arrays if
@@ -138,17 +143,17 @@ def make_train_step(
       )
       state = state._replace(memory=written)
     sums = _sums(learnt, batch, state.variables, opened)
-    return state, lax.psum(sums, DATA_AXIS)
+    return state, lax.psum(jnp.stack(sums), DATA_AXIS)
 
   return step
 
 
 def map_train_step(
-  step: Callable[..., tuple[TrainState, StepMetrics]],
+  step: Callable[..., tuple[TrainState, chex.Array]],
   mesh: jax.sharding.Mesh,
   *,
   frozen: jax.sharding.PartitionSpec = parallel.REPLICATED,
-) -> Callable[..., tuple[TrainState, StepMetrics]]:
+) -> Callable[..., tuple[TrainState, chex.Array]]:
   """`make_train_step`'s function on all devices; the old state is given up.
 
   Args:

@@ -75,7 +75,7 @@ def two_steps(num_devices, views):
   for _ in range(2):
     state, metrics = fn(state, None, resident, rows, seed)
     jax.block_until_ready(metrics)
-  return parallel.to_host(state), parallel.to_host(metrics)
+  return parallel.to_host(state), step.StepMetrics(*parallel.to_host(metrics))
 
 
 PLAIN = step.Views(mean=(0.5,), std=(0.25,))

@@ -186,7 +186,7 @@ def test_a_network_learns(dtype):
   rows = parallel.shard(rows, mesh, parallel.BATCHES)
   for _ in range(25):
     state, metrics = fn(state, None, resident, rows, seed)
-    seen.append(parallel.to_host(metrics))
+    seen.append(step.StepMetrics(*parallel.to_host(metrics)))
   assert seen[0].loss / 32 > 0.4
   assert seen[-1].loss / 32 < 0.1
   assert seen[-1].correct == 32

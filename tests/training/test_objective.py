@@ -93,7 +93,7 @@ def run(
   for _ in range(num_steps):
     state, metrics = fn(state, frozen, resident, rows, seed)
     states.append(parallel.to_host(state))
-  return states, parallel.to_host(metrics)
+  return states, step.StepMetrics(*parallel.to_host(metrics))
 
 
 def assert_close(a, b, atol=1e-6):
