@@ -218,6 +218,8 @@ def instance_dependent(
   labels: ArrayLike,
   num_classes: int,
   rate: float,
+  *,
+  projections: jax.Array | None = None,
 ) -> jax.Array:
   """Draws given labels that depend on the input, as in Xia et al. 2020.
 
@@ -227,12 +229,17 @@ def instance_dependent(
   moves the mean rate for rates near 0 and 1; a rate of exactly 0 changes no
   label. Not for use inside `jit`.
 
+  The scale of the inputs decides how sharp that softmax is: with bytes 0..255
+  the largest score takes all, with pixels 0..1 nearly so.
+
   Args:
     key: random key.
-    inputs: [N, D], or [N, ...] which is flattened; usually standardised.
+    inputs: [N, D], or [N, ...] which is flattened.
     labels: int[N] clean labels.
     num_classes: K.
     rate: mean flip rate.
+    projections: the key of other examples whose projections these share, as
+      parts of one data set do; None: `key`.
 
   Returns:
     i32[N] given labels.
@@ -247,7 +254,9 @@ def instance_dependent(
     )
   if rate == 0:
     return jnp.asarray(labels, jnp.int32)
-  projection_key, rate_key, flip_key, target_key = jax.random.split(key, 4)
+  _, rate_key, flip_key, target_key = jax.random.split(key, 4)
+  shared = key if projections is None else projections
+  projection_key = jax.random.split(shared, 4)[0]
   scores = _projected(projection_key, inputs, labels, num_classes)
   low, high = (0 - rate) / 0.1, (1 - rate) / 0.1
   rates = rate + 0.1 * jax.random.truncated_normal(

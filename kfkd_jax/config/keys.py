@@ -80,7 +80,10 @@ _NO_RATE = ("none", "field")
 # Asked of the dictionary itself, into which programs may put their own.
 _NETWORK = Range(", ".join(sorted(models.MODELS)), lambda v: v in models.MODELS)
 _FLOATS = ("float32", "bfloat16")
-PARTS = ("steps", "stage", "predictions", "storage", "devices", "fusion")
+PARTS = (
+  "steps", "distillation", "together", "stage", "predictions", "storage",
+  "devices", "fusion",
+)  # fmt: skip
 PEERS = (
   "cnn_8px", "cnn_28px", "cnn_28px_wide", "cnn_32px", "resnet18_32px",
 )  # fmt: skip

@@ -147,6 +147,7 @@ def apply_noise(
   num_classes: int,
   name: str,
   field_labels: np.ndarray | None = None,
+  projections: jax.Array | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
   """Corrupts labels in one of the ways of method section 13.
 
@@ -162,6 +163,7 @@ def apply_noise(
     num_classes: K.
     name: data set name, which chooses the asymmetric map.
     field_labels: int[N], the labels that kind "field" gives.
+    projections: as of `label_noise.instance_dependent`.
 
   Returns:
     (given int32[N], transition float[K, K]); the transition matrix is None for
@@ -176,7 +178,7 @@ def apply_noise(
   if kind == "instance":
     inputs = images.reshape(len(images), -1).astype(np.float32) / 255
     given = label_noise.instance_dependent(
-      key, inputs, labels, num_classes, rate
+      key, inputs, labels, num_classes, rate, projections=projections
     )
     return np.asarray(given, np.int32), None
   transition = _transition(kind, rate, num_classes, name)

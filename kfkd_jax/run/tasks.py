@@ -240,6 +240,8 @@ def _corrupted(config, dataset, parts):
       num_classes=len(dataset.class_names),
       name=config.data.name,
       field_labels=part.extra,
+      # What an image is mistaken for does not depend on the part it is in.
+      projections=jax.random.fold_in(key, 0),
     )
     rows.append((part.ids, part.labels, given, np.full(len(given), name)))
   columns = [np.concatenate(c) for c in zip(*rows, strict=True)]

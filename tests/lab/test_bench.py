@@ -87,9 +87,16 @@ def test_the_bare_step_is_the_loop_s():
 
 @pytest.mark.slow
 def test_steps_are_measured(text):
-  rows = check_rows(steps.measure_steps(text))
-  assert rows["train step"]["limit"] == 1.03
-  assert rows["train step, share of peak"]["ratio"] < 1
+  rows = check_rows([
+    *steps.measure_steps(text),
+    *steps.measure_distillation(text),
+    *steps.measure_together(text),
+  ])  # fmt: skip
+  assert rows["train step of 16, float32"]["limit"] == 1.03
+  assert rows["train step of 16, float32, share of peak"]["ratio"] < 1
+  assert rows["cached distillation step"]["limit"] == 1.05
+  assert rows["live distillation step, 2 teachers"]["limit"] == 1.1
+  assert "step of 2 networks in one program" in rows
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ from kfkd_jax.lab.bench import devices, fusion, measure, peer, stacks, steps
 
 _PARTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
   "steps": steps.measure_steps,
+  "distillation": steps.measure_distillation,
+  "together": steps.measure_together,
   "stage": steps.measure_stage,
   "predictions": stacks.measure_predictions,
   "storage": stacks.measure_storage,

@@ -31,30 +31,31 @@ def measure_predictions(config_json: str) -> list[dict[str, Any]]:
   on_device = jax.device_put(stacked)
   members = [jax.device_put(m) for m in history.unstack_checkpoints(stacked)]
   one = jax.jit(lambda v, x: jax.nn.softmax(apply_fn(v, x)))
-  # A CPU takes minutes for convolutions under vmap.
-  impls = (
-    ("auto",) if jax.default_backend() == "cpu" else ("auto", "map", "vmap")
-  )
   run = functools.partial(
     history.predict_checkpoints, apply_fn, on_device, images
   )
+  ways = {"auto": run}
+  # A CPU takes minutes for convolutions under vmap.
+  if jax.default_backend() != "cpu":
+    ways["map"] = functools.partial(run, impl="map")
+    for chunk in (1, 2, 4, 8, 16):
+      ways[f"vmap of {chunk}"] = functools.partial(
+        run, impl="vmap", chunk=chunk
+      )
   seconds = measure.in_turns(
-    {
-      "loop": lambda: [one(member, images) for member in members],
-      **{impl: functools.partial(run, impl=impl) for impl in impls},
-    },
+    {"loop": lambda: [one(member, images) for member in members], **ways},
     config.bench.rounds,
   )
   rows = [
     measure.row(
-      f"predict_checkpoints, {impl}, {count} checkpoints",
+      f"predict_checkpoints, {way}, {count} checkpoints",
       "loop of jitted predictions",
-      seconds[impl],
+      seconds[way],
       seconds["loop"],
       count,
-      limit=1.0 if impl == "auto" else None,
+      limit=1.0 if way == "auto" else None,
     )
-    for impl in impls
+    for way in ways
   ]
   work = measure.flops(apply_fn, members[0], images) * count
   rate = work / measure.typical(seconds["auto"])

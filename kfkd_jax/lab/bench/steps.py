@@ -168,43 +168,61 @@ def _fresh(at: Setting, module: nn.Module):
 
 
 def measure_steps(config_json: str) -> list[dict[str, Any]]:
-  """The loop's steps, plain and distilling, each against its floor."""
+  """The loop's step against its floor, and what it makes of the machine."""
   config = ml_collections.ConfigDict(json.loads(config_json))
   at, count = setting(config), config.bench.steps
-  teachers = stacked_teachers(at, config.bench.members)
-  apply_fn = step.eval_apply(at.recipe.module)
-  frozen = {
-    "stacked": teachers,
-    "weights": np.full(config.bench.members, 1 / config.bench.members, "f"),
-  }
   seconds = measure.in_turns(
     {
       "bare": make_bare_steps(at, count),
       "plain": make_steps(at, objective.supervised(), None, count),
-      "cached": make_steps(at, objective.cached_distillation(), None, count),
-      "live": make_steps(
-        at, objective.live_distillation(apply_fn), frozen, count
-      ),
-      "teachers": make_teacher_passes(at, apply_fn, teachers, count),
-      "together": make_bare_steps(at, count, networks=config.bench.members),
     },
     config.bench.rounds,
   )
-  floor = [
-    a + b for a, b in zip(seconds["plain"], seconds["teachers"], strict=True)
-  ]
   rate = step_flops(at) / (measure.typical(seconds["plain"]) / count)
-  members = config.bench.members
-  in_turn = [members * s for s in seconds["bare"]]
+  name = f"train step of {at.recipe.batch_size}, {config.model.dtype}"
   return [
     measure.row(
-      "train step",
+      name,
       "bare jitted step",
       seconds["plain"],
       seconds["bare"],
       count,
       limit=1.03,
     ),
+    {
+      "name": f"{name}, share of peak",
+      "reference": "measured matrix product",
+      "ratio": rate / measure.peak_flops(config.model.dtype),
+    },
+  ]
+
+
+def measure_distillation(config_json: str) -> list[dict[str, Any]]:
+  """Distilling steps, each against a plain one and what the teachers take."""
+  config = ml_collections.ConfigDict(json.loads(config_json))
+  at, count = setting(config), config.bench.steps
+  members = config.bench.members
+  teachers = stacked_teachers(at, members)
+  apply_fn = step.eval_apply(at.recipe.module)
+  frozen = {
+    "stacked": teachers,
+    "weights": np.full(members, 1 / members, "f"),
+  }
+  seconds = measure.in_turns(
+    {
+      "plain": make_steps(at, objective.supervised(), None, count),
+      "cached": make_steps(at, objective.cached_distillation(), None, count),
+      "live": make_steps(
+        at, objective.live_distillation(apply_fn), frozen, count
+      ),
+      "teachers": make_teacher_passes(at, apply_fn, teachers, count),
+    },
+    config.bench.rounds,
+  )
+  floor = [
+    a + b for a, b in zip(seconds["plain"], seconds["teachers"], strict=True)
+  ]
+  return [
     measure.row(
       "cached distillation step",
       "plain step",
@@ -221,18 +239,29 @@ def measure_steps(config_json: str) -> list[dict[str, Any]]:
       count,
       limit=1.10,
     ),
+  ]
+
+
+def measure_together(config_json: str) -> list[dict[str, Any]]:
+  """Several networks in one program, against each by itself."""
+  config = ml_collections.ConfigDict(json.loads(config_json))
+  at, count = setting(config), config.bench.steps
+  members = config.bench.members
+  seconds = measure.in_turns(
+    {
+      "bare": make_bare_steps(at, count),
+      "together": make_bare_steps(at, count, networks=members),
+    },
+    config.bench.rounds,
+  )
+  return [
     measure.row(
       f"step of {members} networks in one program",
       "their bare steps in turn",
       seconds["together"],
-      in_turn,
+      [members * s for s in seconds["bare"]],
       count,
-    ),
-    {
-      "name": "train step, share of peak",
-      "reference": "measured matrix product",
-      "ratio": rate / measure.peak_flops(config.model.dtype),
-    },
+    )
   ]
 
 

@@ -1,0 +1,65 @@
+"""Fashion-MNIST with label noise: 70,000 real pictures of 28 x 28 pixels.
+
+    kfkd run --config=configs/fashion_mnist.py:noise=pair,rate=0.4
+
+`network=cnn` is for two cores and takes 20,000 pictures; `network=resnet18`
+takes all, for an accelerator. `protocol` says who selects, and with which
+labels (`kfkd_jax/config/protocols.py`): by default 5,000 training pictures
+whose labels are as noisy as the others. `paper=TITLE` prints published numbers
+beside the results, see `kfkd_jax/published.py`. `runlocal` passes through
+every stage in a minute.
+
+The four IDX files are read from `--config.data.root=DIR`, from where Debian's
+package `dataset-fashion-mnist` puts them, or are downloaded.
+"""
+
+from kfkd_jax import config as config_lib
+
+NETWORKS = ("cnn", "resnet18")
+
+
+def get_config(args=""):
+  """Arguments: network, noise (kind), rate, protocol, paper, runlocal."""
+  arguments = config_lib.parse_arguments(
+    args,
+    network="cnn",
+    noise="instance",
+    rate=0.4,
+    protocol="practitioner",
+    paper="",
+    runlocal=False,
+  )
+  if arguments.network not in NETWORKS:
+    raise config_lib.ConfigError(
+      f"network={arguments.network!r} is not possible; allowed: "
+      f"{', '.join(NETWORKS)}"
+    )
+  config = config_lib.default_config()
+  config.data.name = "fashion_mnist"
+  config.noise.kind = arguments.noise
+  config.noise.rate = 0.0 if arguments.noise == "none" else arguments.rate
+  config.selection.num = 5000
+  config_lib.set_protocol(config, arguments.protocol)
+  config.augment.pad = 2
+  config.augment.flip = True
+  config.augment.cutout = 0
+  config.model.name = arguments.network
+  config.optim.decay_everything = True
+  config.train.batch_size = 128
+  if arguments.network == "cnn":
+    config.data.num_train = 20_000
+    config.train.epochs = 40
+  else:
+    config.train.epochs = 60
+    config.history.resume_every = 5
+  if arguments.paper:
+    config.report.paper = arguments.paper
+  if arguments.runlocal:
+    config.data.num_train = 600
+    config.selection.num = 200
+    config.model.width = 4
+    config.train.epochs = 3
+    config.train.batch_size = 64
+    config.compare.independent = 2
+    config.compare.bootstrap_samples = 200
+  return config
