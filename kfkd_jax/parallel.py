@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,6 +57,17 @@ def data_mesh(
       f"{len(devices)} devices"
     )
   return Mesh(np.asarray(devices).reshape(-1, ensemble), ALL_AXES)
+
+
+def cpu() -> jax.Device:
+  """The CPU of this process, also where an accelerator does the work."""
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError as error:
+    raise ValueError(
+      "the CPU is needed beside the accelerator, but JAX_PLATFORMS="
+      f"{os.environ.get('JAX_PLATFORMS')!r} leaves it out; add cpu to it"
+    ) from error
 
 
 def pmapped(

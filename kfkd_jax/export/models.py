@@ -32,7 +32,15 @@ from etils import epath
 from flax import traverse_util
 
 import kfkd_jax
-from kfkd_jax import catalogue, files, fusion, history, models, processes
+from kfkd_jax import (
+  catalogue,
+  files,
+  fusion,
+  history,
+  models,
+  parallel,
+  processes,
+)
 from kfkd_jax.data import splits
 from kfkd_jax.export import formats, saved_model, trailer
 from kfkd_jax.report import text
@@ -225,7 +233,7 @@ def check_parity(
 def live_probs(model: Model, images: np.ndarray) -> np.ndarray:
   """What the model says before export, network by network: `f64[N, K]`."""
   apply_fn = make_apply_fn(model.space)
-  with jax.default_device(_cpu()):
+  with jax.default_device(parallel.cpu()):
     probs = [
       history.predict(apply_fn, member, images)
       for member in history.unstack_checkpoints(model.stacked)
@@ -406,13 +414,3 @@ def _clear(folder: epath.Path) -> None:
 
 def _image_shape(space: Workspace) -> tuple[int, ...]:
   return space.task.images.shape[1:]
-
-
-def _cpu() -> jax.Device:
-  try:
-    return jax.devices("cpu")[0]
-  except RuntimeError as error:
-    raise ValueError(
-      f"export compares on the CPU, which JAX_PLATFORMS="
-      f"{os.environ.get('JAX_PLATFORMS')!r} leaves out; add cpu to it"
-    ) from error

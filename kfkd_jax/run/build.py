@@ -70,8 +70,10 @@ def _network_size(module: nn.Module, shape: tuple[int, ...]) -> Size:
   variables = jax.eval_shape(
     lambda: models.init(module, jax.random.key(0), np.zeros((1, *shape)))
   )
-  lowered = jax.jit(eval_apply(module)).lower(variables, image)
-  cost: Any = lowered.cost_analysis()
+  # An accelerator's compiler counts only what it has compiled, or not at all.
+  with jax.default_device(parallel.cpu()):
+    lowered = jax.jit(eval_apply(module)).lower(variables, image)
+    cost: Any = lowered.cost_analysis()
   return Size(float(cost["flops"]), models.num_parameters(variables))
 
 

@@ -60,11 +60,6 @@ def test_a_row_compares_the_quarter_least_disturbed():
   assert row["ratio"] == 2
 
 
-def test_a_matrix_product_has_its_flops():
-  a = np.ones((8, 16), np.float32)
-  assert measure.flops(lambda x, y: x @ y, a, a.T) == 2 * 8 * 16 * 8
-
-
 @pytest.mark.slow
 def test_the_bare_step_is_the_loop_s():
   """Without random views and fill rows, both end with the same network."""

@@ -133,12 +133,6 @@ def row(
   }
 
 
-def flops(function: Callable[..., Any], *args: Any) -> float:
-  """Floating point operations of one call, as XLA counts them."""
-  analysis = jax.jit(function).lower(*args).compile().cost_analysis()
-  return float((analysis or {}).get("flops", 0))
-
-
 def peak_flops(dtype: str, size: int | None = None) -> float:
   """Operations a second of this device's best matrix product."""
   sizes = (1024,) if jax.default_backend() == "cpu" else (4096, 8192)

@@ -35,6 +35,7 @@ class Setting(NamedTuple):
     mesh: one device, or as many as were asked for.
     resident: the training set on them.
     rows: of an epoch's batches, host arrays.
+    compute: floating point operations of a forward pass of one image.
   """
 
   task: tasks.Task
@@ -42,6 +43,7 @@ class Setting(NamedTuple):
   mesh: jax.sharding.Mesh
   resident: dict[str, jax.Array]
   rows: dict[str, np.ndarray]
+  compute: float
 
 
 def setting(config: ml_collections.ConfigDict, num_devices: int = 1) -> Setting:
@@ -53,7 +55,8 @@ def setting(config: ml_collections.ConfigDict, num_devices: int = 1) -> Setting:
       f"{config.data.name!r} stay on disk; set data.stream='never' and leave "
       "out augment.crop_scale and augment.rand_ops"
     )
-  recipe = build.make_recipe(Workspace(config), keep_history=True)
+  space = Workspace(config)
+  recipe = build.make_recipe(space, keep_history=True)
   recipe = recipe._replace(views=recipe.views._replace(mixup=0.0))
   mesh = parallel.data_mesh(jax.devices()[:num_devices])
   index, weight = order.epoch_batches(
@@ -67,7 +70,8 @@ def setting(config: ml_collections.ConfigDict, num_devices: int = 1) -> Setting:
   }
   resident = parallel.replicate(training, mesh)
   rows = {"index": index, "weight": weight}
-  return Setting(task, recipe, mesh, resident, rows)
+  compute = build.network_size(space).compute
+  return Setting(task, recipe, mesh, resident, rows, compute)
 
 
 def make_steps(
@@ -178,7 +182,9 @@ def measure_steps(config_json: str) -> list[dict[str, Any]]:
     },
     config.bench.rounds,
   )
-  rate = step_flops(at) / (measure.typical(seconds["plain"]) / count)
+  # A backward pass takes two forward ones.
+  work = 3 * at.compute * at.recipe.batch_size * count
+  rate = work / measure.typical(seconds["plain"])
   name = f"train step of {at.recipe.batch_size}, {config.model.dtype}"
   return [
     measure.row(
@@ -294,25 +300,6 @@ def make_teacher_passes(
     in_flight.drain()
 
   return run
-
-
-def step_flops(at: Setting) -> float:
-  """Floating point operations of one step on one device, as XLA counts them."""
-  module = at.recipe.module.clone(axis_name=None)
-  variables = models.init(module, jax.random.key(0), at.task.images[:1])
-  share = at.recipe.batch_size // at.mesh.size
-  images = jnp.zeros((share, *at.task.images.shape[1:]), jnp.float32)
-
-  def loss(params):
-    logits, _ = module.apply(
-      {**variables, "params": params},
-      images,
-      train=True,
-      mutable=["batch_stats"],
-    )
-    return jnp.mean(jax.nn.logsumexp(logits, -1))
-
-  return measure.flops(jax.grad(loss), variables["params"])
 
 
 def measure_stage(config_json: str) -> list[dict[str, Any]]:
