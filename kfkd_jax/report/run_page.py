@@ -65,7 +65,7 @@ def render(space: Workspace) -> page.Page:
     tables,
     config=space.config,
     beside_paper=tables.get("paper"),
-    paper_title=paper and published.COLUMNS[paper].title,
+    paper=paper and published.COLUMNS[paper],
     sections=_sections(space.config),
     task=task,
     summary=_summary(rows),
