@@ -53,7 +53,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     ),
     (
       kind != "field" and noise.field is not None,
-      f"noise.field={shown(noise.field)} needs noise.kind='field', not {kind!r}",
+      f"noise.field={shown(noise.field)} needs noise.kind='field', not "
+      f"{kind!r}",
     ),
     (
       config.fuse.transition == "known"
