@@ -178,6 +178,15 @@ def test_memory_of_a_teacher_resumes_to_the_same_bits(
       np.testing.assert_array_equal(stores[0][epoch], stores[1][epoch])
 
 
+def test_memory_finds_its_images_on_disk_too(tmp_path, learnt):
+  streamed = space_of(tmp_path, data__stream="always", **ELR)
+  (plan,) = train.plans(streamed)
+  networks.train(streamed, plan)
+  np.testing.assert_array_equal(
+    last(streamed.path, "teacher"), last(learnt.path, "teacher")
+  )
+
+
 def test_changed_options_are_named_before_a_teacher_is_replaced(learnt):
   config = config_of(**ELR, baselines__elr_weight="2")
   with pytest.raises(
