@@ -128,6 +128,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"distill.alpha={distill.alpha}; choose another alpha",
     ),
     (
+      distill.label_loss != "ce" and distill.inputs == "extra",
+      f"distill.label_loss={distill.label_loss!r} finds no given labels where "
+      "distill.inputs='extra'",
+    ),
+    (
       "memory" in METHODS[distill.label_loss].needs and mixup,
       f"distill.label_loss={distill.label_loss!r} remembers what was said of "
       f"each image, of which augment.mixup={mixup} leaves none as it is; leave "

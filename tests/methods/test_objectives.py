@@ -178,6 +178,7 @@ def test_memory_of_a_teacher_resumes_to_the_same_bits(
       np.testing.assert_array_equal(stores[0][epoch], stores[1][epoch])
 
 
+@pytest.mark.slow
 def test_memory_finds_its_images_on_disk_too(tmp_path, learnt):
   streamed = space_of(tmp_path, data__stream="always", **ELR)
   (plan,) = train.plans(streamed)
@@ -221,6 +222,14 @@ def test_changed_options_are_named_before_a_teacher_is_replaced(learnt):
     (
       {"distill__label_loss": "gce"},
       "distill.label_loss='gce' .* distill.alpha=1.0",
+    ),
+    (
+      {
+        "distill__label_loss": "gce",
+        "distill__alpha": "0.5",
+        "distill__inputs": "extra",
+      },
+      "distill.label_loss='gce' .* distill.inputs='extra'",
     ),
     (
       {

@@ -31,9 +31,8 @@ _BEST = "best"  # what the best network is called among another run's methods
 def run_of(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
   """One row: the cell's seed, and what it scored and got right."""
   rows = files.read_json_lines(workdir / "results.jsonl")
-  return [
-    {"seed": config.seed, "run": Run(rows, results.read_hits(workdir))},
-  ]
+  hits = results.read_hits(workdir)
+  return [{"seed": config.seed, "run": Run(rows, hits)}]
 
 
 def summarise(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
@@ -63,10 +62,18 @@ def summarise(rows: Sequence[Row], by: Sequence[str]) -> list[Row]:
 
 def _compared(group: Mapping[str, Mapping[int, Run]]) -> list[Row]:
   """Rows of all objectives; of each, its runs by their seeds."""
-  best = max(group, key=lambda objective: _final_accuracy(group[objective]))
+  own = {
+    objective: over_seeds([_chosen(run) for run in runs.values()])
+    for objective, runs in group.items()
+  }
+  best = max(
+    own,
+    key=lambda objective: next(
+      row["accuracy"] for row in own[objective] if row["method"] == "final"
+    ),
+  )
   table = []
   for objective, runs in group.items():
-    own = over_seeds([_chosen(run) for run in runs.values()])
     both = [
       _chosen(run, group[best][seed])
       for seed, run in runs.items()
@@ -85,14 +92,9 @@ def _compared(group: Mapping[str, Mapping[int, Run]]) -> list[Row]:
         **_estimate("over_final", row, "gain"),
         **_estimate("over_best", beside.get(row["method"], {}), "gain"),
       }
-      for row in own
+      for row in own[objective]
     ]
   return table
-
-
-def _final_accuracy(runs: Mapping[int, Run]) -> float:
-  rows = over_seeds([_chosen(run) for run in runs.values()])
-  return next(row["accuracy"] for row in rows if row["method"] == "final")
 
 
 def _estimate(name: str, row: Mapping[str, Any], value: str) -> Row:
@@ -122,6 +124,7 @@ def _chosen(run: Run, other: Run | None = None) -> Run:
     hits=np.concatenate([hits.hits, other.hits.hits[:, [final]]], axis=1),
     scored=np.concatenate([hits.scored, other.hits.scored[:, [final]]], axis=1),
   )
-  finals = [row for row in other.rows if row["method"] == "final"]
-  rows = [*run.rows, *({**row, "method": _BEST} for row in finals)]
-  return Run(rows, hits)
+  finals = [
+    {**row, "method": _BEST} for row in other.rows if row["method"] == "final"
+  ]
+  return Run([*run.rows, *finals], hits)
