@@ -17,9 +17,10 @@ class Method(NamedTuple):
     slug: in results, keys and the names of runs.
     name: in tables and figures.
     paper: who proposed it; "" where it has no one paper or is ours.
-    needs: `asked` if it is made only where `compare.methods` names it; `memory`
-      if it remembers what was said of each image, so that images are never
-      mixed; `fusion` if a fusion teaches it.
+    needs: `asked` if it is made only where `compare.methods` names it; `labels`
+      if one network learns it from nothing but the given labels, so that the
+      teacher may; `memory` if it remembers what was said of each image, so that
+      images are never mixed; `fusion` if a fusion teaches it.
     keys: of the configuration that only such methods read.
   """
 
@@ -31,7 +32,8 @@ class Method(NamedTuple):
 
 
 _ASKED = ("asked",)
-_REMEMBERS = ("asked", "memory")
+_ALONE = ("asked", "labels")
+_REMEMBERS = (*_ALONE, "memory")
 _TAUGHT = ("asked", "fusion")
 _KF = "Stern, Yaacoby, Weinshall 2025"
 _BESIDE_LABELS = ("strategy.teacher", "strategy.label_weight")
@@ -62,20 +64,21 @@ _ROWS = (
          keys=("compare.independent",)),
   Method("independent_equal_budget", "Independent, equal budget",
          needs=_ASKED, keys=("compare.independent",)),
-  Method("gce", "Generalised cross entropy", "Zhang, Sabuncu 2018", _ASKED,
+  Method("ce", "Cross entropy", needs=_ALONE),
+  Method("gce", "Generalised cross entropy", "Zhang, Sabuncu 2018", _ALONE,
          ("baselines.gce_q",)),
-  Method("sce", "Symmetric cross entropy", "Wang et al. 2019", _ASKED,
+  Method("sce", "Symmetric cross entropy", "Wang et al. 2019", _ALONE,
          ("baselines.sce_weights",)),
   Method("elr", "Early-learning regularisation", "Liu et al. 2020", _REMEMBERS,
          ("baselines.elr_weight", "baselines.elr_decay")),
-  Method("label_smoothing", "Label smoothing", "Szegedy et al. 2016", _ASKED,
+  Method("label_smoothing", "Label smoothing", "Szegedy et al. 2016", _ALONE,
          ("baselines.label_smoothing",)),
-  Method("mixup", "Mixup", "Zhang et al. 2018", _ASKED, ("baselines.mixup",)),
+  Method("mixup", "Mixup", "Zhang et al. 2018", _ALONE, ("baselines.mixup",)),
   Method("kf_kd", "KF, distilled", "Stern, Corn, Weinshall 2025"),
   Method("mixture_kd", "Mixture, distilled"),
-  Method("air", "AIR, hard", "Dong et al. 2019", _ASKED,
+  Method("air", "AIR, hard", "Dong et al. 2019", _ALONE,
          ("strategy.air_share",)),
-  Method("air_soft", "AIR, soft", "Dong et al. 2019", _ASKED,
+  Method("air_soft", "AIR, soft", "Dong et al. 2019", _ALONE,
          ("strategy.air_share",)),
   Method("air_previous", "AIR, previous epoch", "Dong et al. 2019", _REMEMBERS,
          ("strategy.air_share",)),
@@ -112,6 +115,7 @@ _ROWS = (
 METHODS = {method.slug: method for method in _ROWS}
 FUSIONS = ("kf", "mixture")  # that may teach a student
 ASKED = tuple(m.slug for m in _ROWS if "asked" in m.needs)
+OBJECTIVES = tuple(m.slug for m in _ROWS if "labels" in m.needs)
 EXPORTABLE = ("final", *FUSIONS, *(f"{fusion}_kd" for fusion in FUSIONS))
 
 _VARIANTS = {"temperature": "tempered", "views": "several views"}

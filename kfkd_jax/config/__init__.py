@@ -11,6 +11,7 @@ from kfkd_jax.config.protocols import PROTOCOLS, set_protocol
 from kfkd_jax.config.reading import (
   changed,
   deciding,
+  keys_deciding,
   load_config,
   override,
   parse_arguments,
@@ -33,6 +34,7 @@ __all__ = [
   "deciding",
   "default_config",
   "get",
+  "keys_deciding",
   "load_config",
   "names",
   "override",

@@ -10,7 +10,13 @@ from etils import epath
 from ml_collections import config_dict
 
 from kfkd_jax import data, models, optim, published
-from kfkd_jax.catalogue import ASKED, EXPORTABLE, FUSIONS, METHODS
+from kfkd_jax.catalogue import (
+  ASKED,
+  EXPORTABLE,
+  FUSIONS,
+  METHODS,
+  OBJECTIVES,
+)
 from kfkd_jax.config.ranges import (
   ANY,
   MAX_COUNT,
@@ -232,6 +238,9 @@ KEYS = (
       "Pieces that a device learns one after another.", _TRAIN),
   Key("train.label_smoothing", 0.0, between(0, 1),
       "Share of a label that all classes get.", _TRAIN),
+  Key("train.objective", "ce", one_of(OBJECTIVES),
+      "What the teacher and the independent networks learn from the given "
+      "labels, with the options of the row of that name.", _TRAIN, later=True),
   Key("train.average_decay", None, between(0, 1), "EMA; None: none.", _TRAIN,
       float),
 
@@ -276,6 +285,11 @@ KEYS = (
       _LESSON),
   Key("distill.alpha", 1.0, between(0, 100),
       "Weight of the teacher; the rest: given labels.", _LESSON),
+  Key("distill.label_loss", "ce",
+      # Mixing is of images: a student's are mixed by augment.mixup.
+      one_of(tuple(name for name in OBJECTIVES if name != "mixup")),
+      "What a student learns from given labels, by the names of "
+      "train.objective; alpha below 1 gives it weight.", _LESSON, later=True),
   Key("distill.temperature", 1.0, between(1e-2, 100),
       "Softens teacher and student.", _LESSON),
   Key("distill.epochs", None, between(1, 10**6), "None: train.epochs.",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ml_collections
 
 from kfkd_jax import data, models
-from kfkd_jax.catalogue import FUSIONS
+from kfkd_jax.catalogue import FUSIONS, METHODS
+from kfkd_jax.config.ranges import shown
 from kfkd_jax.config.tree import ConfigError
 
 _HAS_TRANSITION = ("symmetric", "pair", "asymmetric")
@@ -22,6 +23,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   )
   on_disk = config.augment.crop_scale is not None or config.augment.rand_ops
   distill = config.distill
+  learnt, mixup = config.train.objective, config.augment.mixup
+  remembers = "memory" in METHODS[learnt].needs
   pairs = [
     (
       config.data.name in data.FOLDER_NAMES and config.data.root is None,
@@ -50,7 +53,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     ),
     (
       kind != "field" and noise.field is not None,
-      f"noise.field={noise.field!r} needs noise.kind='field', not {kind!r}",
+      f"noise.field={shown(noise.field)} needs noise.kind='field', not "
+      f"{kind!r}",
     ),
     (
       config.fuse.transition == "known"
@@ -67,6 +71,26 @@ def check(config: ml_collections.ConfigDict) -> None:
       config.train.batch_size % config.train.micro_batches,
       f"train.batch_size={config.train.batch_size} does not divide into "
       f"train.micro_batches={config.train.micro_batches}",
+    ),
+    (
+      learnt != "ce" and config.train.label_smoothing,
+      f"train.objective={learnt!r} has no use for train.label_smoothing="
+      f"{config.train.label_smoothing}; leave it at 0",
+    ),
+    (
+      learnt == "mixup" and mixup,
+      f"train.objective='mixup' mixes by baselines.mixup, and augment.mixup="
+      f"{mixup} would once more; leave it at 0",
+    ),
+    (
+      remembers and mixup,
+      f"train.objective={learnt!r} remembers what was said of each image, of "
+      f"which augment.mixup={mixup} leaves none as it is; leave it at 0",
+    ),
+    (
+      remembers and "fge" in config.compare.methods,
+      "compare.methods names fge, which continues from a checkpoint, where "
+      f"nothing is left of what train.objective={learnt!r} remembers",
     ),
     (
       config.optim.schedule in ("restarts", "triangular")
@@ -97,6 +121,22 @@ def check(config: ml_collections.ConfigDict) -> None:
       config.distill.hard and config.distill.temperature != 1.0,
       "distill.hard=True has no use for distill.temperature="
       f"{config.distill.temperature}; leave it at 1",
+    ),
+    (
+      distill.label_loss != "ce" and distill.alpha == 1,
+      f"distill.label_loss={distill.label_loss!r} has no weight beside "
+      f"distill.alpha={distill.alpha}; choose another alpha",
+    ),
+    (
+      distill.label_loss != "ce" and distill.inputs == "extra",
+      f"distill.label_loss={distill.label_loss!r} finds no given labels where "
+      "distill.inputs='extra'",
+    ),
+    (
+      "memory" in METHODS[distill.label_loss].needs and mixup,
+      f"distill.label_loss={distill.label_loss!r} remembers what was said of "
+      f"each image, of which augment.mixup={mixup} leaves none as it is; leave "
+      "it at 0",
     ),
     (
       untaught,

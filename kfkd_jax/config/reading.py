@@ -13,8 +13,9 @@ import ml_collections
 from etils import epath
 
 from kfkd_jax import files
+from kfkd_jax.catalogue import METHODS
 from kfkd_jax.config import tree
-from kfkd_jax.config.keys import BY_NAME, KEYS, default_config
+from kfkd_jax.config.keys import BY_NAME, KEYS, Key, default_config
 from kfkd_jax.config.ranges import shown
 from kfkd_jax.config.tree import ConfigError
 from kfkd_jax.config.validation import check_type, validate
@@ -121,6 +122,23 @@ def changed(
   return copy
 
 
+_OBJECTIVES = ("train.objective", "distill.label_loss")
+
+
+def keys_deciding(config: ml_collections.ConfigDict, stage: str) -> list[Key]:
+  """The keys that decide a stage's outcome, options of objectives among them.
+
+  An objective's options decide the stage that trains with it, and no other.
+  """
+  options = [
+    option
+    for name in _OBJECTIVES
+    if stage in BY_NAME[name].decides
+    for option in METHODS[tree.get(config, name)].keys
+  ]
+  return [k for k in KEYS if stage in k.decides or k.name in options]
+
+
 def deciding(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
   """What decides a stage's outcome: whole sections, and single dotted keys.
 
@@ -128,12 +146,13 @@ def deciding(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
   change: see `Key.later`.
   """
   found: dict[str, Any] = {}
+  decide = {key.name for key in keys_deciding(config, stage)}
   for section in config:
     keys = [k for k in KEYS if k.name.split(".")[0] == section]
     ours = {
       key.name: tree.get(config, key.name)
       for key in keys
-      if stage in key.decides
+      if key.name in decide
       and not (key.later and tree.get(config, key.name) == key.default)
     }
     whole = all(stage in key.decides or key.later for key in keys)

@@ -336,6 +336,7 @@ def make_card(
       "kind": space.config.noise.kind,
       "rate": ledger.realised_rate("train"),
     },
+    "objective": catalogue.method_name(space.config.train.objective),
     "level": space.config.compare.level,
     "parity_examples": space.config.export.parity_examples,
     "models": {

@@ -38,7 +38,7 @@ OPTIONAL: dict[str, Method] = {
   "snapshot": schedules.SNAPSHOT,
   "fge": schedules.FGE,
   "independent_equal_budget": several.EQUAL_BUDGET,
-  **objectives.OTHER_OBJECTIVES,
+  **objectives.BY_OBJECTIVE,
   "mutual": mutual.MUTUAL,
   **strategies.TAUGHT,
   "online_fusion": online.ONLINE_FUSION,

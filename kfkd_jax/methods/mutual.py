@@ -6,7 +6,7 @@ from typing import Any
 
 from kfkd_jax import models
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, on_all_folds
-from kfkd_jax.run import build, networks, results, streams
+from kfkd_jax.run import build, networks, objectives, results, streams
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import self_taught
 
@@ -31,7 +31,7 @@ def _plans(space: Workspace) -> list[networks.Plan]:
       "mutual_pair",
       lambda: networks.Lesson(self_taught.mutual()),
       inputs={},
-      changes={"train.average_decay": None},
+      changes={**objectives.PLAIN, "train.average_decay": None},
       init=init if space.config.model.pretrained is not None else None,
       module=_pair,
     )

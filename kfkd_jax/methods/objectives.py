@@ -1,15 +1,20 @@
-"""Networks trained once, as the teacher is, with another objective."""
+"""Networks trained once, as the teacher is, each with an objective.
+
+The one that the teacher learns is the teacher's own, trained already.
+"""
 
 from __future__ import annotations
 
-from kfkd_jax.methods.ensemble import Method, of_runs
-from kfkd_jax.run import networks, objectives
+from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, on_all_folds
+from kfkd_jax.run import networks, objectives, workspace
 from kfkd_jax.run.workspace import Workspace
 
 
 def _method(name: str) -> Method:
   def plans(space: Workspace) -> list[networks.Plan]:
     config = space.config
+    if name == config.train.objective:
+      return []
     return [
       networks.Plan(
         name,
@@ -19,9 +24,11 @@ def _method(name: str) -> Method:
       )
     ]
 
-  return Method(lambda space, fold: [of_runs(name, [name], 1.0)], plans)
+  def ensembles(space: Workspace) -> list[Ensemble]:
+    is_teacher = name == space.config.train.objective
+    return [of_runs(name, [workspace.TEACHER if is_teacher else name], 1.0)]
+
+  return Method(on_all_folds(ensembles), plans)
 
 
-OTHER_OBJECTIVES = {
-  name: _method(name) for name in objectives.OBJECTIVES if name != "ce"
-}
+BY_OBJECTIVE = {name: _method(name) for name in objectives.OBJECTIVES}

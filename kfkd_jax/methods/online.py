@@ -15,7 +15,7 @@ import numpy as np
 from kfkd_jax import files, forgetting, fusion, losses
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, on_first_fold
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.run import networks, results, workspace
+from kfkd_jax.run import networks, objectives, results, workspace
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop, objective
 
@@ -111,7 +111,7 @@ def _plans(space: Workspace) -> list[networks.Plan]:
         ),
         "transition": space.config.fuse.transition,
       },
-      changes={"predictions.train": True},
+      changes={**objectives.PLAIN, "predictions.train": True},
       keep_history=True,
     )
   ]

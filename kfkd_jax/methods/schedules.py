@@ -36,12 +36,14 @@ _WHOLE = {
 }
 
 
-def _plan(config, name: str, changes: dict[str, Any], **options):
+def _plan(space: Workspace, name: str, changes: dict[str, Any], **options):
+  """A network that learns what the teacher does, but otherwise."""
+  changes = {**_WHOLE, **changes}
   return networks.Plan(
     name,
-    lambda: networks.supervised(config),
+    lambda: networks.supervised(space.changed(changes).config),
     inputs=options.pop("inputs", {}),
-    changes={**_WHOLE, **changes},
+    changes=changes,
     keep_history=True,
     **options,
   )
@@ -65,7 +67,7 @@ def _swa_plans(space: Workspace) -> list[networks.Plan]:
     "optim.cycle": space.config.baselines.swa_cycle,
     "history.every": space.config.baselines.swa_cycle or 1,
   }
-  return [_plan(space.config, "swa_path", changes)]
+  return [_plan(space, "swa_path", changes)]
 
 
 def swa_weights(num: int, start: float) -> np.ndarray:
@@ -101,7 +103,7 @@ def _snapshot_plans(space: Workspace) -> list[networks.Plan]:
     "train.epochs": cycle * (space.config.train.epochs // cycle),
     "history.every": cycle,
   }
-  return [_plan(space.config, "snapshot", changes)]
+  return [_plan(space, "snapshot", changes)]
 
 
 def _snapshot(space: Workspace) -> list[Ensemble]:
@@ -148,9 +150,7 @@ def _fge_plans(space: Workspace) -> list[networks.Plan]:
     with results.open_history(space.path, workspace.TEACHER) as history:
       return parallel.to_host(history.restore(start, results.template(space)))
 
-  return [
-    _plan(space.config, "fge", changes, inputs={"start": int(start)}, init=init)
-  ]
+  return [_plan(space, "fge", changes, inputs={"start": int(start)}, init=init)]
 
 
 def _fge(space: Workspace) -> list[Ensemble]:

@@ -11,21 +11,22 @@ def _names(config) -> list[str]:
   return [f"independent_{m}" for m in range(1, config.compare.independent)]
 
 
-def _plan(config, name: str, member: int, **options) -> networks.Plan:
+def _plan(space: Workspace, name, member, changes) -> networks.Plan:
+  """A network like the teacher, but for some keys."""
   return networks.Plan(
     name,
-    lambda: networks.supervised(config),
+    # Some objectives go by the epochs.
+    lambda: networks.supervised(space.changed(changes).config),
     inputs={},
     member=member,
-    **options,
+    changes=changes,
   )
 
 
 def _plans(space: Workspace) -> list[networks.Plan]:
   """What the ensemble needs beside the teacher, its first member."""
   return [
-    _plan(space.config, n, m)
-    for m, n in enumerate(_names(space.config), start=1)
+    _plan(space, n, m, {}) for m, n in enumerate(_names(space.config), start=1)
   ]
 
 
@@ -50,10 +51,9 @@ def _short_epochs(config) -> int:
 def _short_plans(space: Workspace) -> list[networks.Plan]:
   """M networks of 1/M of the epochs, each with the whole schedule."""
   changes = {"train.epochs": _short_epochs(space.config)}
-  names = _short_names(space.config)
   return [
-    _plan(space.config, name, member, changes=changes)
-    for member, name in enumerate(names)
+    _plan(space, name, member, changes)
+    for member, name in enumerate(_short_names(space.config))
   ]
 
 

@@ -16,7 +16,14 @@ import numpy as np
 from PIL import Image
 
 import kfkd_jax
-from kfkd_jax import files, forgetting, fusion, plots, published
+from kfkd_jax import (
+  catalogue,
+  files,
+  forgetting,
+  fusion,
+  plots,
+  published,
+)
 from kfkd_jax.data import splits
 from kfkd_jax.predictions import Subset
 from kfkd_jax.report import page
@@ -75,6 +82,7 @@ def render(space: Workspace) -> page.Page:
     forgotten=_forgotten(space, task),
     noise=noise,
     made_noise=tasks.made_noise(space.config, ledger),
+    objective=catalogue.method_name(space.config.train.objective),
     versions=_versions(),
     device=_device(),
     # Of the stages that it shows, whatever else ran before.

@@ -15,6 +15,7 @@ import numpy as np
 from kfkd_jax import models, optim, parallel
 from kfkd_jax.data.stream import RandomViews
 from kfkd_jax.models import pretrained
+from kfkd_jax.run import objectives
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation, loop
 from kfkd_jax.training.step import Views, eval_apply
@@ -168,7 +169,7 @@ def make_views(space: Workspace) -> Views:
     pad=space.config.augment.pad,
     flip=space.config.augment.flip,
     cutout=space.config.augment.cutout,
-    mixup=space.config.augment.mixup,
+    mixup=objectives.mixing(space.config),
   )
 
 

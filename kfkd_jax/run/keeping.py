@@ -102,11 +102,14 @@ def _changes(space: Workspace, stages) -> list[str]:
   """`KEY=OLD -> NEW` for what differs from the saved configuration."""
   with contextlib.suppress(ValueError):  # lost, or of another version
     before = config_lib.read(None, saved=configuration(space.path))
+    deciding = {
+      key.name
+      for stage in stages
+      for key in config_lib.keys_deciding(space.config, stage)
+    }
     return [
       f"{name}={old} -> {new}"
-      for name in [
-        key.name for key in config_lib.KEYS if set(key.decides) & set(stages)
-      ]
+      for name in [k.name for k in config_lib.KEYS if k.name in deciding]
       for old, new in [
         [config_lib.get(c, name) for c in (before, space.config)]
       ]

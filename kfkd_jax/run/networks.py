@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 
 def supervised(config: ml_collections.ConfigDict) -> Lesson:
   """The given labels, as the configuration trains on them."""
-  return Lesson(OBJECTIVES["ce"](config))
+  return Lesson(OBJECTIVES[config.train.objective](config))
 
 
 def origin(config: ml_collections.ConfigDict, plan: Plan) -> str:

@@ -44,13 +44,26 @@ OBJECTIVES: dict[str, Callable[[ml_collections.ConfigDict], Objective]] = {
 }
 
 
+# What a row trains is the same whatever the teacher and its students learn.
+PLAIN = {"train.objective": "ce", "distill.label_loss": "ce"}
+
+
 def changes(config: ml_collections.ConfigDict, name: str) -> dict[str, Any]:
-  """Configuration that an objective needs otherwise, by dotted key."""
+  """Configuration that an objective's own row needs otherwise, by dotted key.
+
+  The row gives its objective and the options of it apart.
+  """
   if name == "mixup":
-    return {"augment.mixup": config.baselines.mixup}
+    return {**PLAIN, "augment.mixup": config.baselines.mixup}
   # What is said of a mixed image is said of none of the two it is made of.
   remembers = name in METHODS and "memory" in METHODS[name].needs
-  return {"augment.mixup": 0.0} if remembers else {}
+  return {**PLAIN, "augment.mixup": 0.0} if remembers else PLAIN
+
+
+def mixing(config: ml_collections.ConfigDict) -> float:
+  """How images are mixed while they are learnt from: see `augment.mixup`."""
+  of_objective = config.train.objective == "mixup"
+  return config.baselines.mixup if of_objective else config.augment.mixup
 
 
 def inputs(config: ml_collections.ConfigDict, name: str) -> dict[str, Any]:

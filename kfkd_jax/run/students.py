@@ -61,7 +61,10 @@ def _score(space: Workspace, name) -> float:
 
 def student_changes(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """Configuration that is different for a student, by dotted key."""
-  changes: dict[str, Any] = {"train.epochs": student_epochs(config)}
+  changes: dict[str, Any] = {
+    "train.objective": "ce",  # its labels' share is distill.label_loss
+    "train.epochs": student_epochs(config),
+  }
   name, width = config.distill.model, config.distill.width
   if name is None and width is None:
     return changes

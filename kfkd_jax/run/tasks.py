@@ -77,12 +77,11 @@ class Task(NamedTuple):
 
 def load_task(config: ml_collections.ConfigDict) -> Task:
   """Reads the data set, splits it and corrupts its labels as configured."""
-  keys = ("seed", "seeds", "data", "noise", "selection", "augment", "train")
-  return _load_task(config_lib.to_json(_section(config, keys)))
-
-
-def _section(config, keys) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({k: config[k] for k in keys})
+  keys = ("seed", "seeds", "data", "noise", "selection", "augment")
+  read = ml_collections.ConfigDict({key: config[key] for key in keys})
+  # Networks that are trained otherwise have the same data, read once.
+  read.train = {"batch_size": config.train.batch_size}
+  return _load_task(config_lib.to_json(read))
 
 
 @functools.lru_cache(maxsize=2)

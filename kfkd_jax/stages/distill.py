@@ -6,6 +6,8 @@ images than their teachers had labels for.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from kfkd_jax import config as config_lib
@@ -19,6 +21,7 @@ from kfkd_jax.run import (
   build,
   forecast,
   networks,
+  objectives,
   results,
   students,
   workspace,
@@ -123,10 +126,14 @@ def _plan(space: Workspace, name, teacher, before) -> networks.Plan:
 
 
 def _lesson(space: Workspace, run, weights) -> networks.Lesson:
-  options = {
+  options: dict[str, Any] = {
     "alpha": space.config.distill.alpha,
     "temperature": space.config.distill.temperature,
   }
+  if space.config.distill.label_loss != "ce":
+    own = space.changed(students.student_changes(space.config)).config
+    make = objectives.OBJECTIVES[space.config.distill.label_loss]
+    options["labels"] = make(own)  # some go by the student's epochs
   stacked, weights = results.read_members(space, weights, name=run)
   teaching = results.configured_as(space, run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from etils import epath
 
-from kfkd_jax import processes
+from kfkd_jax import catalogue, processes
 from kfkd_jax.data import splits
 from kfkd_jax.run import (
   build,
@@ -43,6 +43,8 @@ def cost(space: Workspace, plans: list[networks.Plan]) -> list[str]:
   size = build.network_size(space)
   epochs = f"{space.config.train.epochs} epochs"
   line = f"teacher: {forecast.described(space.config, size)}, {epochs}"
+  if space.config.train.objective != "ce":
+    line += f", {catalogue.method_name(space.config.train.objective)}"
   return [line, *distill.warnings(space)]
 
 

@@ -149,27 +149,35 @@ def early_learning(weight: float, decay: float) -> Objective:
 
 
 def cached_distillation(
-  *, alpha: float = 1.0, temperature: float = 1.0
+  *,
+  alpha: float = 1.0,
+  temperature: float = 1.0,
+  labels: Objective | None = None,
 ) -> Objective:
   """Distils `teacher_probs` that the training set carries.
 
   Where it carries `unlabelled` too, examples whose entry is 1 learn from the
   teacher alone, whatever alpha is.
+
+  Args:
+    alpha: weight of the teacher's term; the rest goes to the labels.
+    temperature: softens teacher and student.
+    labels: what is learnt from the labels, by its loss and memory; None for
+      cross entropy.
   """
+  if labels is None:
+    labels = supervised()
 
   def loss(logits, batch):
     share = alpha
     if "unlabelled" in batch:
       share = alpha + (1 - alpha) * batch["unlabelled"]
-    return losses.distillation(
-      logits,
-      batch["teacher_probs"],
-      batch["label"],
-      alpha=share,
-      temperature=temperature,
+    taught = losses.distillation(
+      logits, batch["teacher_probs"], temperature=temperature
     )
+    return (1 - share) * labels.loss(logits, batch) + share * taught
 
-  return Objective(loss)
+  return Objective(loss, memory=labels.memory)
 
 
 def live_distillation(
@@ -178,6 +186,7 @@ def live_distillation(
   hard: bool = False,
   alpha: float = 1.0,
   temperature: float = 1.0,
+  labels: Objective | None = None,
 ) -> Objective:
   """Distils checkpoints applied to the very view that the student sees.
 
@@ -189,8 +198,11 @@ def live_distillation(
     hard: learn the fused teacher's top class instead of its probabilities.
     alpha: weight of the teacher's term; the rest goes to the labels.
     temperature: softens teacher and student.
+    labels: what is learnt from the labels; None for cross entropy.
   """
-  cached = cached_distillation(alpha=alpha, temperature=temperature)
+  cached = cached_distillation(
+    alpha=alpha, temperature=temperature, labels=labels
+  )
 
   def targets(frozen, images, batch):
     probs = history.fused_predict(
@@ -202,4 +214,4 @@ def live_distillation(
       probs = losses.hard_targets(probs)
     return {**batch, "teacher_probs": probs}
 
-  return Objective(cached.loss, targets, frozen_spec=MEMBERS)
+  return cached._replace(targets=targets, frozen_spec=MEMBERS)

@@ -15,8 +15,10 @@ from etils import epath
 from kfkd_jax import cli, files
 from kfkd_jax import config as config_lib
 from kfkd_jax.lab import studies, sweep
-from kfkd_jax.lab.studies import measures
+from kfkd_jax.lab.studies import composed, measures
 from kfkd_jax.predictions import PredictionStore
+from kfkd_jax.report import tables
+from kfkd_jax.run import results
 
 
 def one_hot(classes, num_classes=3, sure=0.9):
@@ -100,6 +102,94 @@ def test_without_a_matrix_nothing_is_told(tmp_path):
     config_lib.default_config(), make_history(tmp_path)
   )
   assert np.isnan([row["mixture_known"] for row in rows]).all()
+
+
+def cell_of(objective, seed, right):
+  """What `composed.run_of` says of a cell whose methods are right here."""
+  names = [*right, "kf_one_step"]
+  hits = np.array([[*right.values(), np.zeros(8, bool)]], bool)
+  score = dict.fromkeys(
+    ("nll", "ece", "brier", "train_cost", "inference_cost", "storage_cost"), 1.0
+  )
+  run = tables.Run(
+    [{"method": name, **score} for name in names],
+    results.Hits(
+      np.array(names), np.arange(8), hits,
+      tested=np.ones((1, 8), bool), scored=np.ones((1, len(names)), bool),
+    ),
+  )  # fmt: skip
+  return {
+    "noise.kind": "pair", "train.objective": objective, "seed": seed, "run": run
+  }  # fmt: skip
+
+
+def up_to(count):
+  return np.arange(8) < count
+
+
+def test_fusions_beside_their_own_network_and_the_best_one():
+  """`sce` is best on the mean though not in every seed; of `ce` one is left."""
+  rows = [
+    cell_of("ce", 0, {"final": up_to(3), "kf": up_to(7)}),
+    cell_of("sce", 0, {"final": up_to(5), "kf": up_to(4)}),
+    cell_of("elr", 0, {"final": up_to(6), "kf": up_to(6)}),
+    cell_of("sce", 1, {"final": up_to(7), "kf": up_to(8)}),
+    cell_of("elr", 1, {"final": up_to(4), "kf": up_to(8)}),
+  ]
+  table = composed.summarise(rows, ("noise.kind", "train.objective", "method"))
+  found = {(row["train.objective"], row["method"]): row for row in table}
+  assert list(found) == [
+    (name, method)
+    for name in ("ce", "sce", "elr")
+    for method in ("final", "kf")
+  ]
+  assert {row["noise.kind"] for row in table} == {"pair"}
+  expected = {  # accuracy, over its own final network, over that of sce
+    ("ce", "final"): (3 / 8, 0, -2 / 8),
+    ("ce", "kf"): (7 / 8, 4 / 8, 2 / 8),
+    ("sce", "final"): (6 / 8, 0, 0),
+    ("sce", "kf"): (6 / 8, 0, 0),
+    ("elr", "final"): (5 / 8, 0, -1 / 8),
+    ("elr", "kf"): (7 / 8, 2 / 8, 1 / 8),
+  }
+  values = ("accuracy", "over_final", "over_best")
+  for key, numbers in expected.items():
+    row = found[key]
+    assert [row[value] for value in values] == pytest.approx(list(numbers)), key
+    for value in values:
+      assert row[f"{value}_low"] <= row[value] <= row[f"{value}_high"]
+  assert [found["ce", "kf"][k] for k in ("seeds", "accuracy_error")] == [
+    1,
+    None,
+  ]
+  # Paired: +4 and +0 of 8 points, whatever the accuracies are.
+  gain = found["elr", "kf"]
+  assert gain["over_final_error"] == pytest.approx(2 / 8)
+  assert (gain["over_final_low"], gain["over_final_high"]) == (
+    pytest.approx(0, abs=0.01),
+    pytest.approx(0.75, abs=0.15),
+  )
+  text = studies.to_markdown(table)
+  assert "| pair | elr | kf | 2 | 87.5 ± 12.5 (" in text
+  study = studies.find("objectives")
+  made = studies.render(
+    "objectives", study, table, ["noise.kind", "train.objective"]
+  )
+  assert set(made.figures) == {"accuracy", "gains"}
+  assert "87.5 ± 12.5 (" in made.html
+  rows[1]["run"].hits.ids[0] = 9
+  with pytest.raises(ValueError, match="differ in ids"):
+    composed.summarise(rows, ("noise.kind", "train.objective", "method"))
+
+
+def test_objectives_without_a_common_seed_are_not_compared():
+  rows = [
+    cell_of("ce", 0, {"final": up_to(3)}),
+    cell_of("sce", 1, {"final": up_to(5)}),
+  ]
+  table = composed.summarise(rows, ("noise.kind", "train.objective", "method"))
+  assert [row["over_best"] for row in table] == [None, 0]
+  assert "| - |" in studies.to_markdown(table)
 
 
 def test_what_a_student_keeps():

@@ -20,7 +20,7 @@ from kfkd_jax.catalogue import method_name
 from kfkd_jax.config import parse_grid
 from kfkd_jax.config.tree import ConfigError, get
 from kfkd_jax.lab import sweep
-from kfkd_jax.lab.studies import measures
+from kfkd_jax.lab.studies import composed, measures
 from kfkd_jax.report import page, text
 
 Row = measures.Row
@@ -42,6 +42,8 @@ class Study(NamedTuple):
       of their own.
     by: keys of the measure's rows that are no numbers to average.
     log: whether the horizontal axis is logarithmic.
+    summary: `(rows of all cells, keys of axes and `by`) -> table`; None takes
+      means over seeds.
   """
 
   question: str
@@ -54,6 +56,7 @@ class Study(NamedTuple):
   line: str = ""
   by: tuple[str, ...] = ()
   log: bool = False
+  summary: Callable[[Sequence[Row], Sequence[str]], list[Row]] | None = None
 
 
 _CHEAP = (("compare.independent", "1"), ("compare.bootstrap_samples", "200"))
@@ -158,6 +161,17 @@ STUDIES: dict[str, Study] = {
       "accuracy": ("accuracy", "online_accuracy"),
     },
   ),
+  "objectives": Study(
+    "What does fusion add to a network that resists wrong labels already?",
+    "objectives", (),
+    (
+      "noise.kind=pair,symmetric,instance",
+      "train.objective=ce,gce,sce,elr,mixup,air,ps_kd,self_adaptive",
+    ),
+    composed.run_of, "method",
+    {"accuracy": ("accuracy",), "gains": ("over_final",)},
+    line="train.objective", by=("method",), summary=composed.summarise,
+  ),
 }  # fmt: skip
 
 
@@ -178,6 +192,8 @@ _VALUE_NAMES = {
   "gain": "gain of online fusion",
   "online_accuracy": "accuracy, online fusion",
   "online_max_forget": "largest Fₑ, online fusion",
+  "over_final": "over its own final network",
+  "over_best": "over the best final network",
   "final_ece": "calibration error, final",
   "teacher_ece": "calibration error, teacher",
   "student_ece": "calibration error, student",
@@ -238,7 +254,7 @@ def run(
     rows += [{**point, **r} for r in study.measure(cell.config, folder)]
   if not rows:
     return swept._replace(table="no cell is finished yet")
-  table = summarise(rows, (*axes, *study.by))
+  table = (study.summary or summarise)(rows, (*axes, *study.by))
   path = workdir / name / "index.html"
   size = page.write(render(name, study, table, tuple(axes)), path).size
   text = f"{to_markdown(table)}\nThe study is at {path}, {size}"
@@ -282,18 +298,32 @@ def values_of(table: Sequence[Row]) -> list[str]:
 
 
 def to_markdown(table: Sequence[Row]) -> str:
-  """A summary for a terminal or a text: means ± standard errors in %."""
+  """A summary for a terminal or a text, in %."""
   values = values_of(table)
-  known = {*values, *(f"{key}_error" for key in values)}
+  known = {f"{v}{end}" for v in values for end in ("", "_error", *_ENDS)}
   return page.to_markdown([
     {
       **{k: _number(v) for k, v in row.items() if k not in known},
-      **{
-        value_name(v): text.percent(row[v], row[f"{v}_error"]) for v in values
-      },
+      **{value_name(v): shown(row, v) for v in values},
     }
     for row in table
   ])  # fmt: skip
+
+
+_ENDS = ("_low", "_high")
+
+
+def shown(row: Row, value: str) -> str:
+  """A mean ± its standard error in %, and its interval where there is one.
+
+  >>> shown({"gain": 0.5, "gain_error": 0.01}, "gain")
+  '50.0 ± 1.0'
+  """
+  mean = text.percent(row[value], row[f"{value}_error"])
+  ends = [row.get(f"{value}{end}") for end in _ENDS]
+  if None in ends:
+    return mean
+  return f"{mean} ({' to '.join(text.percent(end, None) for end in ends)})"
 
 
 def _number(value: object) -> str:
@@ -327,7 +357,8 @@ def render(
     seeds=max(row["seeds"] for row in table),
     changes=study.changes,
     name_of=value_name,
-    percent_of=text.percent,
+    shown=shown,
+    intervals=any(f"{v}{_ENDS[0]}" in table[0] for v in values_of(table)),
     number_of=_number,
   )
 
@@ -338,6 +369,8 @@ def _as_name(value: object) -> str:
 
 
 def _drawn(study: Study, rows, values, title: str) -> page.Drawn:
+  if study.x == "method":
+    return _methods_drawn(study, rows, values[0], title)
   lines: dict[str, tuple[list, list, list]] = {}
   for value in values:
     for row in rows:
@@ -354,3 +387,18 @@ def _drawn(study: Study, rows, values, title: str) -> page.Drawn:
         column.append(number)
   figure = plots.plot_against(lines, xlabel=study.x, title=title, log=study.log)
   return page.Drawn(figure, f"{', '.join(lines)} against {study.x}, {title}")
+
+
+def _methods_drawn(study: Study, rows, value: str, title: str) -> page.Drawn:
+  """Methods one under another, with the intervals of every line."""
+  kind = "accuracy" if value == "accuracy" else "gain"
+  found: dict[str, list[Row]] = {}
+  for row in rows:
+    interval = [row[f"{value}{end}"] for end in _ENDS]
+    found.setdefault(row[study.line], []).append(
+      {"method": row["method"], kind: row[value], f"{kind}_interval": interval}
+    )
+  return page.Drawn(
+    plots.plot_methods_compared(found, value=kind),
+    f"{value_name(value)} of every method by {study.line}, {title}",
+  )
