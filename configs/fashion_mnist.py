@@ -49,7 +49,7 @@ def get_config(args=""):
   config.train.batch_size = 128
   if arguments.network == "cnn":
     config.data.num_train = 20_000
-    config.train.epochs = 40
+    config.train.epochs = 25
   else:
     config.train.epochs = 60
     config.history.resume_every = 5
