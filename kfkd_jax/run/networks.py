@@ -187,12 +187,8 @@ def _timed(run: epath.Path) -> Iterator[None]:
     # Not waiting for others, which may be gone; nor hiding what ended this.
     if processes.is_main_process():
       with contextlib.suppress(OSError):
-        _note_seconds(run, time.perf_counter() - started)
-
-
-def _note_seconds(run: epath.Path, more: float) -> None:
-  total = round((results.seconds(run) or 0) + more, 1)
-  files.write_json(run / results.SECONDS, {"seconds": total})
+        total = (results.seconds(run) or 0) + time.perf_counter() - started
+        files.write_json(run / results.SECONDS, {"seconds": round(total, 1)})
 
 
 def _prepare(run: epath.Path, made_from: str, model) -> None:

@@ -78,11 +78,8 @@ class Task(NamedTuple):
 def load_task(config: ml_collections.ConfigDict) -> Task:
   """Reads the data set, splits it and corrupts its labels as configured."""
   keys = ("seed", "seeds", "data", "noise", "selection", "augment", "train")
-  return _load_task(config_lib.to_json(_section(config, keys)))
-
-
-def _section(config, keys) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({k: config[k] for k in keys})
+  decides = ml_collections.ConfigDict({k: config[k] for k in keys})
+  return _load_task(config_lib.to_json(decides))  # text, to be a cache's key
 
 
 @functools.lru_cache(maxsize=2)

@@ -433,13 +433,14 @@ def config(tmp_path, monkeypatch):
   """A small ViT on a few digits, to start from `w.safetensors`."""
   tiny = functools.partial(vit.ViT, depth=1, head_width=2)
   monkeypatch.setitem(models.MODELS, "vit_tiny", tiny)
-  return tiny_config(
+  config = tiny_config(
     model__name="vit_tiny",
     model__width="4",
     model__patch="4",
-    model__pretrained=str(tmp_path / "w.safetensors"),
     train__epochs="1",
   )
+  config.model.pretrained = str(tmp_path / "w.safetensors")  # not yet there
+  return config
 
 
 def file_for(config, tmp_path, classes):
