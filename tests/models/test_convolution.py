@@ -91,6 +91,16 @@ def test_gradients_are_xlas(always, name, dtype):
   close(ours[1], theirs[1], 1e-5 if dtype == "float32" else 2e-2)
 
 
+def test_pictures_are_added_up_in_float32(always):
+  """bfloat16 itself would round most of these sums."""
+  x, kernel = (
+    jnp.ones((64, 9, 9, 1), "bfloat16"),
+    jnp.zeros((1,) * 4, "bfloat16"),
+  )
+  loss = summed(convolution.conv_general_dilated, (1, 1), "VALID", 1)
+  assert jax.grad(loss, 1)(x, kernel) == 64 * 81
+
+
 @pytest.mark.parametrize("name", ["3x3 strided", "depthwise"])
 def test_mapped_over_networks_and_differentiated_twice(always, name):
   x, kernel, *geometry = arguments(SHAPES[name])
