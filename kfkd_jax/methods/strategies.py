@@ -157,6 +157,7 @@ def propagated(
   """
   num_classes = probs.shape[1]
   likelihood = np.take_along_axis(probs, labels[:, None], 1)[:, 0]
+  # Finite, or no mixture of two normals fits them.
   values = -np.log(np.maximum(likelihood, 1e-7))
   clean = relabelling.clean_probabilities(values) > 0.5
   seeds = np.eye(num_classes)[labels] * clean[:, None]

@@ -145,6 +145,7 @@ def train(space: Workspace, plan: Plan) -> None:
   if plan.keep_history:
     processes.say(room)
   seeds = streams.seeds_for(space.config, plan.member)
+  # Only teachers that the devices share out have a use for an axis.
   alike = lesson.objective.frozen_spec == parallel.REPLICATED
   ensemble = 1 if alike else space.config.runtime.ensemble_axis
   profiled = space.config.runtime.profile and plan.name == workspace.TEACHER
@@ -172,6 +173,7 @@ def train(space: Workspace, plan: Plan) -> None:
       wrap_step=trace.wrap,
       owner={"run": plan.name, "inputs": made_from},
     )
+  # Before the run counts as finished, which says that its average is there.
   if trained.average:
     store(space, f"{plan.name}_ema", trained.average)
   _finish(run)
