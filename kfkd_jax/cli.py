@@ -30,6 +30,7 @@ def program() -> NoReturn:
   # print where.
   for number in signals.EXIT_CODES:
     signal.signal(number, _leave_at_once)
+  options_lib.parse(sys.argv[1:])  # help and an unknown stage need no JAX
   import jax  # noqa: F401
 
   try:
@@ -66,8 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   with signals.Orders(f"kfkd: {_INTERRUPTED}") as orders:
     try:
       try:
-        with _restored():  # loads JAX, which takes its time
-          code = _run(sys.argv[1:] if argv is None else list(argv), orders)
+        code = _run(sys.argv[1:] if argv is None else list(argv), orders)
       finally:
         orders.settle()
       if orders.code is None:
@@ -84,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str], orders: signals.Orders) -> int:
   options, rest = options_lib.parse(argv)
   try:
-    overrides = options_lib.check(options, rest)
-    return _dispatch(options, overrides, orders)
+    with _restored():  # loads JAX, which takes its time
+      overrides = options_lib.check(options, rest)
+      return _dispatch(options, overrides, orders)
   except SystemExit as leaving:
     if orders.code is None:
       _leave(int(leaving.code or 0), "it was told to leave")

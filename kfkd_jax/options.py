@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from kfkd_jax import __version__
+
 STAGES = {
   "run": "all stages below, each only if its inputs changed",
   "train": "train the network and keep its whole history",
@@ -110,7 +112,8 @@ _OPTIONS = (
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """The options of a command line, and the arguments that set keys.
 
-  What argparse itself refuses, an unknown stage say, ends the program.
+  Help, the version, and what argparse itself refuses, an unknown stage say,
+  end the program.
   """
   options, rest = _parser().parse_known_intermixed_args(argv)
   if options.predictions is not None:
@@ -211,6 +214,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
+  )
+  parser.add_argument(
+    "--version", action="version", version=f"kfkd {__version__}"
   )
   return parser
 

@@ -5,7 +5,12 @@ import pathlib
 
 # All of it must stand before JAX starts.
 os.environ.setdefault("NPROC", "16")  # a pool wide enough for 8 fake devices
+# Most of the suite's time is XLA's compiler, and what it makes runs for
+# milliseconds: plain code will do. .ci/slow compiles as users do.
 os.environ["XLA_FLAGS"] = " ".join([
+  "--xla_backend_optimization_level=0",
+  "--xla_cpu_use_fusion_emitters=false",
+  "--xla_cpu_parallel_codegen_split_count=1",
   os.environ.get("XLA_FLAGS", ""),
   "--xla_force_host_platform_device_count=8",
 ]).strip()  # fmt: skip

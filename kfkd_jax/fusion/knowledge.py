@@ -287,10 +287,13 @@ def _chunk_counts(
   always, open_ = _triage(fused, candidate, labels)
   counts = np.full(epsilons.size, np.count_nonzero(always))
   fused, candidate, labels = fused[open_], candidate[open_], labels[open_]
-  surely, perhaps = (
-    _inside(_winning_intervals(fused, candidate, labels, lead), epsilons)
-    for lead in (_SAFE_LEAD, -_SAFE_LEAD)
-  )
+  found = []
+  for lead in (_SAFE_LEAD, -_SAFE_LEAD):
+    wins = _winning_intervals(fused, candidate, labels, lead)
+    found.append(
+      (wins.low[:, None] <= epsilons) & (epsilons <= wins.high[:, None])
+    )
+  surely, perhaps = found  # bool[N, G]; between them rounding decides
   counts += np.count_nonzero(surely, axis=0)
   examples, places = np.nonzero(perhaps & ~surely)
   for part in stacks.row_slices(examples.size, fused.shape[1]):
@@ -361,9 +364,3 @@ def _winning_intervals(
   at_low = strict & behind0 & (lows == low[:, None])
   at_high = strict & behind1 & ~behind0 & (highs == high[:, None])
   return _Intervals(low, high, at_low.any(axis=1), at_high.any(axis=1))
-
-
-def _inside(intervals: _Intervals, epsilons: np.ndarray) -> np.ndarray:
-  """Returns bool[N, G], ends included."""
-  low, high = intervals.low[:, None], intervals.high[:, None]
-  return (low <= epsilons) & (epsilons <= high)

@@ -271,14 +271,11 @@ def _solve_mixture(
 
 
 def _better_step(mixture: _Mixture, point: _Point) -> jax.Array:
-  newton, em = _newton_step(mixture, point), _em_step(point)
+  newton, em = _newton_step(mixture, point), point.weights * point.gradient
+  em /= em.sum()
+  # EM never makes the likelihood smaller; Newton, far from the end, may.
   better = mixture.gain(point, newton) >= mixture.gain(point, em)
   return jnp.where(better, newton, em)
-
-
-def _em_step(point: _Point) -> jax.Array:
-  weights = point.weights * point.gradient
-  return weights / weights.sum()
 
 
 def _newton_step(mixture: _Mixture, point: _Point) -> jax.Array:

@@ -262,7 +262,8 @@ def _chunk_size(
     return 1
   if chunk is not None:
     return min(chunk, size)
-  if _is_traced((stacked, inputs)):
+  leaves = jax.tree.leaves((stacked, inputs))
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
     return min(_TRACED_CHUNK, size)
   count = min(batch_size or np.inf, leading_size("inputs", inputs))
   return _fitting_chunk(apply_fn, stacked, inputs, int(count))
@@ -310,10 +311,6 @@ def _bytes_for_one(
   compiled = _predict_stacked.lower(apply_fn, stacked, inputs, 1).compile()
   analysis: Any = compiled.memory_analysis()
   return analysis.temp_size_in_bytes, analysis.output_size_in_bytes
-
-
-def _is_traced(tree: Any) -> bool:
-  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def _in_batches(

@@ -204,18 +204,17 @@ def _changeable(checkpoint: Any) -> dict[str, Any]:
 def _check_same_leaves(
   first: dict[str, Any], other: dict[str, Any], index: int
 ) -> None:
+  def describe(leaves: dict[str, Any], path: str) -> str:
+    if path not in leaves:
+      return "is missing"
+    leaf = leaves[path]
+    dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+    return f"has shape {np.shape(leaf)} and dtype {dtype}"
+
   for path in sorted(first.keys() | other.keys()):
-    described = [_describe(leaves, path) for leaves in (first, other)]
+    described = [describe(leaves, path) for leaves in (first, other)]
     if described[0] != described[1]:
       raise ValueError(
         f"checkpoints must agree in every leaf; {path!r} {described[0]} in "
         f"checkpoint 0 and {described[1]} in checkpoint {index}."
       )
-
-
-def _describe(leaves: dict[str, Any], path: str) -> str:
-  if path not in leaves:
-    return "is missing"
-  leaf = leaves[path]
-  dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-  return f"has shape {np.shape(leaf)} and dtype {dtype}"

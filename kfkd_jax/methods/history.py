@@ -63,6 +63,7 @@ def _by_accuracy(space: Workspace, fold: Fold) -> list[Ensemble]:
   num = len(results.predictions(space.path, workspace.TEACHER, "test"))
   stop = fusion.early_stopping(accuracy, patience=space.config.compare.patience)
   best = fusion.best_checkpoint(accuracy)
+  # It costs no more than it was trained: until its patience ended.
   stopped = (1 + watching) * (kept[stop.num_watched - 1] + 1) / num
   return [
     _of_teacher(

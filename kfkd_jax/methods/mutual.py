@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kfkd_jax import models
-from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, on_all_folds
+from kfkd_jax.methods.ensemble import Method, of_runs, on_all_folds
 from kfkd_jax.run import build, networks, objectives, results, streams
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import self_taught
@@ -46,8 +46,9 @@ def _make(space: Workspace) -> None:
   networks.store(space, "mutual", models.first_of(both))
 
 
-def _ensembles(space: Workspace) -> list[Ensemble]:
-  return [of_runs("mutual", ["mutual"], 2.0)]
-
-
-MUTUAL = Method(on_all_folds(_ensembles), _plans, _make, ("mutual",))
+MUTUAL = Method(
+  on_all_folds(lambda space: [of_runs("mutual", ["mutual"], 2.0)]),
+  _plans,
+  _make,
+  ("mutual",),
+)

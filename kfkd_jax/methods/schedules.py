@@ -84,6 +84,7 @@ def _make_swa(space: Workspace) -> None:
 
 
 def _swa(space: Workspace) -> list[Ensemble]:
+  # A pass forwards, to estimate BatchNorm, is a third of an epoch's training.
   return [of_runs("swa", ["swa"], 1 + 1 / (3 * space.config.train.epochs))]
 
 
@@ -96,6 +97,7 @@ def _snapshot_cycle(config) -> int:
 
 def _snapshot_plans(space: Workspace) -> list[networks.Plan]:
   cycle = _snapshot_cycle(space.config)
+  # Whole cycles only: the last network must be at the end of one.
   changes = {
     "optim.schedule": "restarts",
     "optim.cycle": cycle,
@@ -157,7 +159,7 @@ def _fge(space: Workspace) -> list[Ensemble]:
   """The networks in the middle of the cycles, where the rate is lowest."""
   _, epochs, _ = _fge_epochs(space)
   weights = np.zeros(_num_kept(space.path, "fge"), np.float32)
-  weights[::2] = 1
+  weights[::2] = 1  # kept twice a cycle, the first half-way
   cost = space.config.baselines.fge_start + epochs / space.config.train.epochs
   source = Source("fge", weights / weights.sum())
   return [Ensemble("fge", (source,), "", cost)]

@@ -109,6 +109,7 @@ def _make_greedy(space: Workspace) -> None:
   candidates = results.over_all(1, kept[best], num)
   stacked, _ = results.read_members(space, candidates)
   renew = with_statistics(space)
+  # The stack is in time order, `best` in order of accuracy.
   chosen = averaging.greedy_soup(
     stacked, accuracy[np.sort(best)], _scorer(space, renew)
   )

@@ -108,16 +108,6 @@ def _with_targets(
   )
 
 
-def _relational(space: Workspace, teaching: Teaching) -> networks.Lesson:
-  lesson = taught.relational(
-    label_weight=space.config.strategy.label_weight,
-    weights=space.config.strategy.relational_weights,
-  )
-  return networks.Lesson(
-    lesson, extra={"teacher_features": _features(space, teaching)}
-  )
-
-
 def _features(space: Workspace, teaching: Teaching) -> np.ndarray:
   return students.teacher_features(
     space, teaching.stacked, teaching.weights, teaching.images
@@ -157,6 +147,7 @@ def propagated(
   """
   num_classes = probs.shape[1]
   likelihood = np.take_along_axis(probs, labels[:, None], 1)[:, 0]
+  # Finite, or no mixture of two normals fits them.
   values = -np.log(np.maximum(likelihood, 1e-7))
   clean = relabelling.clean_probabilities(values) > 0.5
   seeds = np.eye(num_classes)[labels] * clean[:, None]
@@ -194,7 +185,13 @@ LESSONS: dict[str, Callable[[Workspace, Teaching], networks.Lesson]] = {
       weight=c.strategy.standardized_weight,
     )
   ),
-  "relational_kd": _relational,
+  "relational_kd": lambda space, t: networks.Lesson(
+    taught.relational(
+      label_weight=space.config.strategy.label_weight,
+      weights=space.config.strategy.relational_weights,
+    ),
+    extra={"teacher_features": _features(space, t)},
+  ),
   "xi_kd": _with_targets(
     lambda space, t: losses.extrapolated_targets(
       t.labels, t.probs, space.config.strategy.xi

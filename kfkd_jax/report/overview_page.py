@@ -235,33 +235,29 @@ def cautions(runs: Sequence[Run]) -> list[str]:
 def render(runs: Sequence[Run]) -> page.Page:
   """The page."""
   methods = list(dict.fromkeys(m for r in runs for m in r.methods))
-  return page.render(
-    "overview.html",
-    _figures(runs),
-    {"all-numbers": _numbers(runs), "differences": _differing(runs)},
-    runs=runs,
-    methods=methods,
-    colors=[plots.css_color(plots.look(n).color) for n in range(len(runs))],
-    differences=differences(runs),
-    cautions=cautions(runs),
-  )
-
-
-def _numbers(runs: Sequence[Run]) -> list[dict[str, Any]]:
+  found = differences(runs)
+  differing: list[dict[str, Any]] = [
+    {"key": key, **{r.name: text for r, text in zip(runs, texts)}}
+    for key, texts in found.items()
+  ]
   keys = [key for key in report.RESULT_KEYS if key != "split"]
-  return [
+  numbers = [
     {"run": r.name, **page.flat(row, keys)}
     for r in runs
     for row in r.methods.values()
   ]
-
-
-def _differing(runs: Sequence[Run]) -> list[dict[str, Any]]:
-  rows = [
-    {"key": key, **{r.name: text for r, text in zip(runs, texts)}}
-    for key, texts in differences(runs).items()
-  ]
-  return rows or [{"key": "nothing differs"}]
+  # A table without rows would have no columns either.
+  differing = differing or [{"key": "nothing differs"}]
+  return page.render(
+    "overview.html",
+    _figures(runs),
+    {"all-numbers": numbers, "differences": differing},
+    runs=runs,
+    methods=methods,
+    colors=[plots.css_color(plots.look(n).color) for n in range(len(runs))],
+    differences=found,
+    cautions=cautions(runs),
+  )
 
 
 def _figures(runs: Sequence[Run]) -> dict[str, Drawn]:

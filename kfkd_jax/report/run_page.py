@@ -66,6 +66,7 @@ def render(space: Workspace) -> page.Page:
   paper = space.config.report.paper
   if paper is not None:
     tables["paper"] = beside_paper(rows, paper)
+  devices = jax.devices()
   return page.render(
     "report.html",
     {**_figures(diagnosis, fused, rows), **_noise_figure(ledger, task)},
@@ -83,8 +84,12 @@ def render(space: Workspace) -> page.Page:
     noise=noise,
     made_noise=tasks.made_noise(space.config, ledger),
     objective=catalogue.method_name(space.config.train.objective),
-    versions=_versions(),
-    device=_device(),
+    versions={
+      "kfkd_jax": kfkd_jax.__version__,
+      "Python": platform.python_version(),
+      **{name: metadata.version(name) for name in _PACKAGES},
+    },
+    device=f"{len(devices)} × {devices[0].device_kind}",
     # Of the stages that it shows, whatever else ran before.
     manifest={k: v["inputs"] for k, v in manifest.items() if k in _SHOWN},
   )
@@ -392,16 +397,3 @@ def _sections(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
     else:
       sections[""][key] = value
   return sections
-
-
-def _versions() -> dict[str, str]:
-  return {
-    "kfkd_jax": kfkd_jax.__version__,
-    "Python": platform.python_version(),
-    **{name: metadata.version(name) for name in _PACKAGES},
-  }
-
-
-def _device() -> str:
-  devices = jax.devices()
-  return f"{len(devices)} × {devices[0].device_kind}"

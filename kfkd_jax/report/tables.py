@@ -82,7 +82,13 @@ def summarise(
       "losses": int(np.sum(signs[m] < 0)),
       "p_value": p_values[m],
       "p_holm": p_holm[m],
-      **_mean_scores(runs, method),
+      **{  # over a run's folds first: each seed counts once
+        key: plain.fmean(
+          plain.fmean(r[key] for r in run.rows if r["method"] == method)
+          for run in runs
+        )
+        for key in _MEANS
+      },
     }
     for m, method in enumerate(methods)
   ]
@@ -140,14 +146,6 @@ def _p_values(
   for m, p, q in zip(others, found, corrected, strict=True):
     p_values[m], p_holm[m] = p, q
   return p_values, p_holm
-
-
-def _mean_scores(runs: Sequence[Run], method: str) -> dict[str, float]:
-  by_seed = [[r for r in run.rows if r["method"] == method] for run in runs]
-  return {
-    key: plain.fmean(plain.fmean(r[key] for r in rows) for rows in by_seed)
-    for key in _MEANS
-  }
 
 
 Summaries = Mapping[tuple[str, ...], list[dict[str, Any]]]

@@ -187,14 +187,22 @@ def set_aside(
       run.rename(place / "runs" / name)
 
 
+# What `--redo` set aside, and what killed programs left half-made.
+_LEFT = (
+  f"{ASIDE}/*", f"{lock.NAME}.*", ".*.tmp", "*/.*.tmp",
+  "runs/.*.discarded", "runs/*/.*.tmp", "runs/*/predictions/*/.*.tmp",
+)  # fmt: skip
+
+
 def clean(workdir: epath.Path, *, force: bool) -> str:
   """Lists what was set aside and left behind; with `force`, frees it."""
   if not files.is_folder(workdir):
     raise config_lib.ConfigError(f"--workdir: there is no folder {workdir}")
   lines, total = [], 0
-  for folder in _working_directories(workdir):
+  for folder in (workdir, *cells_below(workdir)):
     with lock.held(folder):
-      for path in _left(folder):
+      found = (p for what in _LEFT for p in sorted(folder.glob(what)))
+      for path in dict.fromkeys(found):  # some fit two patterns
         size = _size(path)
         total += size
         lines.append(f"{path}  {forecast.shown(size)}")
@@ -209,24 +217,9 @@ def clean(workdir: epath.Path, *, force: bool) -> str:
   return "\n".join([*lines, f"{forecast.shown(total)} {end}"])
 
 
-def _working_directories(workdir: epath.Path) -> list[epath.Path]:
-  """The folder itself, and the cells of a sweep below it."""
-  return [workdir, *cells_below(workdir)]
-
-
-def _left(folder: epath.Path) -> Iterator[epath.Path]:
-  for pattern in (
-    f"{ASIDE}/*", f"{lock.NAME}.*", ".*.tmp", "*/.*.tmp",
-    "runs/.*.discarded", "runs/*/.*.tmp", "runs/*/predictions/*/.*.tmp",
-  ):  # fmt: skip
-    yield from sorted(folder.glob(pattern))
-
-
 def _size(path: epath.Path) -> int:
   if path.is_dir():
     return forecast.used(path)
-  return (
-    len(path.read_bytes())
-    if "://" in os.fspath(path)
-    else (os.lstat(path).st_size)
-  )
+  if "://" in os.fspath(path):
+    return len(path.read_bytes())
+  return os.lstat(path).st_size  # of a link itself, not of what it points to

@@ -145,6 +145,7 @@ def train(space: Workspace, plan: Plan) -> None:
   if plan.keep_history:
     processes.say(room)
   seeds = streams.seeds_for(space.config, plan.member)
+  # Only teachers that the devices share out have a use for an axis.
   alike = lesson.objective.frozen_spec == parallel.REPLICATED
   ensemble = 1 if alike else space.config.runtime.ensemble_axis
   profiled = space.config.runtime.profile and plan.name == workspace.TEACHER
@@ -172,6 +173,7 @@ def train(space: Workspace, plan: Plan) -> None:
       wrap_step=trace.wrap,
       owner={"run": plan.name, "inputs": made_from},
     )
+  # Before the run counts as finished, which says that its average is there.
   if trained.average:
     store(space, f"{plan.name}_ema", trained.average)
   _finish(run)
@@ -187,12 +189,8 @@ def _timed(run: epath.Path) -> Iterator[None]:
     # Not waiting for others, which may be gone; nor hiding what ended this.
     if processes.is_main_process():
       with contextlib.suppress(OSError):
-        _note_seconds(run, time.perf_counter() - started)
-
-
-def _note_seconds(run: epath.Path, more: float) -> None:
-  total = round((results.seconds(run) or 0) + more, 1)
-  files.write_json(run / results.SECONDS, {"seconds": total})
+        total = (results.seconds(run) or 0) + time.perf_counter() - started
+        files.write_json(run / results.SECONDS, {"seconds": round(total, 1)})
 
 
 def _prepare(run: epath.Path, made_from: str, model) -> None:

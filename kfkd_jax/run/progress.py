@@ -79,7 +79,10 @@ class Progress:
         completed=report.epoch,
         status=_short_status(report),
       )
-    elif self._main and _is_shown(report):
+    elif self._main and (
+      report.epoch % max(1, report.epochs // _LINES) == 0
+      or report.epoch == report.epochs
+    ):
       seconds = time.perf_counter() - self._started
       print(
         f"{self._title}: epoch {report.epoch}/{report.epochs} "
@@ -143,8 +146,3 @@ def _short_status(report: EpochReport) -> str:
   if f"{watched}/max_forget" in metrics:
     parts.append(f"F_e {metrics[f'{watched}/max_forget']:.3f}")
   return " ".join(parts)
-
-
-def _is_shown(report: EpochReport) -> bool:
-  every = max(1, report.epochs // _LINES)
-  return report.epoch % every == 0 or report.epoch == report.epochs

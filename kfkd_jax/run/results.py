@@ -101,6 +101,7 @@ def seal(run: epath.Path) -> str:
 def _filled(folder: epath.Path) -> list[epath.Path]:
   if not files.is_folder(folder):
     return []
+  # Hidden names and empty folders are what a killed program left.
   return [
     p
     for p in folder.iterdir()

@@ -21,6 +21,7 @@ def stream(
   config: ml_collections.ConfigDict, name: str, member: int = 0
 ) -> int:
   """A 32-bit seed for one purpose, independent of those for the others."""
+  # By place: a new stream goes to the end, or every seed draws other numbers.
   names = tuple(config.seeds)
   root = config.seed if config.seeds[name] is None else config.seeds[name]
   sequence = np.random.SeedSequence((root, names.index(name), member))

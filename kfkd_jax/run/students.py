@@ -70,6 +70,7 @@ def student_changes(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return changes
   name = name or config.model.name
   known, fresh = models.option_names(name), config_lib.default_config().model
+  # What the student's kind does not know is not the teacher's to say.
   model = {
     key: value if key in known else fresh[key]
     for key, value in config.model.items()
@@ -179,6 +180,7 @@ def _member_outputs(
   recipe = build.make_recipe(space)
   predictor = evaluation.Predictor(recipe, mesh, features=features)
   resident = predictor.put(images)
+  # One after another: what all of them say together may have no room.
   for member in range(len(jax.tree.leaves(stacked)[0])):
     variables = history.take_checkpoints(stacked, member)
     yield predictor(parallel.replicate(variables, mesh), resident)

@@ -81,7 +81,7 @@ def load_task(config: ml_collections.ConfigDict) -> Task:
   read = ml_collections.ConfigDict({key: config[key] for key in keys})
   # Networks that are trained otherwise have the same data, read once.
   read.train = {"batch_size": config.train.batch_size}
-  return _load_task(config_lib.to_json(read))
+  return _load_task(config_lib.to_json(read))  # text, to be a cache's key
 
 
 @functools.lru_cache(maxsize=2)

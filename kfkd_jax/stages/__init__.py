@@ -60,11 +60,16 @@ def run(
   workdir = epath.Path(workdir)
   with held(workdir):
     place = keeping.new_place(workdir) if redo else None
-    guard.protect(Workspace(config, workdir), STAGES, place, say)
-    ran = [
-      _run_stage(Workspace(config, workdir), name, say, place)
+    space = Workspace(config, workdir)
+    due = [
+      name
       for name in STAGES
+      if not processes.on_main(is_up_to_date, space, name)
     ]
+    # Now, before hours of what comes first, and again before each: what that
+    # left may be other than was to be expected.
+    guard.protect(space, due, place, say)
+    ran = [_run_stage(space, name, say, place) for name in STAGES]
   return any(ran)
 
 
@@ -76,19 +81,7 @@ def run_stage(
   *,
   redo: bool = False,
 ) -> bool:
-  """Runs one stage unless it is up to date; returns whether it ran.
-
-  Args:
-    config: the configuration.
-    workdir: the working directory.
-    name: of the stage.
-    say: what to tell of it with.
-    redo: set trained networks aside that were made from something else.
-
-  Raises:
-    lock.LockedError: another program is at work in `workdir`.
-    networks.WouldReplaceError: such networks are there, without `redo`.
-  """
+  """Runs the stage `name` as `run` would; returns whether it ran."""
   workdir = epath.Path(workdir)
   with held(workdir):
     place = keeping.new_place(workdir) if redo else None

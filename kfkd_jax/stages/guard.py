@@ -9,21 +9,27 @@ from kfkd_jax.stages import manifest
 from kfkd_jax.stages.registry import KNOWN
 
 
-def protect(space: Workspace, names, place, say) -> None:
+def protect(space: Workspace, due, place, say) -> None:
   """Refuses to replace what took long, or sets it aside in `place`.
+
+  Args:
+    space: the working directory.
+    due: the stages to run that are not up to date.
+    place: where to; None to refuse.
+    say: what to tell of it with.
 
   Raises:
     networks.WouldReplaceError: trained networks would be lost; `place` is None.
   """
-  if all(processes.on_main(manifest.is_up_to_date, space, n) for n in names):
+  if not due:
     return
   difference = processes.on_main(provenance.difference, space)
   if difference:
     processes.on_main(_make_room, space, difference, place, say)
     return
-  runs, stages = _replaced(space, names)
+  runs, stages = _replaced(space, due)
   if place is None:
-    taught = _taught_anew(space, names)
+    taught = _taught_anew(space, due)
     if runs or taught:
       processes.on_main(
         _refuse, space, [*dict.fromkeys(runs + taught)],
@@ -49,12 +55,12 @@ def _refuse(space: Workspace, runs, stages) -> None:
   raise networks.WouldReplaceError(keeping.refusal(space, runs, stages))
 
 
-def _replaced(space: Workspace, names) -> tuple[list[str], list[str]]:
+def _replaced(space: Workspace, due) -> tuple[list[str], list[str]]:
   """Runs with work that would be replaced, and the stages that would do so."""
   runs: list[str] = []
   stages: list[str] = []
-  for name in names:
-    if not processes.on_main(_is_to_plan, space, name):
+  for name in due:
+    if not processes.on_main(_can_plan, space, name):
       continue
     plans = KNOWN[name].plans(space)
     found = processes.on_main(
@@ -69,9 +75,9 @@ def _replaced(space: Workspace, names) -> tuple[list[str], list[str]]:
   return runs, stages
 
 
-def _is_to_plan(space: Workspace, name) -> bool:
-  """Whether a stage may train, and what its plans read is there."""
-  return not manifest.is_up_to_date(space, name) and all(
+def _can_plan(space: Workspace, name) -> bool:
+  """Whether what a stage's plans read is there."""
+  return all(
     manifest.is_as_left(space.path, need)
     for need in ("train", "fuse")
     if need in KNOWN[name].needs
@@ -86,9 +92,9 @@ def _with_other_work(workdir, origins) -> list[str]:
   ]
 
 
-def _taught_anew(space: Workspace, names) -> list[str]:
+def _taught_anew(space: Workspace, due) -> list[str]:
   """Runs taught by a fusion that will be chosen in another way."""
-  if "fuse" not in names or not processes.on_main(_fuses_anew, space):
+  if "fuse" not in due or not processes.on_main(_fuses_anew, space):
     return []
   taught = [
     plan.name

@@ -208,6 +208,7 @@ class Evaluation:
 
 def _scores(name, probs, labels, right) -> dict[str, float]:
   """Accuracy, NLL and, given earlier epochs, the largest forget fraction."""
+  # Not by `metrics`, which computes on the device: it is full of training.
   hits = probs.argmax(-1) == labels
   chosen = np.take_along_axis(probs, labels[:, None], 1)
   # A softmax in float32 may round to 0, whose logarithm has no end.

@@ -9,7 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+import kfkd_jax
 from kfkd_jax import cli
+
+ROOT = pathlib.Path(kfkd_jax.__file__).parents[1]
 
 
 def kfkd(*arguments, capsys):
@@ -36,6 +39,27 @@ def test_help_names_every_stage_and_key(capsys):
   said = capsys.readouterr().out
   for word in ("train", "fuse", "--config.KEY", "--predictions", "--workdir"):
     assert word in said
+
+
+@pytest.mark.parametrize(
+  ("argument", "code", "said"),
+  [
+    ("--help", 0, "usage: kfkd"),
+    ("--version", 0, f"kfkd {kfkd_jax.__version__}\n"),
+    ("trian", 2, "invalid choice: 'trian'"),
+  ],
+)
+def test_what_needs_no_jax_does_not_wait_for_it(tmp_path, argument, code, said):
+  (tmp_path / "jax.py").write_text("raise SystemExit('JAX was loaded')")
+  done = subprocess.run(
+    [sys.executable, "-m", "kfkd_jax.cli", argument],
+    env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == code
+  assert said in done.stdout + done.stderr
+  assert "JAX was loaded" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import safetensors.numpy
 from etils import epath
 from flax import traverse_util
 from hostile import HOSTILE, rendered
+from tiny import tiny_config
 
 from kfkd_jax import cli, files, fusion, history, models, stages
 from kfkd_jax import config as config_lib
@@ -31,24 +32,17 @@ METHODS = ["final", "kf", "mixture", "kf_kd"]
 MIXED = [0.2, 0.3, 0.5]
 
 
-def tiny_config(**changes):
-  config = config_lib.default_config()
-  config.data.num_train = 120
-  config.selection.num = 60
-  config.model.name = "mlp"
-  config.model.width = 8
-  config.augment.pad = config.augment.cutout = 0
-  config.train.epochs = 3
-  config.train.batch_size = 40
-  config.distill.teachers = ("kf",)
-  config.compare.independent = 1
-  config.compare.bootstrap_samples = 100
-  config.export.parity_examples = 50
-  config.export.saved_model = config.export.onnx = False
-  for key, value in changes.items():
-    config_lib.override(config, key.replace("__", "."), value)
-  config_lib.validate(config)
-  return config
+def config_of(**changes):
+  return tiny_config(**{
+    "model__width": "8",
+    "train__epochs": "3",
+    "distill__teachers": "kf",
+    "compare__independent": "1",
+    "export__parity_examples": "50",
+    "export__saved_model": "False",
+    "export__onnx": "False",
+    **changes,
+  })  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +50,7 @@ def finished(tmp_path_factory):
   """A run without an export, whose mixture has three members."""
   folder = epath.Path(tmp_path_factory.mktemp("tiny"))
   for stage in ("train", "fuse", "distill", "rivals", "compare"):
-    stages.run_stage(tiny_config(), folder, stage, say=lambda line: None)
+    stages.run_stage(config_of(), folder, stage, say=lambda line: None)
   content = files.read_json(folder / "fusion.json")
   content["folds"][0]["methods"]["mixture"]["weights"] = MIXED
   files.write_json(folder / "fusion.json", content)
@@ -69,7 +63,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(finished):
   lines = []
-  stages.run_stage(tiny_config(), finished, "export", say=lines.append)
+  stages.run_stage(config_of(), finished, "export", say=lines.append)
   assert "differs from the live models by at most" in lines[-1]
   return finished / "export"
 
@@ -107,7 +101,7 @@ def test_another_process_says_what_the_run_wrote_down(
   finished, exported, count
 ):
   """Every method, with batches of other sizes than any seen at export."""
-  images = tasks.load_task(tiny_config()).splits["test"].images[:count]
+  images = tasks.load_task(config_of()).splits["test"].images[:count]
   outside = export.run_outside(programs_of(exported), images)
   for method in METHODS:
     assert outside[method].shape == (count, 10)
@@ -164,11 +158,11 @@ def test_readable_card_tells_the_same(exported):
 def test_names_of_classes_are_text_wherever_the_card_goes(
   exported, restored, finished, monkeypatch
 ):
-  task = tasks.load_task(tiny_config())
+  task = tasks.load_task(config_of())
   names = tuple((HOSTILE * 10)[:10])
   hostile = task._replace(name=HOSTILE[0], class_names=names)
   monkeypatch.setattr(tasks, "load_task", lambda config: hostile)
-  export.run(Workspace(tiny_config(export__models="final"), finished))
+  export.run(Workspace(config_of(export__models="final"), finished))
   written = (restored / "card.json").read_text()
   assert not set("<>&") & set(written)
   assert json.loads(written)["class_names"] == list(names)
@@ -198,7 +192,7 @@ def test_files_tell_no_folder_names(exported):
 
 
 def test_program_of_an_ensemble_is_that_of_one_network(finished):
-  config = tiny_config()
+  config = config_of()
   three = export.read(Workspace(config, finished), "mixture")
   many = export.Model(
     "mixture",
@@ -249,7 +243,7 @@ def test_weights_by_name_rebuild_the_network(finished, exported, method):
   assert weights is None
   assert set(variables) == {"params", "batch_stats"}
   assert metadata["image_shape"] == [8, 8, 1]
-  images = tasks.load_task(tiny_config()).splits["test"].images
+  images = tasks.load_task(config_of()).splits["test"].images
   np.testing.assert_allclose(
     predict(images), stored_probs(finished, method), atol=1e-5
   )
@@ -282,7 +276,7 @@ def test_a_difference_stops_the_export(finished, restored, trusted, wrong):
   trusted["kf_kd"][7, 3] += wrong
   before = {p.name: p.read_bytes() for p in restored.iterdir()}
   with pytest.raises(formats.ParityError, match=r"kf_kd\.jaxexp differs"):
-    export.run(Workspace(tiny_config(), finished))
+    export.run(Workspace(config_of(), finished))
   assert before == {p.name: p.read_bytes() for p in restored.iterdir()}
 
 
@@ -292,7 +286,7 @@ def test_a_program_that_does_not_run_stops_the_export():
 
 
 def test_too_large_for_a_file(finished, monkeypatch):
-  config = tiny_config()
+  config = config_of()
   model = export.read(Workspace(config, finished), "mixture")
   monkeypatch.setattr(export, "_MAX_BYTES", 1000)
   with pytest.raises(ValueError, match=r"mixture has 3 networks .*export\.mod"):
@@ -304,7 +298,7 @@ def test_another_choice_of_models_replaces_the_first(
 ):
   trusted["kf_kd"] = stored_probs(finished, "kf_kd")
   (restored / "mine.onnx").write_text("mine")
-  said = export.run(Workspace(tiny_config(export__models="kf_kd"), finished))
+  said = export.run(Workspace(config_of(export__models="kf_kd"), finished))
   assert "export/ with kf_kd, " in said
   assert sorted(p.name for p in restored.iterdir()) == [
     "README.md", "SHA256SUMS", "card.json", "kf_kd.jaxexp",
@@ -314,7 +308,7 @@ def test_another_choice_of_models_replaces_the_first(
 
 
 def test_second_export_does_nothing_and_repeats_to_the_byte(finished, restored):
-  config, lines = tiny_config(), []
+  config, lines = config_of(), []
   assert not stages.run_stage(config, finished, "export", say=lines.append)
   assert lines == ["export: up to date"]
   before = programs_of(restored)
@@ -328,7 +322,7 @@ def test_second_export_does_nothing_and_repeats_to_the_byte(finished, restored):
 )
 @pytest.mark.parametrize("damage", ["flip", "lose"])
 def test_every_exported_file_is_sealed(finished, restored, name, damage):
-  config = tiny_config()
+  config = config_of()
   (restored / "notes.txt").write_text("mine")
   assert stages.is_up_to_date(Workspace(config, finished), "export")
   content = (restored / name).read_bytes()
@@ -341,13 +335,13 @@ def test_every_exported_file_is_sealed(finished, restored, name, damage):
 
 
 def test_weights_repeat_to_the_byte(finished):
-  model = export.read(Workspace(tiny_config(), finished), "mixture")
+  model = export.read(Workspace(config_of(), finished), "mixture")
   assert len({export.weights_file(model) for _ in range(5)}) == 1
 
 
 def test_export_before_its_turn(tmp_path):
   with pytest.raises(stages.MissingStageError, match="export needs train"):
-    stages.run_stage(tiny_config(), epath.Path(tmp_path), "export")
+    stages.run_stage(config_of(), epath.Path(tmp_path), "export")
 
 
 @pytest.mark.parametrize(
@@ -362,7 +356,7 @@ def test_export_before_its_turn(tmp_path):
 )
 def test_impossible_configurations(changes, message):
   with pytest.raises(config_lib.ConfigError, match=message):
-    tiny_config(**changes)
+    config_of(**changes)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +369,7 @@ def test_impossible_configurations(changes, message):
 )
 def test_other_networks_export_alike(name, dtype):
   """Convolutions and half precision, from fresh weights of two seeds."""
-  config = tiny_config(model__name=name, model__dtype=dtype, model__width="4")
+  config = config_of(model__name=name, model__dtype=dtype, model__width="4")
   task = tasks.load_task(config)
   module = build.make_module(Workspace(config))
   images = task.splits["test"].images[:20]
@@ -404,9 +398,9 @@ def test_other_formats_are_left_out_and_said_so(
 ):
   trusted["final"] = stored_probs(finished, "final")
   monkeypatch.setattr(module, "is_available", lambda: False)
-  config = tiny_config(export__models="final", **{f"export__{key}": "True"})
+  config = config_of(export__models="final", **{f"export__{key}": "True"})
   assert needs in export.run(Workspace(config, finished))
-  config = tiny_config(export__models="final")
+  config = config_of(export__models="final")
   assert f"export.{key}=False" in export.run(Workspace(config, finished))
 
 
@@ -427,7 +421,7 @@ class Text:
 
 
 def test_a_format_that_says_something_else_is_removed(tmp_path, monkeypatch):
-  config, folder = tiny_config(export__onnx="True"), epath.Path(tmp_path)
+  config, folder = config_of(export__onnx="True"), epath.Path(tmp_path)
   text = Text()
   monkeypatch.setitem(formats._FORMATS, "onnx", ("text", "text is", text))
   images = np.zeros((2, 8, 8, 1), np.uint8)
@@ -452,7 +446,7 @@ def test_a_format_that_says_something_else_is_removed(tmp_path, monkeypatch):
 )
 @pytest.mark.filterwarnings("ignore")  # TensorFlow's own
 def test_saved_model_says_the_same(finished, tmp_path):
-  config = tiny_config()
+  config = config_of()
   model = export.read(Workspace(config, finished), "mixture")
   predict = export.make_predict(model)
   path = epath.Path(tmp_path) / "mixture.savedmodel"
@@ -468,7 +462,7 @@ def test_saved_model_says_the_same(finished, tmp_path):
 def test_predict_takes_an_exported_model_by_name(
   finished, exported, tmp_path, capsys
 ):
-  images = tasks.load_task(tiny_config()).splits["test"].images[:6]
+  images = tasks.load_task(config_of()).splits["test"].images[:6]
   np.savez(tmp_path / "i.npz", images=images)
   arguments = [
     "predict", "--model=mixture", f"{tmp_path / 'i.npz'}",
@@ -489,7 +483,7 @@ def test_predict_takes_an_exported_model_by_name(
 @pytest.mark.filterwarnings("ignore")  # jax2onnx's own
 @pytest.mark.parametrize("method", ["final", "mixture"])
 def test_onnx_says_the_same(finished, tmp_path, method):
-  config = tiny_config()
+  config = config_of()
   model = export.read(Workspace(config, finished), method)
   predict = export.make_predict(model, impl="loop")
   path = epath.Path(tmp_path) / f"{method}.onnx"

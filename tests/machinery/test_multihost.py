@@ -100,7 +100,8 @@ def start(*workdirs, more=(), program=RUN):
     more: arguments.
     program: what to run.
   """
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  flags = re.sub(r"--xla_force\S+", "", os.environ["XLA_FLAGS"])
+  environment = {**os.environ, "XLA_FLAGS": flags}
   environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4"}
   address = f"localhost:{free_port()}"
   return [
@@ -239,6 +240,7 @@ def test_processes_hear_of_each_other(tmp_path):
   assert errors == ["the end\n"] * 2
 
 
+@pytest.mark.slow  # eight are two processes above
 @pytest.mark.parametrize("num_devices", [2, 4, 8])
 def test_devices_choose_the_same_fusion(alone, tmp_path, num_devices):
   run_here(tmp_path, num_devices, ("train", "fuse"))

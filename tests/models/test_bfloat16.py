@@ -17,15 +17,24 @@ SIDES = {"maxvit_tiny": 224}
 OPTIONS = {"vit_tiny": {"patch": 4}, "vit_small": {"patch": 4}}
 
 
-def traced(module, side):
-  """The step's program, and the shapes of the new state and its metrics."""
+def traced(module, side, seen):
+  """The step's program, and the shapes of the new state and its metrics.
+
+  What type of logits the loss is given is added to `seen`.
+  """
+  lesson = objective.cached_distillation(temperature=2.0)
+
+  def loss(logits, batch):
+    seen.append(logits.dtype)
+    return lesson.loss(logits, batch)
+
   mesh = parallel.data_mesh(jax.devices()[:2])
   optimizer = optax.adamw(1e-3)
   mapped = step.map_train_step(
     step.make_train_step(
       module,
       optimizer,
-      objective.cached_distillation(temperature=2.0),
+      lesson._replace(loss=loss),
       VIEWS,
       average_decay=0.9,
     ),
@@ -67,8 +76,11 @@ def equations(jaxpr):
 
 
 def check_float32(module, side):
-  """What is kept and summed over devices; something is in bfloat16."""
-  before, program, (after, metrics) = traced(module, side)
+  """What is kept, summed over devices and given to the loss; the products of
+  the network are in bfloat16."""
+  seen = []
+  before, program, (after, metrics) = traced(module, side, seen)
+  assert set(seen) == {jnp.dtype(jnp.float32)}
   for tree in (before, after, metrics):
     for leaf in jax.tree.leaves(tree):
       assert leaf.dtype in (jnp.float32, jnp.int32), leaf
@@ -111,41 +123,6 @@ def test_the_whole_zoo_keeps_float32(name):
     axis_name=parallel.DATA_AXIS,
   )
   check_float32(module, SIDES.get(name, 32))
-
-
-@pytest.mark.parametrize("family", SMALL)
-def test_the_loss_sees_float32(family):
-  seen = []
-
-  def loss(logits, batch):
-    seen.append(logits.dtype)
-    return optax.softmax_cross_entropy_with_integer_labels(
-      logits, batch["label"]
-    )
-
-  name, settings, side = SMALL[family]
-  module = models.create(name, CLASSES, **settings, dtype=jnp.bfloat16)
-  learn = step._make_learner(module, objective.Objective(loss))
-  state = jax.eval_shape(
-    lambda: init_state(
-      module, optax.sgd(0.1), jax.random.key(0), np.zeros((1, side, side, 3))
-    )
-  )
-  batch = {
-    "image": jax.ShapeDtypeStruct((BATCH, side, side, 3), np.float32),
-    "label": jax.ShapeDtypeStruct((BATCH,), np.int32),
-    "weight": jax.ShapeDtypeStruct((BATCH,), np.float32),
-  }
-  lesson = jax.eval_shape(
-    lambda state, batch: learn(
-      state.params, state.batch_stats, None, batch, jnp.float32(1)
-    ),
-    state,
-    batch,
-  )
-  assert set(seen) == {jnp.dtype(np.float32)}
-  kinds = {x.dtype for x in jax.tree.leaves(lesson)}
-  assert kinds == {jnp.dtype(np.float32)}
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 import test_models
 from etils import epath
+from tiny import tiny_config
 
 from kfkd_jax import checkpoints, models
-from kfkd_jax import config as config_lib
 from kfkd_jax.models import pretrained, vit
 from kfkd_jax.run import build, networks, results, streams, tasks
 from kfkd_jax.run.workspace import Workspace
@@ -433,15 +433,13 @@ def config(tmp_path, monkeypatch):
   """A small ViT on a few digits, to start from `w.safetensors`."""
   tiny = functools.partial(vit.ViT, depth=1, head_width=2)
   monkeypatch.setitem(models.MODELS, "vit_tiny", tiny)
-  config = config_lib.default_config()
-  config.data.num_train = 40
-  config.selection.num = 20
-  config.model.name = "vit_tiny"
-  config.model.width = 4
-  config.model.patch = 4
-  config.model.pretrained = str(tmp_path / "w.safetensors")
-  config.train.epochs = 1
-  config.train.batch_size = 40
+  config = tiny_config(
+    model__name="vit_tiny",
+    model__width="4",
+    model__patch="4",
+    train__epochs="1",
+  )
+  config.model.pretrained = str(tmp_path / "w.safetensors")  # not yet there
   return config
 
 

@@ -5,24 +5,17 @@ import shutil
 import jax
 import pytest
 from etils import epath
+from tiny import tiny_config
 
 from kfkd_jax import cli, parallel
-from kfkd_jax import config as config_lib
 from kfkd_jax.run import build, forecast, networks, streams, tasks
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop
 
 
 def config_of(**changes):
-  config = config_lib.default_config()
-  small = {
-    "data.num_train": "32", "selection.num": "40", "train.batch_size": "32",
-    "train.epochs": "3", "model.width": "4", "history.resume_every": "1",
-  }  # fmt: skip
-  for key, text in (small | changes).items():
-    config_lib.override(config, key, text)
-  config_lib.validate(config)
-  return config
+  small = {"train.epochs": "3", "history.resume_every": "1"}
+  return tiny_config(**{**small, **changes})
 
 
 def forecast_of(config):
@@ -56,10 +49,10 @@ def near(size, checkpoints):
 @pytest.mark.parametrize(
   "changes",
   [
-    {"model.name": "cnn"},
-    {"model.name": "cnn", "history.dtype": "bfloat16", "history.keep": "2"},
+    {"model.width": "128"},
+    {"model.width": "128", "history.dtype": "bfloat16", "history.keep": "2"},
     pytest.param(
-      {"model.name": "resnet18", "train.epochs": "2"},
+      {"model.name": "resnet18", "model.width": "4", "train.epochs": "2"},
       marks=pytest.mark.slow,
     ),
   ],

@@ -85,13 +85,15 @@ def test_redo_sets_aside_and_clean_frees(workdir, capsys):
   kept = everything(place / "runs" / "kf_kd")
   assert [*kept.values()] == [*before.values()]
   assert config_lib.read(None, saved=place / "config.json") == config_of()
-  (workdir / ".lock.host.7").touch()
+  for name in (".lock.host.7", ".lock.host.8.tmp"):
+    (workdir / name).touch()
   assert cli.main(["clean", f"--workdir={workdir}"]) == 0
   out = capsys.readouterr().out
   assert str(place) in out and ".lock.host.7" in out and place.exists()
+  assert out.count(".lock.host.8.tmp") == 1  # a lock and half-made as well
   assert cli.main(["clean", "--force", f"--workdir={workdir}"]) == 0
   assert not (workdir / "aside").exists()
-  assert not (workdir / ".lock.host.7").exists()
+  assert not list(workdir.glob(".lock.host.*"))
 
 
 def test_lost_configuration_is_rebuilt_or_asked_for(workdir):

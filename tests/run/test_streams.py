@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from tiny import tiny_config
 
-from kfkd_jax import config as config_lib
 from kfkd_jax import files, parallel, stages
 from kfkd_jax.data import order
 from kfkd_jax.run import build, networks, streams, tasks
@@ -16,17 +16,8 @@ STREAMS = ("model", "order", "augment", "noise", "selection")
 
 
 def config_of(**changes):
-  config = config_lib.default_config()
-  small = {
-    "data.num_train": "60", "selection.num": "40", "model.name": "mlp",
-    "model.width": "8", "train.epochs": "2", "train.batch_size": "32",
-    "compare.independent": "2", "compare.bootstrap_samples": "100",
-    "report.num_examples": "1", "runtime.compilation_cache": "False",
-  }  # fmt: skip
-  for key, text in (small | changes).items():
-    config_lib.override(config, key, text)
-  config_lib.validate(config)
-  return config
+  small = {"data.num_train": "60", "augment.pad": "1", "train.epochs": "2"}
+  return tiny_config(**{**small, **changes})
 
 
 def facts_of(config):

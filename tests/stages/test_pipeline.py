@@ -249,7 +249,7 @@ def test_lost_artefact_is_made_again(workdir, tmp_path):
 
 
 def test_other_inputs_start_a_run_again(tmp_path, capsys):
-  quick = {"train__epochs": "1", "distill__teachers": "", "model__width": "4"}
+  quick = {"train__epochs": "1", "distill__teachers": ""}
   folder = epath.Path(tmp_path)
   stages.run_stage(tiny_config(**quick), folder, "train", say=print)
   first = results.predictions(folder, "teacher", "test")[0]

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from tiny import tiny_config
 
-from kfkd_jax import config as config_lib
 from kfkd_jax import fusion, parallel
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.run import build, networks, streams, tasks
@@ -27,15 +27,7 @@ pytestmark = [
 
 def train(run, **changes):
   """Trains; returns memory in bytes, CPU seconds and open files by epoch."""
-  config = config_lib.default_config()
-  small = {
-    "data.num_train": "60", "selection.num": "40", "model.name": "mlp",
-    "model.width": "8", "augment.pad": "0", "augment.cutout": "0",
-    "train.epochs": str(EPOCHS), "train.batch_size": "32",
-  }  # fmt: skip
-  for key, text in (small | changes).items():
-    config_lib.override(config, key, text)
-  config_lib.validate(config)
+  config = tiny_config(**{"train.epochs": str(EPOCHS), **changes})
   task, seen = tasks.load_task(config), []
 
   def sample(report):

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
+from tiny import tiny_config
 
 from kfkd_jax import checkpoints, files, fusion, parallel, stages
 from kfkd_jax import config as config_lib
@@ -229,18 +230,11 @@ def test_what_is_lost_is_made_again(whole, tmp_path, capsys, victim):
 
 
 def config_of(**changes):
-  config = config_lib.default_config()
   small = {
-    "data.num_train": "60", "selection.num": "40", "model.name": "mlp",
-    "model.width": "8", "train.epochs": "8", "train.batch_size": "32",
-    "history.keep": "4", "history.dtype": "bfloat16",
-    "compare.independent": "1", "compare.bootstrap_samples": "100",
-    "report.num_examples": "1", "distill.teachers": "kf",
+    "train.epochs": "8", "history.keep": "4", "history.dtype": "bfloat16",
+    "compare.independent": "1", "distill.teachers": "kf",
   }  # fmt: skip
-  for key, text in (small | changes).items():
-    config_lib.override(config, key, text)
-  config_lib.validate(config)
-  return config
+  return tiny_config(**{**small, **changes})
 
 
 @pytest.mark.slow
