@@ -80,7 +80,11 @@ def distilled(data, members, num_teachers=3):
     trained = loop.train(
       epath.Path(folder) / "run",
       recipe,
-      objective.live_distillation(step.eval_apply(TinyNet()), alpha=0.9),
+      objective.live_distillation(
+        step.eval_apply(TinyNet()),
+        alpha=0.9,
+        labels=objective.early_learning(1.0, 0.7),  # remembers each example
+      ),
       training,
       {"test": test},
       seeds=loop.Seeds(1, 2, 3),
