@@ -41,7 +41,7 @@ def ema_debias(average: Any, *, decay: ArrayLike, count: ArrayLike) -> Any:
   """
   total = 1 - jnp.asarray(decay, jnp.float32) ** count
   return jax.tree.map(
-    lambda leaf: _cast(leaf / total, leaf) if _is_float(leaf) else leaf, average
+    lambda leaf: _cast(leaf / total, leaf) if is_float(leaf) else leaf, average
   )
 
 
@@ -74,7 +74,7 @@ def weighted_average(stacked: Any, weights: ArrayLike) -> Any:
   weights = jnp.asarray(weights, jnp.float32)
 
   def average(leaf):
-    if not _is_float(leaf):
+    if not is_float(leaf):
       return leaf[-1]
     used = weights.reshape(-1, *[1] * (np.ndim(leaf) - 1)) != 0
     total = jnp.einsum(
@@ -141,7 +141,7 @@ def _spec(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
 
 def _zeros(spec: jax.ShapeDtypeStruct) -> np.ndarray | None:
   """Room for a sum; None for what is not summed."""
-  if not _is_float(spec):
+  if not is_float(spec):
     return None
   return np.zeros(spec.shape, np.promote_types(spec.dtype, np.float32))
 
@@ -323,7 +323,7 @@ def greedy_merge(
   dtypes = [jnp.result_type(leaf) for leaf in soup]
   del first
   soup = [  # in float32, or every mean would be rounded
-    jnp.asarray(leaf, jnp.float32) if _is_float(leaf) else leaf for leaf in soup
+    jnp.asarray(leaf, jnp.float32) if is_float(leaf) else leaf for leaf in soup
   ]
   for index in order[1:]:
     leaves = jax.tree.leaves(checkpoints[index])
@@ -377,7 +377,7 @@ def _step_towards(average: Any, new: Any, share: jax.Array) -> Any:
   """Returns (1 - share) * average + share * new, leaf by leaf."""
 
   def mix(old, new):
-    if not _is_float(old):
+    if not is_float(old):
       return new
     mixed = (1 - share) * jnp.asarray(old, jnp.float32) + share * new
     return _cast(mixed, old)
@@ -390,7 +390,8 @@ def _dtype(leaf: Any) -> Any:
   return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
 
 
-def _is_float(leaf: Any) -> bool:
+def is_float(leaf: Any) -> bool:
+  """Whether an array, or what has its `dtype`, is averaged."""
   return jnp.issubdtype(_dtype(leaf), jnp.floating)
 
 

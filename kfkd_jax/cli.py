@@ -154,6 +154,9 @@ def _dispatch(options, overrides, orders) -> int:
 
     print(overview.run(options.inputs, options.output))
     return 0
+  if options.stage == "merge":
+    print(_merge(options))
+    return 0
   workdir = epath.Path(options.workdir)
   if options.stage == "clean":
     from kfkd_jax.run import keeping
@@ -267,6 +270,23 @@ def _check_traced(options, workdir) -> str:
     f"no trace in {folder}: only steps of the train stage are traced, and it "
     "had none to make; take a new --workdir"
   )
+
+
+def _merge(options) -> str:
+  """One network of checkpoints that anybody saved."""
+  from kfkd_jax import merging
+
+  shape = options.weights or "uniform"
+  found = merging.find(options.inputs)
+  weights = merging.weights_for(
+    shape, len(found), last=options.last, decay=options.decay
+  )
+  card = merging.write(found, weights, options.output, shape=shape)
+  return "\n".join([
+    *merging.notes(found),
+    merging.summary(found, weights, shape),
+    f"written to {options.output}; {card} says how",
+  ])  # fmt: skip
 
 
 def _foreign(options, config) -> str:

@@ -21,6 +21,7 @@ STAGES = {
   "sanity": "check on the history that fusing finds nothing in nothing",
   "sweep": "the whole run for a grid of keys and several seeds, and tables",
   "study": "run a NAMEd study of forgetting and fusing, and its page",
+  "merge": "make one network of saved checkpoints, PATH... in time order",
   "clean": "list what --redo set aside in the working directory, or free it",
   "bench": "measure speed and memory on this machine",
 }
@@ -97,11 +98,30 @@ _OPTIONS = (
     {"metavar": "MODEL"},
   ),
   Option(
+    "--weights",
+    ("merge",),
+    "uniform (default), window, ema, exponential, linear or sqrt, or a .json "
+    "or .npz of weights, such as fuse writes; FILE:METHOD for others than kf",
+    {"metavar": "SHAPE or FILE"},
+  ),
+  Option(
+    "--last",
+    ("merge",),
+    "only the last K checkpoints (default: all, for window 6)",
+    {"type": int, "metavar": "K"},
+  ),
+  Option(
+    "--decay",
+    ("merge",),
+    "of ema and exponential, per checkpoint (default: 0.9)",
+    {"type": float, "metavar": "D"},
+  ),
+  Option(
     "--output",
-    ("predict", "report", "diagnose", "fuse"),
+    ("predict", "report", "diagnose", "fuse", "merge"),
     "where the probabilities go (default: probs.npz), the folder of a page "
-    "that compares several DIRs (default: kfkd-report), or the folder for what "
-    "comes out of --predictions",
+    "that compares several DIRs (default: kfkd-report), the folder for what "
+    "comes out of --predictions, or the new file or folder of a merge",
     {"metavar": "FILE or DIR"},
   ),
 )
@@ -161,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
       "  kfkd study noise --seeds=3\n"
       "  kfkd fuse --predictions=probs.npz\n"
       "  kfkd report runs/pair runs/symmetric --output=both\n"
+      "  kfkd merge checkpoints/ --weights=sqrt --output=merged\n"
       "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
       "Every key and its default: kfkd_jax/config/keys.py"
     ),
@@ -174,7 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     metavar="INPUT",
     help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8; "
     "for report: working directories or sweeps to compare on one page; for "
-    "study: its name",
+    "study: its name; for merge: checkpoints in time order, or their folder",
   )
   parser.add_argument(
     "--config",
@@ -222,10 +243,15 @@ def _check_options(options, overrides) -> None:
   stage = options.stage
   if stage == "predict" and not options.model:
     raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
-  if options.inputs and stage not in ("predict", "report", "study"):
+  if options.inputs and stage not in ("predict", "report", "study", "merge"):
     raise ConfigError(
-      f"argument {options.inputs[0]!r} is unknown; only predict, report and "
-      "study take inputs"
+      f"argument {options.inputs[0]!r} is unknown; only predict, report, "
+      "study and merge take inputs"
+    )
+  if stage == "merge" and not (options.inputs and options.output):
+    raise ConfigError(
+      "merge needs checkpoints and --output, as in `kfkd merge DIR "
+      "--output=merged`"
     )
   if stage == "study" and len(options.inputs) != 1:
     raise ConfigError("study needs one NAME, such as `kfkd study noise`")
@@ -238,8 +264,10 @@ def _check_options(options, overrides) -> None:
       )
   if stage == "clean" and (options.config or overrides):
     raise ConfigError("clean takes no --config; only --workdir and --force")
+  if stage == "merge" and (options.config or overrides):
+    raise ConfigError("merge takes no --config; the checkpoints say it all")
   if (
-    stage in ("sweep", "study", "bench", "clean")
+    stage in ("sweep", "study", "bench", "clean", "merge")
     and options.multihost is not None
   ):
     raise ConfigError(

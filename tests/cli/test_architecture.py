@@ -35,6 +35,7 @@ ROOMS = (
   "optim",
   "checkpoints",
   "predictions",
+  "merging",
   "training",
   "catalogue",
   "published",
