@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,13 @@ def write(
   path = _checked_output(epath.Path(output), last)
   card = path.with_name(f"{path.name.removesuffix(last.path.suffix)}.{CARD}")
   content = _card(checkpoints, weights, shape)
-  with files.placed(path) as temporary:
+  order = [*np.flatnonzero(weights[:-1]).tolist(), len(weights) - 1]
+  with files.placed(path) as temporary, futures.ThreadPoolExecutor(1) as reader:
     with last.writing(temporary) as fill:
       for names in _pieces(last):
-        part = averaging.merge(_Part(checkpoints, names), weights)
+        part = averaging.merge(
+          _Part(checkpoints, names, order, reader), weights
+        )
         _check_numbers(checkpoints, weights, part)
         fill(part)
     if temporary.is_dir():
@@ -74,16 +78,43 @@ def _checked_output(path: epath.Path, last: Checkpoint) -> epath.Path:
 
 
 class _Part(Sequence):
-  """Some tensors of every checkpoint."""
+  """Some tensors of every checkpoint, the next ones read while these are used.
 
-  def __init__(self, checkpoints: Checkpoints, names: Sequence[str]):
-    self._members, self._names = checkpoints.members, names
+  Args:
+    checkpoints: all of them.
+    names: of the tensors.
+    order: which checkpoints will be asked for.
+    reader: one thread that reads ahead.
+  """
+
+  def __init__(
+    self,
+    checkpoints: Checkpoints,
+    names: Sequence[str],
+    order: Sequence[int],
+    reader: futures.Executor,
+  ):
+    self._members, self._names, self._reader = (
+      checkpoints.members,
+      names,
+      reader,
+    )
+    self._following = dict(zip(order, [*order[1:], None], strict=True))
+    self._ahead: dict[int, futures.Future] = {}
 
   def __len__(self) -> int:
     return len(self._members)
 
   def __getitem__(self, c: Any) -> Any:
-    return self._members[c].read(self._names)
+    found = self._ahead.pop(c, None) or self._read(c)
+    following = self._following.get(c)
+    tensors = found.result()
+    if following is not None:
+      self._ahead[following] = self._read(following)
+    return tensors
+
+  def _read(self, c: int) -> futures.Future:
+    return self._reader.submit(self._members[c].read, self._names)
 
 
 def _pieces(checkpoint: Checkpoint) -> Iterator[list[str]]:
