@@ -290,27 +290,42 @@ def _merge(options) -> str:
 
 
 def _foreign(options, config) -> str:
-  """`diagnose` and `fuse` on somebody's saved probabilities."""
+  """`diagnose` and `fuse` on what somebody's checkpoints said."""
   from etils import epath
 
   from kfkd_jax import files
-  from kfkd_jax.predictions import read_foreign
+  from kfkd_jax.answers import Answers
+  from kfkd_jax.predictions import of_probabilities, read_foreign
   from kfkd_jax.stages import diagnose, fuse
 
   name = {"diagnose": "diagnosis.json", "fuse": "fusion.json"}[options.stage]
   path = _foreign_output(options, name)
-  probs, labels, numbers = read_foreign(epath.Path(options.predictions))
-  epochs = numbers.tolist()
+  found = read_foreign(epath.Path(options.predictions))
+  epochs = found.epochs.tolist()
   points = f"points of {options.predictions}"
   if options.stage == "diagnose":
-    split = diagnose.diagnose(probs, labels, probs.shape[2])
+    if isinstance(found, Answers):
+      split = diagnose.of_correct(found.correct)
+      known = found
+    else:
+      split = diagnose.diagnose(found.probs, found.labels, found.probs.shape[2])
+      known = of_probabilities(found)
+    split |= diagnose.together(known)
     content = {"epochs": epochs, "splits": {"test": split}}
-    lines = [diagnose.summary(split, epochs, points=points)]
+    lines = [
+      diagnose.summary(split, epochs, points=points),
+      diagnose.summary_together(split),
+    ]
+  elif isinstance(found, Answers):
+    raise ValueError(
+      f"{options.predictions} holds no probs[C,N,K], which fuse takes means "
+      "of; kfkd diagnose has the majority vote of answers"
+    )
   else:
-    methods = fuse.fuse(config, probs, labels)
+    methods = fuse.fuse(config, found.probs, found.labels)
     fold = {
       "selected_on": str(options.predictions),
-      "num_select": len(labels),
+      "num_select": len(found.labels),
       "methods": methods,
     }
     content = {"epochs": epochs, "folds": [fold]}
@@ -335,7 +350,8 @@ def _foreign_output(options, name: str):
 
   if options.output is None:
     file = epath.Path(options.predictions)
-    return file.parent / f"{file.name.removesuffix('.npz')}.{name}"
+    known = file.suffix in (".npz", ".csv", ".jsonl")
+    return file.parent / f"{file.stem if known else file.name}.{name}"
   folder = epath.Path(options.output)
   if any((folder / part).exists() for part in _OF_A_RUN):
     raise ValueError(

@@ -49,9 +49,11 @@ _OPTIONS = (
   Option(
     "--predictions",
     ("diagnose", "fuse"),
-    "saved probabilities of your own: probs[C,N,K], labels[N] and optionally "
-    "epochs[C]; what comes out goes beside the file, or to --output",
-    {"metavar": "FILE.npz"},
+    "saved predictions of your own: an .npz with probs[C,N,K], labels[N] and "
+    "optionally epochs[C], for diagnose also with correct[C,N] or answers[C,N] "
+    "in place of probs, or rows of these in .csv or .jsonl; what comes out "
+    "goes beside the file, or to --output",
+    {"metavar": "FILE"},
   ),
   Option(
     "--seeds",

@@ -34,6 +34,7 @@ ROOMS = (
   "parallel",
   "optim",
   "checkpoints",
+  "answers",
   "predictions",
   "merging",
   "training",
