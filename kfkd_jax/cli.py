@@ -154,6 +154,9 @@ def _dispatch(options, overrides, orders) -> int:
 
     print(overview.run(options.inputs, options.output))
     return 0
+  if options.stage == "help":
+    print(config_lib.explain(options.inputs))
+    return 0
   if options.stage == "merge":
     print(_merge(options))
     return 0
@@ -291,37 +294,33 @@ def _merge(options) -> str:
 
 def _foreign(options, config) -> str:
   """`diagnose` and `fuse` on what somebody's checkpoints said."""
+  import numpy as np
   from etils import epath
 
-  from kfkd_jax import files
-  from kfkd_jax.answers import Answers
-  from kfkd_jax.predictions import of_probabilities, read_foreign
+  from kfkd_jax import files, predictions
   from kfkd_jax.stages import diagnose, fuse
 
   name = {"diagnose": "diagnosis.json", "fuse": "fusion.json"}[options.stage]
   path = _foreign_output(options, name)
-  found = read_foreign(epath.Path(options.predictions))
-  epochs = found.epochs.tolist()
+  source = epath.Path(options.predictions)
   points = f"points of {options.predictions}"
   if options.stage == "diagnose":
-    if isinstance(found, Answers):
-      split = diagnose.of_correct(found.correct)
-      known = found
+    known = predictions.read_any(source)
+    epochs = known.epochs.tolist()
+    if isinstance(known, predictions.Predictions):
+      split = diagnose.diagnose(known.probs, known.labels, known.probs.shape[2])
+      known = predictions.of_probabilities(known)
     else:
-      split = diagnose.diagnose(found.probs, found.labels, found.probs.shape[2])
-      known = of_probabilities(found)
+      split = diagnose.of_correct(known.correct)
     split |= diagnose.together(known)
     content = {"epochs": epochs, "splits": {"test": split}}
     lines = [
       diagnose.summary(split, epochs, points=points),
       diagnose.summary_together(split),
     ]
-  elif isinstance(found, Answers):
-    raise ValueError(
-      f"{options.predictions} holds no probs[C,N,K], which fuse takes means "
-      "of; kfkd diagnose has the majority vote of answers"
-    )
   else:
+    found = predictions.read_foreign(source)
+    epochs = found.epochs.tolist()
     methods = fuse.fuse(config, found.probs, found.labels)
     fold = {
       "selected_on": str(options.predictions),
@@ -329,13 +328,15 @@ def _foreign(options, config) -> str:
       "methods": methods,
     }
     content = {"epochs": epochs, "folds": [fold]}
+    beside = path.with_name(path.name.replace("fusion.json", "weights.npz"))
+    weights = {name: np.asarray(m["weights"]) for name, m in methods.items()}
+    files.write_npz(beside, epochs=found.epochs, **weights)
     lines = [
       fuse.summary(methods, epochs, points=points),
       "These points chose the weights: expect less of a gain on others, and "
       "measure it there with",
-      f"  chosen = json.loads(pathlib.Path({os.fspath(path)!r}).read_text())",
-      '  weights = chosen["folds"][0]["methods"]["kf"]["weights"]',
-      '  fused = numpy.einsum("c,cnk->nk", weights, probs)  # probs[C, N, K]',
+      f'  fused = numpy.einsum("c,cnk->nk", numpy.load({os.fspath(beside)!r})'
+      '["kf"], probs)',
     ]
   files.write_json(path, content)
   return "\n".join([*lines, f"written to {path}"])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import kfkd_jax
+
 STAGES = {
-  "run": "all stages below, each only if its inputs changed",
+  "run": "the stages from train to report that are not up to date",
   "train": "train the network and keep its whole history",
   "diagnose": "measure what it forgot (also of --predictions=FILE.npz)",
   "fuse": "choose weights over its checkpoints (also of --predictions)",
@@ -24,6 +27,21 @@ STAGES = {
   "merge": "make one network of saved checkpoints, PATH... in time order",
   "clean": "list what --redo set aside in the working directory, or free it",
   "bench": "measure speed and memory on this machine",
+  "help": "say what a KEY means, its default and its range",
+}
+_PLAIN = ("merge", "help")  # they know no configuration
+_ALONE = ("sweep", "study", "bench", "clean", *_PLAIN)  # one process
+# What stands after a stage's name.
+_INPUTS = {
+  "predict": (
+    "INPUT",
+    "image files, folders of them, patterns, .npz with images[N,H,W,Ch] in "
+    "uint8, or - for paths on standard input",
+  ),
+  "report": ("DIR", "working directories or sweeps to compare on one page"),
+  "study": ("NAME", "which study"),
+  "merge": ("PATH", "checkpoints in time order, or a folder of them"),
+  "help": ("KEY", "keys or sections, such as train.epochs; none: all keys"),
 }
 _DEFAULT_WORKDIR = "kfkd-workdir"
 _STUDIES_WORKDIR = "kfkd-studies"
@@ -129,11 +147,29 @@ _OPTIONS = (
 )
 
 
+_EXAMPLES = """\
+  kfkd run
+  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric
+  kfkd run --config=configs/cifar.py:data=cifar100,noise=asymmetric
+  kfkd sweep --seeds=10 --grid noise.kind=pair,symmetric
+  kfkd study noise --seeds=3
+  kfkd diagnose --predictions=answers.csv
+  kfkd fuse --predictions=probs.npz
+  kfkd report runs/pair runs/symmetric --output=both
+  kfkd merge checkpoints/ --weights=sqrt --output=merged
+  kfkd predict --model=kf_kd pictures/ --output=probs.npz
+  kfkd help train.epochs
+"""
+
+
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """The options of a command line, and the arguments that set keys.
 
-  What argparse itself refuses, an unknown stage say, ends the program.
+  What argparse itself refuses, and --help, end the program.
   """
+  if {"-h", "--help"} & set(argv):
+    stage = next((word for word in argv if word in STAGES), None)
+    (_stage_parser(stage) if stage else _parser()).parse_args(["--help"])
   options, rest = _parser().parse_known_intermixed_args(argv)
   if options.predictions is not None:
     # Never a run's: such a working directory is another name for --output.
@@ -175,67 +211,91 @@ def _parser() -> argparse.ArgumentParser:
     epilog=(
       "any key:  --config.KEY=VALUE, such as --config.train.epochs=30\n\n"
       f"stages:\n{stages}\n\n"
-      "examples:\n"
-      "  kfkd run\n"
-      "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
-      "  kfkd run --config=configs/cifar.py:data=cifar100,noise=asymmetric\n"
-      "  kfkd sweep --seeds=10 --grid noise.kind=pair,symmetric\n"
-      "  kfkd study noise --seeds=3\n"
-      "  kfkd fuse --predictions=probs.npz\n"
-      "  kfkd report runs/pair runs/symmetric --output=both\n"
-      "  kfkd merge checkpoints/ --weights=sqrt --output=merged\n"
-      "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
-      "Every key and its default: kfkd_jax/config/keys.py"
+      f"examples:\n{_EXAMPLES}\n"
+      "`kfkd STAGE --help` says more of a stage, `kfkd help KEY` of a key."
     ),
   )
   parser.add_argument(
-    "stage", choices=STAGES, metavar="STAGE", help="what to do, see below"
+    "stage", nargs="?", metavar="STAGE", help="what to do, see below"
   )
-  parser.add_argument(
-    "inputs",
-    nargs="*",
-    metavar="INPUT",
-    help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8; "
-    "for report: working directories or sweeps to compare on one page; for "
-    "study: its name; for merge: checkpoints in time order, or their folder",
+  inputs = "; ".join(f"for {x}: {what}" for x, (_, what) in _INPUTS.items())
+  parser.add_argument("inputs", nargs="*", metavar="INPUT", help=inputs)
+  _add_options(parser, None)
+  return parser
+
+
+def _stage_parser(stage: str) -> argparse.ArgumentParser:
+  """For the help of one stage."""
+  name, what = _INPUTS.get(stage, ("", ""))
+  examples = {
+    line for line in _EXAMPLES.splitlines() if line.split()[1] == stage
+  }
+  parser = argparse.ArgumentParser(
+    prog=f"kfkd {stage}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=f"{STAGES[stage]}{_studies() if stage == 'study' else ''}",
+    epilog="".join(f"  {line.strip()}\n" for line in sorted(examples)),
   )
-  parser.add_argument(
-    "--config",
-    metavar="FILE.py[:ARGS]",
-    help="a config file, which is Python code that runs: name none that you "
-    "have not read; or `default`: digits with 40 %% pair label noise. Without "
-    "it, the working directory's own, or the default in a new one",
+  if name:
+    parser.add_argument("inputs", nargs="*", metavar=name, help=what)
+  _add_options(parser, stage)
+  return parser
+
+
+def _studies() -> str:
+  from kfkd_jax.lab.studies import STUDIES
+
+  return "\n\nstudies:\n" + "\n".join(
+    f"  {name:<16}{study.question}" for name, study in STUDIES.items()
   )
-  parser.add_argument(
-    "--workdir",
-    metavar="DIR",
-    help="where everything is kept (default: ./kfkd-workdir, for study "
-    "./kfkd-studies)",
-  )
-  for option in _OPTIONS:
-    which = " and ".join(option.stages)
+
+
+def _add_options(parser: argparse.ArgumentParser, stage: str | None) -> None:
+  """Adds those of a stage, or of all."""
+  if stage not in (*_PLAIN, "clean"):
     parser.add_argument(
-      option.name, help=f"for {which}: {option.help}", **option.kind
+      "--config",
+      metavar="FILE.py[:ARGS]",
+      help="a config file, which is Python code that runs: name none that you "
+      "have not read; or `default`: digits with 40 %% pair label noise. "
+      "Without it, the working directory's own, or the default in a new one",
     )
-  parser.add_argument(
-    "--profile",
-    action="store_true",
-    help="trace a few steps of the train stage into runs/teacher/profile",
-  )
-  parser.add_argument(
-    "--multihost",
-    nargs="?",
-    const="",
-    metavar="HOST:PORT,P,I",
-    help="one of several processes that train together, started alike on every "
-    "host; needed on a TPU pod. Alone on Cloud TPU, Slurm, Kubernetes and Open "
-    "MPI; elsewhere the address of process 0, how many there are, and the "
-    "number of this one",
-  )
+  if stage not in _PLAIN:
+    parser.add_argument(
+      "--workdir",
+      metavar="DIR",
+      help="where everything is kept (default: ./kfkd-workdir, for study "
+      "./kfkd-studies)",
+    )
+  for option in _OPTIONS:
+    if stage is None or stage in option.stages:
+      which = "" if stage else f"for {' and '.join(option.stages)}: "
+      parser.add_argument(
+        option.name, help=f"{which}{option.help}", **option.kind
+      )
+  if stage in (None, "run", "train"):
+    parser.add_argument(
+      "--profile",
+      action="store_true",
+      help="trace a few steps of the train stage into runs/teacher/profile",
+    )
+  if stage not in _ALONE:
+    parser.add_argument(
+      "--multihost",
+      nargs="?",
+      const="",
+      metavar="HOST:PORT,P,I",
+      help="one of several processes that train together, started alike on "
+      "every host; needed on a TPU pod. Alone on Cloud TPU, Slurm, Kubernetes "
+      "and Open MPI; elsewhere the address of process 0, how many there are, "
+      "and the number of this one",
+    )
   parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
   )
-  return parser
+  parser.add_argument(
+    "--version", action="version", version=f"kfkd {kfkd_jax.__version__}"
+  )
 
 
 def _check_options(options, overrides) -> None:
@@ -243,12 +303,20 @@ def _check_options(options, overrides) -> None:
   from kfkd_jax.config import ConfigError
 
   stage = options.stage
+  if stage is None:
+    raise ConfigError("name a STAGE, such as `kfkd run`; `kfkd --help` has all")
+  if stage not in STAGES:
+    close = difflib.get_close_matches(stage, STAGES, n=1)
+    raise ConfigError(
+      f"{stage!r} is no stage; "
+      f"{f'did you mean {close[0]!r}? ' if close else ''}`kfkd --help` has all"
+    )
   if stage == "predict" and not options.model:
     raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
-  if options.inputs and stage not in ("predict", "report", "study", "merge"):
+  if options.inputs and stage not in _INPUTS:
     raise ConfigError(
-      f"argument {options.inputs[0]!r} is unknown; only predict, report, "
-      "study and merge take inputs"
+      f"argument {options.inputs[0]!r} is unknown; only {', '.join(_INPUTS)} "
+      "take inputs"
     )
   if stage == "merge" and not (options.inputs and options.output):
     raise ConfigError(
@@ -266,12 +334,9 @@ def _check_options(options, overrides) -> None:
       )
   if stage == "clean" and (options.config or overrides):
     raise ConfigError("clean takes no --config; only --workdir and --force")
-  if stage == "merge" and (options.config or overrides):
-    raise ConfigError("merge takes no --config; the checkpoints say it all")
-  if (
-    stage in ("sweep", "study", "bench", "clean", "merge")
-    and options.multihost is not None
-  ):
+  if stage in _PLAIN and (options.config or overrides):
+    raise ConfigError(f"{stage} takes no --config")
+  if stage in _ALONE and options.multihost is not None:
     raise ConfigError(
       f"--multihost does not go with {stage}; start a sweep on every host "
       "with the same --workdir instead, and they share its cells"
@@ -301,7 +366,9 @@ def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
   found = []
   for argument in rest:
     key, equals, value = argument.partition("=")
-    if not key.startswith("--config.") or not equals:
+    if key.startswith("--config.") and not equals:
+      raise ConfigError(f"{key} has no value; use {key}=VALUE, with a =")
+    if not key.startswith("--config."):
       raise ConfigError(
         f"argument {argument!r} is unknown; keys are set by "
         "--config.key=value, and `kfkd --help` lists the rest"

@@ -216,8 +216,18 @@ _FLOATS = ("float16", "float32", "float64")
 _BLOCK = 2**20  # numbers checked at once
 
 
-def read_foreign(path: epath.Path) -> Predictions | answers.Answers:
-  """Reads and checks somebody's predictions.
+def read_foreign(path: epath.Path) -> Predictions:
+  """Reads and checks `probs[C,N,K]`, `labels[N]`, optional `epochs[C]`."""
+  found = read_any(path)
+  if isinstance(found, answers.Answers):
+    raise ValueError(
+      f"{path} holds no probs[C,N,K]; answers and correct are for diagnose"
+    )
+  return found
+
+
+def read_any(path: epath.Path) -> Predictions | answers.Answers:
+  """Reads and checks somebody's predictions, of whatever kind.
 
   Args:
     path: an `.npz` with one of `probs[C,N,K]`, `correct[C,N]` (booleans) and
