@@ -23,7 +23,7 @@ STAGES = {
   "predict": "predict INPUT... with an exported --model",
   "sanity": "check on the history that fusing finds nothing in nothing",
   "sweep": "the whole run for a grid of keys and several seeds, and tables",
-  "study": "run a NAMEd study of forgetting and fusing, and its page",
+  "study": "run a NAMEd study and its page; `kfkd study --help` has them",
   "merge": "make one network of saved checkpoints, PATH... in time order",
   "clean": "list what --redo set aside in the working directory, or free it",
   "bench": "measure speed and memory on this machine",
