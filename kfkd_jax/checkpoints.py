@@ -312,6 +312,9 @@ class SavedTree:
       for name, spec in history.named_leaves(self._tree).items()
       if getattr(spec, "shape", None) is not None
     }
+    # Of our own histories: sums by the names that `digests` gives.
+    beside = path / "digests" / "metadata"
+    self._sums = files.read_json(beside) if beside.exists() else {}
 
   def _choose_item(self) -> str:
     there = _items(self.path)
@@ -355,11 +358,13 @@ class SavedTree:
         )
     except Exception as error:
       raise self._damaged(error) from error
-    return {
-      name: leaf
-      for name, leaf in history.named_leaves(read).items()
-      if name in wanted
-    }
+    read = jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, read)
+    for name, digest in (digests(read) if self._sums else {}).items():
+      if self._sums.get(name) != digest:
+        raise DamagedCheckpointError(
+          f"{self.path} is damaged: {name} is not what was saved"
+        )
+    return history.named_leaves(read)
 
   @contextlib.contextmanager
   def writing(

@@ -63,6 +63,13 @@ class Option(NamedTuple):
   kind: dict[str, Any]
 
 
+_OUTPUTS = {
+  "predict": "the .npz of probabilities (default: probs.npz), with a .csv",
+  "report": "the folder of a page on several DIRs (default: kfkd-report)",
+  "diagnose": "the folder for what comes out of --predictions",
+  "fuse": "the folder for what comes out of --predictions",
+  "merge": "the new file or folder, as what goes in",
+}
 _OPTIONS = (
   Option(
     "--predictions",
@@ -138,10 +145,8 @@ _OPTIONS = (
   ),
   Option(
     "--output",
-    ("predict", "report", "diagnose", "fuse", "merge"),
-    "where the probabilities go (default: probs.npz), the folder of a page "
-    "that compares several DIRs (default: kfkd-report), the folder for what "
-    "comes out of --predictions, or the new file or folder of a merge",
+    tuple(_OUTPUTS),
+    "; ".join(f"{stage}: {what}" for stage, what in _OUTPUTS.items()),
     {"metavar": "FILE or DIR"},
   ),
 )
@@ -269,10 +274,12 @@ def _add_options(parser: argparse.ArgumentParser, stage: str | None) -> None:
     )
   for option in _OPTIONS:
     if stage is None or stage in option.stages:
-      which = "" if stage else f"for {' and '.join(option.stages)}: "
-      parser.add_argument(
-        option.name, help=f"{which}{option.help}", **option.kind
-      )
+      said = f"for {' and '.join(option.stages)}: {option.help}"
+      if option.name == "--output":
+        said = _OUTPUTS.get(stage or "", option.help)
+      elif stage:
+        said = option.help
+      parser.add_argument(option.name, help=said, **option.kind)
   if stage in (None, "run", "train"):
     parser.add_argument(
       "--profile",

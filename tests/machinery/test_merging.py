@@ -195,6 +195,17 @@ def test_own_histories_are_merged_by_the_weights_of_fuse(tmp_path, capsys):
   np.testing.assert_array_equal(merged["state"][0], given[3]["counter"])
 
 
+def test_checksums_of_own_histories_are_asked(tmp_path):
+  with checkpoints.Checkpoints(tmp_path / "history") as history:
+    for c in (1, 2):
+      history.save(c, {"w": W + c, "v": [W]})
+  sums = tmp_path / "history" / "2" / "digests" / "metadata"
+  sums.write_text(sums.read_text().replace(checkpoints.digests(W + 2)[""], "0"))
+  found = merging.find(tmp_path / "history")
+  with pytest.raises(ValueError, match=r"2 is damaged: \['w'\] is not what"):
+    merging.write(found, [0.5, 0.5], tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "orbax"])
 def test_bfloat16_is_added_in_float32(kind, tmp_path):
   for c in range(30):
