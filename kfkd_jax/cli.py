@@ -155,6 +155,12 @@ def _dispatch(options, overrides, orders) -> int:
 
     print(overview.run(options.inputs, options.output))
     return 0
+  if options.stage == "help":
+    print(config_lib.explain(options.inputs))
+    return 0
+  if options.stage == "merge":
+    print(_merge(options))
+    return 0
   workdir = epath.Path(options.workdir)
   if options.stage == "clean":
     from kfkd_jax.run import keeping
@@ -270,38 +276,68 @@ def _check_traced(options, workdir) -> str:
   )
 
 
+def _merge(options) -> str:
+  """One network of checkpoints that anybody saved."""
+  from kfkd_jax import merging
+
+  shape = options.weights or "uniform"
+  found = merging.find(options.inputs)
+  weights = merging.weights_for(
+    shape, len(found), last=options.last, decay=options.decay
+  )
+  card = merging.write(found, weights, options.output, shape=shape)
+  return "\n".join([
+    *merging.notes(found),
+    merging.summary(found, weights, shape),
+    f"written to {options.output}; {card} says how",
+  ])  # fmt: skip
+
+
 def _foreign(options, config) -> str:
-  """`diagnose` and `fuse` on somebody's saved probabilities."""
+  """`diagnose` and `fuse` on what somebody's checkpoints said."""
+  import numpy as np
   from etils import epath
 
-  from kfkd_jax import files
-  from kfkd_jax.predictions import read_foreign
+  from kfkd_jax import files, predictions
   from kfkd_jax.stages import diagnose, fuse
 
   name = {"diagnose": "diagnosis.json", "fuse": "fusion.json"}[options.stage]
   path = _foreign_output(options, name)
-  probs, labels, numbers = read_foreign(epath.Path(options.predictions))
-  epochs = numbers.tolist()
+  source = epath.Path(options.predictions)
   points = f"points of {options.predictions}"
   if options.stage == "diagnose":
-    split = diagnose.diagnose(probs, labels, probs.shape[2])
+    known = predictions.read_any(source)
+    epochs = known.epochs.tolist()
+    if isinstance(known, predictions.Predictions):
+      split = diagnose.diagnose(known.probs, known.labels, known.probs.shape[2])
+      known = predictions.of_probabilities(known)
+    else:
+      split = diagnose.of_correct(known.correct)
+    split |= diagnose.together(known)
     content = {"epochs": epochs, "splits": {"test": split}}
-    lines = [diagnose.summary(split, epochs, points=points)]
+    lines = [
+      diagnose.summary(split, epochs, points=points),
+      diagnose.summary_together(split),
+    ]
   else:
-    methods = fuse.fuse(config, probs, labels)
+    found = predictions.read_foreign(source)
+    epochs = found.epochs.tolist()
+    methods = fuse.fuse(config, found.probs, found.labels)
     fold = {
       "selected_on": str(options.predictions),
-      "num_select": len(labels),
+      "num_select": len(found.labels),
       "methods": methods,
     }
     content = {"epochs": epochs, "folds": [fold]}
+    beside = path.with_name(path.name.replace("fusion.json", "weights.npz"))
+    weights = {name: np.asarray(m["weights"]) for name, m in methods.items()}
+    files.write_npz(beside, epochs=found.epochs, **weights)
     lines = [
       fuse.summary(methods, epochs, points=points),
       "These points chose the weights: expect less of a gain on others, and "
       "measure it there with",
-      f"  chosen = json.loads(pathlib.Path({os.fspath(path)!r}).read_text())",
-      '  weights = chosen["folds"][0]["methods"]["kf"]["weights"]',
-      '  fused = numpy.einsum("c,cnk->nk", weights, probs)  # probs[C, N, K]',
+      f'  fused = numpy.einsum("c,cnk->nk", numpy.load({os.fspath(beside)!r})'
+      '["kf"], probs)',
     ]
   files.write_json(path, content)
   return "\n".join([*lines, f"written to {path}"])
@@ -316,7 +352,8 @@ def _foreign_output(options, name: str):
 
   if options.output is None:
     file = epath.Path(options.predictions)
-    return file.parent / f"{file.name.removesuffix('.npz')}.{name}"
+    known = file.suffix in (".npz", ".csv", ".jsonl")
+    return file.parent / f"{file.stem if known else file.name}.{name}"
   folder = epath.Path(options.output)
   if any((folder / part).exists() for part in _OF_A_RUN):
     raise ValueError(

@@ -6,6 +6,7 @@ bucket.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -15,8 +16,8 @@ import stat
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -110,17 +111,31 @@ def write_bytes(path: epath.Path, content: bytes) -> None:
   Raises:
     lock.LostError: another program may work in this one's folder.
   """
+  with placed(path) as temporary:
+    temporary.write_bytes(content)
+    if epath.Path(path).is_dir():
+      raise NotAFileError(f"{path} is a folder where a file belongs; {_REMEDY}")
+
+
+@contextlib.contextmanager
+def placed(path: epath.PathLike) -> Iterator[epath.Path]:
+  """Yields where to write a file or folder, which becomes `path` if all went.
+
+  Raises:
+    lock.LostError: another program may work in this one's folder.
+  """
   lock.check()
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
   try:
-    temporary.write_bytes(content)
-    if path.is_dir():
-      raise NotAFileError(f"{path} is a folder where a file belongs; {_REMEDY}")
+    yield temporary
     temporary.replace(path)
   except BaseException:
-    temporary.unlink(missing_ok=True)
+    if temporary.is_dir():
+      temporary.rmtree()
+    else:
+      temporary.unlink(missing_ok=True)
     raise
 
 
@@ -146,7 +161,9 @@ def write_json(path: epath.Path, value: Any) -> None:
   write_text(path, to_json(value))
 
 
-def read_json(path: epath.Path, expected: type = dict) -> Any:
+def read_json(
+  path: epath.Path, expected: type | tuple[type, ...] = dict
+) -> Any:
   """The object, or what else is `expected`, in a JSON file.
 
   An error names the file.
@@ -158,11 +175,15 @@ def read_json(path: epath.Path, expected: type = dict) -> Any:
     raise ValueError(f"{path} is damaged, {error}; {_REMEDY}") from error
 
 
-_JSON: dict[type, str] = {dict: "object", list: "list"}
+_JSON: dict[Any, str] = {
+  dict: "object",
+  list: "list",
+  (dict, list): "object or list",
+}
 _DEEPEST = 100  # what goes through such values recurses
 
 
-def _parsed(content: bytes | str, expected: type) -> Any:
+def _parsed(content: bytes | str, expected: type | tuple[type, ...]) -> Any:
   try:
     value = json.loads(content)
   except RecursionError:
@@ -286,24 +307,56 @@ def read_foreign_npz(
   What the file declares about them is checked before memory is taken for it,
   pickles are refused, and no other array is looked at.
   """
+  wanted = f"all of {', '.join(names)} that there are"
+  with _foreign_npz(path, wanted) as (archive, members):
+    found = {name: members[name] for name in names if name in members}
+    _check_memory(sum(_declared(archive, i).nbytes for i in found.values()))
+    return {name: _array(archive, info) for name, info in found.items()}
+
+
+class Declared(NamedTuple):
+  """What a file says of an array in it."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+  @property
+  def nbytes(self) -> int:
+    return math.prod(self.shape) * self.dtype.itemsize
+
+
+def foreign_arrays(path: epath.Path) -> dict[str, Declared]:
+  """What arrays an `.npz` that anybody may have made holds, in its order.
+
+  Checked as `read_foreign_npz` does, and not read.
+  """
+  with _foreign_npz(path, "all arrays") as (archive, members):
+    return {
+      name: _declared(archive, info)
+      for name, info in members.items()
+      if info.filename.endswith(".npy")
+    }
+
+
+@contextlib.contextmanager
+def _foreign_npz(
+  path: epath.Path, wanted: str
+) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
+  """The archive and its members by name; whatever fails names the file."""
   path = epath.Path(path)
   check_is_file(path)
   with path.open("rb") as f:
     if f.read(6) == b"\x93NUMPY":
       raise RefusedError(
-        f"{path} is a single array (.npy); put all of {', '.join(names)} that "
-        "there are into one file with numpy.savez"
+        f"{path} is a single array (.npy); put {wanted} into one file with "
+        "numpy.savez"
       )
     try:
       with zipfile.ZipFile(f) as archive, warnings.catch_warnings():
         warnings.simplefilter("error")  # NumPy warns of headers it must mend
         named = [i.filename.removesuffix(".npy") for i in archive.filelist]
         _check_distinct(named)
-        members = dict(zip(named, archive.filelist, strict=True))
-        wanted = {name: members[name] for name in names if name in members}
-        sizes = [_declared_size(archive, info) for info in wanted.values()]
-        _check_memory(sum(sizes))
-        return {name: _array(archive, info) for name, info in wanted.items()}
+        yield archive, dict(zip(named, archive.filelist, strict=True))
     except RefusedError as error:
       raise RefusedError(f"{path}: {error}") from None
     except Exception as error:  # zipfile alone raises ten kinds
@@ -322,8 +375,8 @@ _HEADER_BYTES = 2**16
 _MOST_DEFLATED = 1100  # the format itself cannot pack tighter
 
 
-def _declared_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-  """Bytes of an array by its header; an error if the archive disagrees."""
+def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Declared:
+  """An array by its header; an error if the archive disagrees."""
   name = info.filename
   if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
     raise RefusedError(f"{name} is packed in a way that NumPy does not use")
@@ -343,7 +396,8 @@ def _declared_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
       f"{name} holds Python objects (a pickle), which are never loaded; save "
       "an array of numbers"
     )
-  size = math.prod(shape) * dtype.itemsize
+  declared = Declared(shape, dtype)
+  size = declared.nbytes
   if min(shape, default=0) < 0 or start.tell() + size != info.file_size:
     raise RefusedError(
       f"{name} declares shape {shape} of {dtype}, which is not what the "
@@ -351,7 +405,7 @@ def _declared_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
     )
   if info.file_size > _MOST_DEFLATED * info.compress_size + _HEADER_BYTES:
     raise RefusedError(f"{name} declares {size} bytes, more than are there")
-  return size
+  return declared
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

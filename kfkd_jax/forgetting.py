@@ -244,6 +244,85 @@ def time_to_forget(correct: ArrayLike) -> jax.Array:
   return counts.at[last].add(forgotten.astype(jnp.int32))
 
 
+def forgotten(correct: ArrayLike) -> jax.Array:
+  """Says which examples were right once and are wrong at the end.
+
+  Their share is the temporal forgetting score of Li et al. 2025, arXiv
+  2505.20196.
+
+  Args:
+    correct: bool[C, N].
+
+  Returns:
+    bool[N].
+
+  >>> forgotten([[True, True, False], [False, True, False]]).tolist()
+  [True, False, False]
+  """
+  correct, reference = _with_reference(correct, None)
+  return correct.any(axis=0) & ~reference[0]
+
+
+def pass_at_k(correct: ArrayLike, k: int) -> np.ndarray:
+  """Returns how likely one of k different checkpoints at random is right.
+
+  Chen et al. 2021, arXiv 2107.03374, with checkpoints for samples.
+
+  Args:
+    correct: bool[C, N].
+    k: how many are drawn, 1..C.
+
+  Returns:
+    f32[N], a NumPy array.
+
+  >>> pass_at_k([[True, False], [False, False]], 1).tolist()
+  [0.5, 0.0]
+  """
+  right = np.asarray(_with_reference(correct, None)[0])
+  size = len(right)
+  if not 1 <= k <= size or k % 1:
+    raise ValueError(f"k must lie in 1..{size} (C); got {k}.")
+  wrong, drawn = np.arange(size + 1)[:, None], np.arange(k)
+  # Factor i: the next draw is wrong too, after i wrong ones.
+  all_wrong = np.prod(np.maximum(wrong - drawn, 0) / (size - drawn), axis=1)
+  return (1 - all_wrong[(~right).sum(axis=0)]).astype(np.float32)
+
+
+def majority_vote(answers: ArrayLike) -> np.ndarray:
+  """Returns what most checkpoints answer; of equally many, the newest answer.
+
+  Args:
+    answers: [C, N] integers or strings.
+
+  Returns:
+    [N] of the same type, a NumPy array.
+
+  >>> majority_vote([["a", "b"], ["a", "c"], ["b", "d"]]).tolist()
+  ['a', 'd']
+  """
+  answers = np.asarray(answers)
+  if answers.ndim != 2 or answers.size == 0 or answers.dtype.kind not in "iuU":
+    raise ValueError(
+      "answers must be [C, N] integers or strings, neither of them 0; got "
+      f"{answers.dtype} of shape {answers.shape}."
+    )
+  size, num = answers.shape
+  columns = np.ascontiguousarray(answers.T)
+  # Equal answers of an example side by side, in time order among themselves.
+  order = np.argsort(columns, axis=1, kind="stable")
+  ordered = np.take_along_axis(columns, order, axis=1)
+  begins = np.ones((num, size), bool)
+  begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+  starts = np.flatnonzero(begins)
+  counts = np.diff(starts, append=begins.size)
+  newest = order.reshape(-1)[starts + counts - 1]
+  rank = counts * size + newest  # the count first, then the time
+  best = np.maximum.reduceat(
+    rank, np.searchsorted(starts, np.arange(num) * size)
+  )
+  return answers[best % size, np.arange(num)]
+
+
 class Memorisation(NamedTuple):
   """What becomes of wrong labels, checkpoint by checkpoint.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from kfkd_jax import __version__
 
 STAGES = {
-  "run": "all stages below, each only if its inputs changed",
+  "run": "the stages from train to report that are not up to date",
   "train": "train the network and keep its whole history",
   "diagnose": "measure what it forgot (also of --predictions=FILE.npz)",
   "fuse": "choose weights over its checkpoints (also of --predictions)",
@@ -22,9 +23,25 @@ STAGES = {
   "predict": "predict INPUT... with an exported --model",
   "sanity": "check on the history that fusing finds nothing in nothing",
   "sweep": "the whole run for a grid of keys and several seeds, and tables",
-  "study": "run a NAMEd study of forgetting and fusing, and its page",
+  "study": "run a NAMEd study and its page; `kfkd study --help` has them",
+  "merge": "make one network of saved checkpoints, PATH... in time order",
   "clean": "list what --redo set aside in the working directory, or free it",
   "bench": "measure speed and memory on this machine",
+  "help": "say what a KEY means, its default and its range",
+}
+_PLAIN = ("merge", "help")  # they know no configuration
+_ALONE = ("sweep", "study", "bench", "clean", *_PLAIN)  # one process
+# What stands after a stage's name.
+_INPUTS = {
+  "predict": (
+    "INPUT",
+    "image files, folders of them, patterns, .npz with images[N,H,W,Ch] in "
+    "uint8, or - for paths on standard input",
+  ),
+  "report": ("DIR", "working directories or sweeps to compare on one page"),
+  "study": ("NAME", "which study"),
+  "merge": ("PATH", "checkpoints in time order, or a folder of them"),
+  "help": ("KEY", "keys or sections, such as train.epochs; none: all keys"),
 }
 _DEFAULT_WORKDIR = "kfkd-workdir"
 _STUDIES_WORKDIR = "kfkd-studies"
@@ -46,13 +63,22 @@ class Option(NamedTuple):
   kind: dict[str, Any]
 
 
+_OUTPUTS = {
+  "predict": "the .npz of probabilities (default: probs.npz), with a .csv",
+  "report": "the folder of a page on several DIRs (default: kfkd-report)",
+  "diagnose": "the folder for what comes out of --predictions",
+  "fuse": "the folder for what comes out of --predictions",
+  "merge": "the new file or folder, as what goes in",
+}
 _OPTIONS = (
   Option(
     "--predictions",
     ("diagnose", "fuse"),
-    "saved probabilities of your own: probs[C,N,K], labels[N] and optionally "
-    "epochs[C]; what comes out goes beside the file, or to --output",
-    {"metavar": "FILE.npz"},
+    "saved predictions of your own: an .npz with probs[C,N,K], labels[N] and "
+    "optionally epochs[C], for diagnose also with correct[C,N] or answers[C,N] "
+    "in place of probs, or rows of these in .csv or .jsonl; what comes out "
+    "goes beside the file, or to --output",
+    {"metavar": "FILE"},
   ),
   Option(
     "--seeds",
@@ -99,14 +125,46 @@ _OPTIONS = (
     {"metavar": "MODEL"},
   ),
   Option(
+    "--weights",
+    ("merge",),
+    "uniform (default), window, ema, exponential, linear or sqrt, or a .json "
+    "or .npz of weights, such as fuse writes; FILE:METHOD for others than kf",
+    {"metavar": "SHAPE or FILE"},
+  ),
+  Option(
+    "--last",
+    ("merge",),
+    "only the last K checkpoints (default: all, for window 6)",
+    {"type": int, "metavar": "K"},
+  ),
+  Option(
+    "--decay",
+    ("merge",),
+    "of ema and exponential, per checkpoint (default: 0.9)",
+    {"type": float, "metavar": "D"},
+  ),
+  Option(
     "--output",
-    ("predict", "report", "diagnose", "fuse"),
-    "where the probabilities go (default: probs.npz), the folder of a page "
-    "that compares several DIRs (default: kfkd-report), or the folder for what "
-    "comes out of --predictions",
+    tuple(_OUTPUTS),
+    "; ".join(f"{stage}: {what}" for stage, what in _OUTPUTS.items()),
     {"metavar": "FILE or DIR"},
   ),
 )
+
+
+_EXAMPLES = """\
+  kfkd run
+  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric
+  kfkd run --config=configs/cifar.py:data=cifar100,noise=asymmetric
+  kfkd sweep --seeds=10 --grid noise.kind=pair,symmetric
+  kfkd study noise --seeds=3
+  kfkd diagnose --predictions=answers.csv
+  kfkd fuse --predictions=probs.npz
+  kfkd report runs/pair runs/symmetric --output=both
+  kfkd merge checkpoints/ --weights=sqrt --output=merged
+  kfkd predict --model=kf_kd pictures/ --output=probs.npz
+  kfkd help train.epochs
+"""
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -115,6 +173,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   Help, the version, and what argparse itself refuses, an unknown stage say,
   end the program.
   """
+  if {"-h", "--help"} & set(argv):
+    stage = next((word for word in argv if word in STAGES), None)
+    (_stage_parser(stage) if stage else _parser()).parse_args(["--help"])
   options, rest = _parser().parse_known_intermixed_args(argv)
   if options.predictions is not None:
     # Never a run's: such a working directory is another name for --output.
@@ -156,69 +217,93 @@ def _parser() -> argparse.ArgumentParser:
     epilog=(
       "any key:  --config.KEY=VALUE, such as --config.train.epochs=30\n\n"
       f"stages:\n{stages}\n\n"
-      "examples:\n"
-      "  kfkd run\n"
-      "  kfkd run --config.noise.kind=symmetric --workdir=/tmp/symmetric\n"
-      "  kfkd run --config=configs/cifar.py:data=cifar100,noise=asymmetric\n"
-      "  kfkd sweep --seeds=10 --grid noise.kind=pair,symmetric\n"
-      "  kfkd study noise --seeds=3\n"
-      "  kfkd fuse --predictions=probs.npz\n"
-      "  kfkd report runs/pair runs/symmetric --output=both\n"
-      "  kfkd predict --model=kf_kd picture.png --output=probs.npz\n\n"
-      "Every key and its default: kfkd_jax/config/keys.py"
+      f"examples:\n{_EXAMPLES}\n"
+      "`kfkd STAGE --help` says more of a stage, `kfkd help KEY` of a key."
     ),
   )
   parser.add_argument(
-    "stage", choices=STAGES, metavar="STAGE", help="what to do, see below"
+    "stage", nargs="?", metavar="STAGE", help="what to do, see below"
   )
-  parser.add_argument(
-    "inputs",
-    nargs="*",
-    metavar="INPUT",
-    help="for predict: image files, or .npz with images[N,H,W,Ch] in uint8; "
-    "for report: working directories or sweeps to compare on one page; for "
-    "study: its name",
+  inputs = "; ".join(f"for {x}: {what}" for x, (_, what) in _INPUTS.items())
+  parser.add_argument("inputs", nargs="*", metavar="INPUT", help=inputs)
+  _add_options(parser, None)
+  return parser
+
+
+def _stage_parser(stage: str) -> argparse.ArgumentParser:
+  """For the help of one stage."""
+  name, what = _INPUTS.get(stage, ("", ""))
+  examples = {
+    line for line in _EXAMPLES.splitlines() if line.split()[1] == stage
+  }
+  parser = argparse.ArgumentParser(
+    prog=f"kfkd {stage}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    description=f"{STAGES[stage]}{_studies() if stage == 'study' else ''}",
+    epilog="".join(f"  {line.strip()}\n" for line in sorted(examples)),
   )
-  parser.add_argument(
-    "--config",
-    metavar="FILE.py[:ARGS]",
-    help="a config file, which is Python code that runs: name none that you "
-    "have not read; or `default`: digits with 40 %% pair label noise. Without "
-    "it, the working directory's own, or the default in a new one",
+  if name:
+    parser.add_argument("inputs", nargs="*", metavar=name, help=what)
+  _add_options(parser, stage)
+  return parser
+
+
+def _studies() -> str:
+  from kfkd_jax.lab.studies import STUDIES
+
+  return "\n\nstudies:\n" + "\n".join(
+    f"  {name:<16}{study.question}" for name, study in STUDIES.items()
   )
-  parser.add_argument(
-    "--workdir",
-    metavar="DIR",
-    help="where everything is kept (default: ./kfkd-workdir, for study "
-    "./kfkd-studies)",
-  )
-  for option in _OPTIONS:
-    which = " and ".join(option.stages)
+
+
+def _add_options(parser: argparse.ArgumentParser, stage: str | None) -> None:
+  """Adds those of a stage, or of all."""
+  if stage not in (*_PLAIN, "clean"):
     parser.add_argument(
-      option.name, help=f"for {which}: {option.help}", **option.kind
+      "--config",
+      metavar="FILE.py[:ARGS]",
+      help="a config file, which is Python code that runs: name none that you "
+      "have not read; or `default`: digits with 40 %% pair label noise. "
+      "Without it, the working directory's own, or the default in a new one",
     )
-  parser.add_argument(
-    "--profile",
-    action="store_true",
-    help="trace a few steps of the train stage into runs/teacher/profile",
-  )
-  parser.add_argument(
-    "--multihost",
-    nargs="?",
-    const="",
-    metavar="HOST:PORT,P,I",
-    help="one of several processes that train together, started alike on every "
-    "host; needed on a TPU pod. Alone on Cloud TPU, Slurm, Kubernetes and Open "
-    "MPI; elsewhere the address of process 0, how many there are, and the "
-    "number of this one",
-  )
+  if stage not in _PLAIN:
+    parser.add_argument(
+      "--workdir",
+      metavar="DIR",
+      help="where everything is kept (default: ./kfkd-workdir, for study "
+      "./kfkd-studies)",
+    )
+  for option in _OPTIONS:
+    if stage is None or stage in option.stages:
+      said = f"for {' and '.join(option.stages)}: {option.help}"
+      if option.name == "--output":
+        said = _OUTPUTS.get(stage or "", option.help)
+      elif stage:
+        said = option.help
+      parser.add_argument(option.name, help=said, **option.kind)
+  if stage in (None, "run", "train"):
+    parser.add_argument(
+      "--profile",
+      action="store_true",
+      help="trace a few steps of the train stage into runs/teacher/profile",
+    )
+  if stage not in _ALONE:
+    parser.add_argument(
+      "--multihost",
+      nargs="?",
+      const="",
+      metavar="HOST:PORT,P,I",
+      help="one of several processes that train together, started alike on "
+      "every host; needed on a TPU pod. Alone on Cloud TPU, Slurm, Kubernetes "
+      "and Open MPI; elsewhere the address of process 0, how many there are, "
+      "and the number of this one",
+    )
   parser.add_argument(
     "--debug", action="store_true", help="show where an error came from"
   )
   parser.add_argument(
     "--version", action="version", version=f"kfkd {__version__}"
   )
-  return parser
 
 
 def _check_options(options, overrides) -> None:
@@ -226,12 +311,25 @@ def _check_options(options, overrides) -> None:
   from kfkd_jax.config import ConfigError
 
   stage = options.stage
+  if stage is None:
+    raise ConfigError("name a STAGE, such as `kfkd run`; `kfkd --help` has all")
+  if stage not in STAGES:
+    close = difflib.get_close_matches(stage, STAGES, n=1)
+    raise ConfigError(
+      f"{stage!r} is no stage; "
+      f"{f'did you mean {close[0]!r}? ' if close else ''}`kfkd --help` has all"
+    )
   if stage == "predict" and not options.model:
     raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
-  if options.inputs and stage not in ("predict", "report", "study"):
+  if options.inputs and stage not in _INPUTS:
     raise ConfigError(
-      f"argument {options.inputs[0]!r} is unknown; only predict, report and "
-      "study take inputs"
+      f"argument {options.inputs[0]!r} is unknown; only {', '.join(_INPUTS)} "
+      "take inputs"
+    )
+  if stage == "merge" and not (options.inputs and options.output):
+    raise ConfigError(
+      "merge needs checkpoints and --output, as in `kfkd merge DIR "
+      "--output=merged`"
     )
   if stage == "study" and len(options.inputs) != 1:
     raise ConfigError("study needs one NAME, such as `kfkd study noise`")
@@ -244,10 +342,9 @@ def _check_options(options, overrides) -> None:
       )
   if stage == "clean" and (options.config or overrides):
     raise ConfigError("clean takes no --config; only --workdir and --force")
-  if (
-    stage in ("sweep", "study", "bench", "clean")
-    and options.multihost is not None
-  ):
+  if stage in _PLAIN and (options.config or overrides):
+    raise ConfigError(f"{stage} takes no --config")
+  if stage in _ALONE and options.multihost is not None:
     raise ConfigError(
       f"--multihost does not go with {stage}; start a sweep on every host "
       "with the same --workdir instead, and they share its cells"
@@ -277,7 +374,9 @@ def _overrides(rest: Sequence[str]) -> list[tuple[str, str]]:
   found = []
   for argument in rest:
     key, equals, value = argument.partition("=")
-    if not key.startswith("--config.") or not equals:
+    if key.startswith("--config.") and not equals:
+      raise ConfigError(f"{key} has no value; use {key}=VALUE, with a =")
+    if not key.startswith("--config."):
       raise ConfigError(
         f"argument {argument!r} is unknown; keys are set by "
         "--config.key=value, and `kfkd --help` lists the rest"

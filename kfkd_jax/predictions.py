@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from etils import epath
 
-from kfkd_jax import files
+from kfkd_jax import answers, files, forgetting
 
 _EXAMPLES = ("labels", "ids", "num_classes", "dtype")
 _NOBODY: Mapping[str, str] = types.MappingProxyType({})
@@ -206,33 +206,68 @@ class Predictions(NamedTuple):
   epochs: np.ndarray
 
 
-_FOREIGN = ("probs", "labels", "epochs")
+_KINDS = ("probs", "correct", "answers")
+_FOREIGN = (*_KINDS, "labels", "epochs", "ids")
+_EXPECTED = (
+  "expected one of probs[C,N,K], correct[C,N] and answers[C,N], with labels[N] "
+  "but for correct, and optionally epochs[C]"
+)
 _FLOATS = ("float16", "float32", "float64")
 _BLOCK = 2**20  # numbers checked at once
 
 
 def read_foreign(path: epath.Path) -> Predictions:
   """Reads and checks `probs[C,N,K]`, `labels[N]`, optional `epochs[C]`."""
+  found = read_any(path)
+  if isinstance(found, answers.Answers):
+    raise ValueError(
+      f"{path} holds no probs[C,N,K]; answers and correct are for diagnose"
+    )
+  return found
+
+
+def read_any(path: epath.Path) -> Predictions | answers.Answers:
+  """Reads and checks somebody's predictions, of whatever kind.
+
+  Args:
+    path: an `.npz` with one of `probs[C,N,K]`, `correct[C,N]` (booleans) and
+      `answers[C,N]` (integers or strings), `labels[N]` but for `correct`, and
+      optionally `epochs[C]` and `ids[N]`; or a `.csv` or `.jsonl` with a row
+      for every checkpoint and example: `epoch,example,correct` or
+      `epoch,example,answer,label`.
+  """
+  path = epath.Path(path)
+  if path.suffix in (".csv", ".jsonl"):
+    return answers.read_rows(path)
   arrays = files.read_foreign_npz(path, _FOREIGN)
-  for name in ("probs", "labels"):
-    if name not in arrays:
-      raise ValueError(
-        f"{path} has no array {name!r}; expected probs[C,N,K], labels[N] and "
-        "optionally epochs[C], as written by numpy.savez"
-      )
+  kinds = [name for name in _KINDS if name in arrays]
+  if not kinds:
+    raise ValueError(f"{path} has no array 'probs'; {_EXPECTED}")
+  if len(kinds) > 1:
+    raise ValueError(f"{path} has {' and '.join(kinds)}; {_EXPECTED}")
+  if kinds != ["correct"] and "labels" not in arrays:
+    raise ValueError(f"{path} has no array 'labels'; {_EXPECTED}")
   try:
-    probs = _native(arrays["probs"])
+    if kinds != ["probs"]:
+      return answers.of_arrays(arrays)
+    probs = answers.native(arrays["probs"])
     _check_probabilities(probs)
     labels = _checked_labels(arrays["labels"], probs.shape)
     epochs = arrays.get("epochs", np.arange(1, len(probs) + 1))
-    return Predictions(probs, labels, _checked_epochs(epochs, len(probs)))
+    return Predictions(
+      probs, labels, answers.checked_epochs(epochs, len(probs))
+    )
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
 
 
-def _native(array: np.ndarray) -> np.ndarray:
-  """The same numbers in this machine's byte order, which JAX asks for."""
-  return array.astype(array.dtype.newbyteorder("="), copy=False)
+def of_probabilities(found: Predictions) -> answers.Answers:
+  """The most probable classes as answers."""
+  classes = np.asarray(forgetting.predicted_classes(found.probs))
+  ids = np.arange(len(found.labels))
+  return answers.Answers(
+    classes == found.labels, classes, found.labels, found.epochs, ids
+  )
 
 
 def _checked_labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -249,20 +284,6 @@ def _checked_labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
       f"{labels.min()}..{labels.max()}"
     )
   return labels.astype(np.int32)
-
-
-def _checked_epochs(epochs: np.ndarray, count: int) -> np.ndarray:
-  ascending = (
-    epochs.shape == (count,)
-    and np.issubdtype(epochs.dtype, np.integer)
-    and bool(np.all(epochs[1:] > epochs[:-1]))
-  )
-  if not ascending:
-    raise ValueError(
-      f"epochs must be {count} ascending whole numbers, got "
-      f"{epochs.dtype}{list(epochs.shape)} {epochs.ravel()[:6].tolist()}"
-    )
-  return epochs
 
 
 def _check_probabilities(probs: np.ndarray) -> None:

@@ -5,6 +5,7 @@ A config file is a Python file with `get_config(args="")` that changes
 `--config.section.key=value`. A key that is not in `keys.py` does not exist.
 """
 
+from kfkd_jax.config.explaining import explain
 from kfkd_jax.config.grid import Axis, parse_grid
 from kfkd_jax.config.keys import KEYS, PARTS, Key, default_config
 from kfkd_jax.config.protocols import PROTOCOLS, set_protocol
@@ -33,6 +34,7 @@ __all__ = [
   "changed",
   "deciding",
   "default_config",
+  "explain",
   "get",
   "keys_deciding",
   "load_config",

@@ -43,7 +43,12 @@ def is_section(node: Any, name: str) -> bool:
 
 
 def closest(key: str, known: Sequence[str]) -> str:
-  # The last part says most: "--config.lr" should find optim.learning_rate's
-  # neighbours before unrelated keys of the same length.
+  """The key with this last part or its initials, else the one most alike."""
+  last = key.rpartition(".")[2]
+  for other in known:
+    part = other.rpartition(".")[2]
+    initials = "".join(word[0] for word in part.split("_"))
+    if last == part or (last == initials and len(last) > 1):
+      return repr(other)
   close = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
   return repr(close[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,9 +122,15 @@ def builder(
     return BUILDERS[name](data_dir=data_dir)
   try:
     return tfds.builder(name, data_dir=data_dir, try_gcs=False)
-  except tfds.core.DatasetNotFoundError as error:
+  except ValueError as error:
+    # Of a name that cannot be one TFDS explains the grammar of names.
+    is_unknown = isinstance(error, tfds.core.DatasetNotFoundError)
+    if not is_unknown and "Parsing builder name" not in str(error):
+      raise ValueError(f"name={name!r} cannot be loaded: {error}") from error
+    close = difflib.get_close_matches(name, NAMES, n=1)
     raise ValueError(
       f"name={name!r} is unknown to TFDS and none of ours: {', '.join(NAMES)}"
+      f"{f'; did you mean {close[0]}?' if close else ''}"
     ) from error
   except (AssertionError, ImportError) as error:  # a version, a missing package
     raise ValueError(f"name={name!r} cannot be loaded: {error}") from error

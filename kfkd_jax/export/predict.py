@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.resources
 import io
@@ -27,11 +28,18 @@ from kfkd_jax.report import text
 T = TypeVar("T")
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_SUFFIXES = (
+  ".bmp", ".gif", ".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".tif", ".tiff",
+  ".webp",
+)  # fmt: skip
 _PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
 # Pixels wider than eight bits would be cut off, not scaled.
 _WIDE_MODES = ("I", "F")
 _BATCH = 1024
-_SHOWN = 5
+_SHOWN = 20
+_TOP = 3  # classes shown of each input, where they are likely at all
+_LEAST = 0.01
+_MOST_CELLS = 1_000_000  # of the table; above, the other classes stay out
 _TRIAL_SECONDS = 600
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "text"}
 
@@ -75,12 +83,15 @@ def run(
 
   Args:
     model: a `.jaxexp` file, or the name of a model in `workdir/export`.
-    inputs: image files, and `.npz` files with `images`.
-    output: the `.npz` to write: `probs` f32[N, K], `names` [N], `classes` [K].
+    inputs: as in `read_inputs`.
+    output: the `.npz` to write: `probs` f32[N, K], `names` [N], `classes` [K],
+      and beside it a `.csv` for people; either of their names.
     workdir: where models are found by name.
   """
-  if not output.endswith(".npz"):
-    raise ValueError(f"--output={output} must end in .npz")
+  stem, suffix = os.path.splitext(output)
+  if suffix not in (".npz", ".csv"):
+    raise ValueError(f"--output={output} must end in .npz or .csv")
+  output, table = f"{stem}.npz", f"{stem}.csv"
   if os.path.abspath(output) in map(os.path.abspath, inputs):
     raise ValueError(f"--output={output} is also an input; name another file")
   exported = load(find(model, workdir))
@@ -92,6 +103,9 @@ def run(
     names=np.array(found.names),
     classes=np.array(exported.class_names),
   )
+  files.write_text(
+    epath.Path(table), to_csv(probs, found.names, exported.class_names)
+  )
   notes = [f"note: {note}" for note in found.notes]
   if not exported.checked:
     notes.append(
@@ -101,7 +115,8 @@ def run(
   return "\n".join([
     *notes,
     *summary(probs, found.names, exported.class_names),
-    f"{len(probs)} x {probs.shape[1]} probabilities written to {output}",
+    f"{len(probs)} x {probs.shape[1]} probabilities written to {output} and "
+    f"{table}",
   ])  # fmt: skip
 
 
@@ -283,18 +298,22 @@ def _not_a_card(card: epath.Path, what: str) -> ValueError:
 def read_inputs(
   paths: Sequence[str], image_shape: tuple[int, int, int]
 ) -> Inputs:
-  """Reads image files and `.npz` arrays, in the order they are named.
+  """Reads images in the order they are named, those of a folder by name.
 
   Image files are made to fit: turned as their camera says, cut to the centre
   square where the model takes squares, resized, grey or RGB. Arrays must fit as
   they are.
 
   Args:
-    paths: of the files.
+    paths: image files, `.npz` with `images`, folders of image files at any
+      depth, patterns with `*`, and `-` for paths a line on standard input.
     image_shape: H, W, Ch of the model.
   """
+  paths = _expanded(paths)
   if not paths:
-    raise ValueError("predict needs inputs: image files, or .npz with `images`")
+    raise ValueError(
+      "predict needs inputs: image files, their folders, or .npz with `images`"
+    )
   parts: list[np.ndarray] = []
   names: list[str] = []
   changed: dict[str, list[str]] = {}
@@ -310,6 +329,36 @@ def read_inputs(
         changed.setdefault(change, []).append(path)
     parts.append(images)
   return Inputs(np.concatenate(parts), names, _notes(changed))
+
+
+def _expanded(paths: Sequence[str]) -> list[str]:
+  """The files that are meant."""
+  found: list[str] = []
+  for path in paths:
+    if path == "-":
+      found += _expanded(
+        [line for line in sys.stdin.read().split("\n") if line]
+      )
+    elif os.path.isdir(path):
+      inside = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(path)
+        for name in names
+        if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+      )
+      if not inside:
+        raise ValueError(
+          f"{path} holds no image; these end in {', '.join(_SUFFIXES)}"
+        )
+      found += inside
+    elif "*" in path and not os.path.exists(path):
+      matching = sorted(glob.glob(path, recursive=True))
+      if not matching:
+        raise ValueError(f"no file is named {path}")
+      found += _expanded(matching)
+    else:
+      found.append(path)
+  return found
 
 
 def _notes(changed: Mapping[str, Sequence[str]]) -> list[str]:
@@ -363,8 +412,8 @@ def read_image(
   if image.size != (width, height):
     cut = width == height and image.width != image.height
     changes.append(
-      f"{'cut to its centre square and ' if cut else ''}resized from "
-      f"{image.width}x{image.height} to {width}x{height}"
+      f"{'cut to the centre square and ' if cut else ''}resized to "
+      f"{width}x{height}"
     )
     if width == height:  # as the training images were made square
       image = pictures.fitted(image, width)
@@ -409,11 +458,28 @@ def probabilities(model: Exported, images: np.ndarray) -> np.ndarray:
 def summary(
   probs: np.ndarray, names: Sequence[str], class_names: Sequence[str]
 ) -> list[str]:
-  """The top class of the first few inputs."""
-  top = probs.argmax(-1)
-  lines = [
-    text.printable(f"{name}: {class_names[k]} ({row[k]:.3f})")
-    for name, row, k in zip(names[:_SHOWN], probs, top, strict=False)
-  ]
+  """The likeliest classes of the first inputs."""
+  lines = []
+  for name, row in zip(names[:_SHOWN], probs, strict=False):
+    best = np.argsort(-row, kind="stable")[:_TOP]
+    likely = [k for k in best if row[k] >= _LEAST or k == best[0]]
+    said = ", ".join(f"{class_names[k]} ({row[k]:.3f})" for k in likely)
+    lines.append(text.printable(f"{name}: {said}"))
   rest = len(names) - len(lines)
   return [*lines, f"... and {rest} more"] if rest else lines
+
+
+def to_csv(
+  probs: np.ndarray, names: Sequence[str], class_names: Sequence[str]
+) -> str:
+  """A row an input: its name, its class and how likely all classes are."""
+  others = class_names if probs.size <= _MOST_CELLS else []
+  return text.to_csv([
+    {
+      "name": name,
+      "class": class_names[row.argmax()],
+      "probability": f"{row.max():.4f}",
+      **{f"p({c})": f"{p:.4f}" for c, p in zip(others, row, strict=False)},
+    }
+    for name, row in zip(names, probs, strict=True)
+  ])  # fmt: skip

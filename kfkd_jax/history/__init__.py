@@ -12,6 +12,8 @@ from kfkd_jax.history.predicting import (
   with_room,
 )
 from kfkd_jax.history.stacking import (
+  check_same_leaves,
+  named_leaves,
   num_checkpoints,
   pad_members,
   stack_checkpoints,
@@ -20,7 +22,9 @@ from kfkd_jax.history.stacking import (
 )
 
 __all__ = [
+  "check_same_leaves",
   "fused_predict",
+  "named_leaves",
   "num_checkpoints",
   "pad_members",
   "predict",

@@ -38,16 +38,20 @@ def stack_checkpoints(checkpoints: Sequence[Any]) -> Any:
     )
   if not checkpoints:
     raise ValueError("checkpoints must hold at least one; got none.")
-  first = _leaves(checkpoints[0])
+  first = named_leaves(checkpoints[0])
   structure: Any = jax.tree.structure(checkpoints[0])
   for index, checkpoint in enumerate(checkpoints):
-    _check_same_leaves(first, _leaves(checkpoint), index)
+    check_same_leaves(
+      first,
+      named_leaves(checkpoint),
+      names=("checkpoint 0", f"checkpoint {index}"),
+    )
     if jax.tree.structure(checkpoint) != structure:
       raise ValueError(
         f"checkpoints must be built of the same containers; checkpoint {index} "
         f"is {jax.tree.structure(checkpoint)}, checkpoint 0 is {structure}."
       )
-    _check_alive(f"checkpoint {index}", _leaves(checkpoint))
+    _check_alive(f"checkpoint {index}", named_leaves(checkpoint))
   _check_apart(checkpoints)
 
   def stack(*leaves):
@@ -122,7 +126,7 @@ def num_checkpoints(stacked: Any) -> int:
 
 def leading_size(name: str, tree: Any) -> int:
   """Returns the leading size that all leaves share."""
-  leaves = _leaves(tree)
+  leaves = named_leaves(tree)
   _check_alive(name, leaves)
   shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
   if not shapes:
@@ -137,7 +141,7 @@ def leading_size(name: str, tree: Any) -> int:
   return first[0]
 
 
-def _leaves(
+def named_leaves(
   tree: Any, is_leaf: Callable[[Any], bool] | None = None
 ) -> dict[str, Any]:
   """Returns {leaf path: leaf}."""
@@ -192,29 +196,38 @@ def _changeable(checkpoint: Any) -> dict[str, Any]:
 
   found: dict[str, Any] = {
     repr(path): leaf.ctypes.data
-    for path, leaf in _leaves(checkpoint).items()
+    for path, leaf in named_leaves(checkpoint).items()
     if isinstance(leaf, np.ndarray) and leaf.flags.writeable and leaf.size
   }
-  for path, node in _leaves(checkpoint, is_variable).items():
+  for path, node in named_leaves(checkpoint, is_variable).items():
     if is_variable(node):
       found[repr(path)] = ("variable", id(node))
   return found
 
 
-def _check_same_leaves(
-  first: dict[str, Any], other: dict[str, Any], index: int
+def check_same_leaves(
+  first: dict[str, Any], other: dict[str, Any], *, names: tuple[str, str]
 ) -> None:
+  """Raises ValueError at the first leaf that two checkpoints have otherwise.
+
+  Args:
+    first: arrays by path, or what has their `shape` and `dtype`.
+    other: the same of another checkpoint.
+    names: what the two are called.
+  """
+
   def describe(leaves: dict[str, Any], path: str) -> str:
     if path not in leaves:
       return "is missing"
     leaf = leaves[path]
-    dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
-    return f"has shape {np.shape(leaf)} and dtype {dtype}"
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+      leaf = np.asarray(leaf)
+    return f"has shape {tuple(leaf.shape)} and dtype {leaf.dtype}"
 
   for path in sorted(first.keys() | other.keys()):
     described = [describe(leaves, path) for leaves in (first, other)]
     if described[0] != described[1]:
       raise ValueError(
         f"checkpoints must agree in every leaf; {path!r} {described[0]} in "
-        f"checkpoint 0 and {described[1]} in checkpoint {index}."
+        f"{names[0]} and {described[1]} in {names[1]}."
       )

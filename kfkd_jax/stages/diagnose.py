@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kfkd_jax import files, forgetting
+from kfkd_jax.answers import Answers
 from kfkd_jax.run import build, results, workspace
 from kfkd_jax.run.workspace import Workspace
 
@@ -55,20 +56,74 @@ def diagnose(
     class under `by_class`, `time_to_forget`, and the largest F_e.
   """
   correct = forgetting.correctness(probs, labels)
-  curves = forgetting.forgetting_curves(correct)
   by_class = forgetting.forgetting_curves_by_class(correct, labels, num_classes)
+  return {
+    **of_correct(correct),
+    "by_class": {k: _numbers(v) for k, v in by_class._asdict().items()},
+  }
+
+
+def of_correct(correct: Any) -> dict[str, Any]:
+  """What of `diagnose` needs no more than `correct[C, N]`."""
+  correct = np.asarray(correct)
+  curves = forgetting.forgetting_curves(correct)
   forget = np.asarray(curves.forget)
   worst = int(forget.argmax())
   return {
     **{k: _numbers(v) for k, v in curves._asdict().items()},
-    "by_class": {k: _numbers(v) for k, v in by_class._asdict().items()},
     "time_to_forget": _numbers(forgetting.time_to_forget(correct)),
-    "num_examples": len(labels),
+    "num_examples": correct.shape[1],
     "num_wrong_at_end": int((~correct[-1]).sum()),
     "num_once_right": int(np.sum(~correct[-1] & correct.any(0))),
     "max_forget": float(forget[worst]),
     "max_forget_checkpoint": worst,
   }
+
+
+def together(found: Answers) -> dict[str, Any]:
+  """What the checkpoints know together, for some numbers k of them.
+
+  `forgotten` lists the ids of those once right and wrong at the end, and
+  `forgotten_share` is their share. For every number in `k`, `pass_at_k` is the
+  share that one of k checkpoints at random has right, `pass_of_last` that one
+  of the last k has, and `majority_of_last` that most of these answer rightly.
+  Without answers, `majority_at_least` counts where more than half of them are
+  right, as a vote then is.
+  """
+  correct = found.correct
+  size = len(correct)
+  forgotten = np.asarray(forgetting.forgotten(correct))
+  numbers = sorted({*(2**i for i in range(size.bit_length())), size})
+  numbers = [k for k in numbers if k <= size]
+  shares: dict[str, Any] = {
+    "forgotten": found.ids[forgotten].tolist(),
+    "forgotten_share": float(forgotten.mean()),
+    "k": numbers,
+    "pass_at_k": [
+      float(forgetting.pass_at_k(correct, k).mean()) for k in numbers
+    ],
+    "pass_of_last": [float(correct[-k:].any(0).mean()) for k in numbers],
+  }
+  if found.answers is None:
+    least = [float((correct[-k:].mean(0) > 0.5).mean()) for k in numbers]
+    return {**shares, "majority_at_least": least}
+  votes = [forgetting.majority_vote(found.answers[-k:]) for k in numbers]
+  right = [float((vote == found.labels).mean()) for vote in votes]
+  return {**shares, "majority_of_last": right}
+
+
+def summary_together(split: dict[str, Any]) -> str:
+  """One line about what `together` found of all checkpoints."""
+  least = "majority_at_least" in split
+  majority = split["majority_at_least" if least else "majority_of_last"]
+  some = min(1, len(split["k"]) - 1)
+  return (
+    f"final {split['pass_of_last'][0]:.3f}, majority of all {split['k'][-1]} "
+    f"{'at least ' if least else ''}{majority[-1]:.3f}, one of all right "
+    f"{split['pass_of_last'][-1]:.3f}, one of {split['k'][some]} at random "
+    f"{split['pass_at_k'][some]:.3f}; once right and wrong at the end "
+    f"{split['forgotten_share']:.3f}"
+  )
 
 
 def summary(

@@ -89,8 +89,9 @@ def summary(
   kf, mixture = methods["kf"], methods["mixture"]
   members = [epochs[m] for m in kf["members"]]
   used = int(np.count_nonzero(mixture["weights"]))
+  which = f"of epochs {members}" if members else "of the last epoch alone"
   return (
-    f"on the {points} KF of epochs {members} has accuracy "
+    f"on the {points} KF {which} has accuracy "
     f"{kf['accuracy']:.3f} ({kf['gain']:+.3f}), the mixture of {used} "
     f"checkpoints {mixture['accuracy']:.3f} ({mixture['gain']:+.3f})"
   )

@@ -11,6 +11,7 @@ import pytest
 
 import kfkd_jax
 from kfkd_jax import cli
+from kfkd_jax import config as config_lib
 
 ROOT = pathlib.Path(kfkd_jax.__file__).parents[1]
 
@@ -69,7 +70,15 @@ def test_what_needs_no_jax_does_not_wait_for_it(tmp_path, argument, code, said):
     (["run", "--config.train.epoch=3"], "did you mean 'train.epochs'"),
     (["run", "--config=nowhere.py"], "there is no file nowhere.py"),
     (["run", "--epochs=3"], "argument '--epochs=3' is unknown"),
-    (["run", "--config.train.epochs"], "--config.key=value"),
+    (["run", "--config.train.epochs", "4"], "use --config.train.epochs=VALUE"),
+    (["run", "--config.train.lr=1"], "did you mean 'optim.learning_rate'"),
+    (["runn"], "'runn' is no stage; did you mean 'run'?"),
+    (["zzz", "--workdir=x"], "'zzz' is no stage; `kfkd --help` has all"),
+    ([], "name a STAGE, such as `kfkd run`"),
+    (["train", "--config.data.name=cifar-10"], "did you mean cifar10?"),
+    (["train", "--config.data.name=cifar11"], "did you mean cifar10?"),
+    (["help", "train.epoch"], "did you mean 'train.epochs'"),
+    (["help", "--config.train.epochs=3"], "help takes no --config"),
     (["compare", "--predictions=x.npz"], "goes with diagnose and fuse"),
     (["fuse", "--predictions=no-such-file.npz"], "no-such-file.npz"),
     (["sweep", "--seeds=0"], "--seeds must be at least 1"),
@@ -82,8 +91,39 @@ def test_mistakes_are_one_line_and_exit_code_2(
   code, _, err = kfkd(*arguments, capsys=capsys)
   assert code == 2
   assert message in err
-  assert err.count("\n") == 1
+  assert err.count("\n") == 1 and len(err) < 400
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words", "others"),
+  [
+    (["study", "--help"], ["retention", "How few", "--seeds"], ["--model"]),
+    (["-h", "predict"], ["--model", "folders of them"], ["--seeds", "sweep"]),
+    (["merge", "--help"], ["--decay", "PATH"], ["--config", "--workdir"]),
+    (["--version"], ["kfkd 0."], ["usage"]),
+  ],
+)
+def test_a_stage_has_a_help_of_its_own(arguments, words, others, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    cli.main(arguments)
+  assert stopped.value.code == 0
+  said = capsys.readouterr().out
+  assert all(word in said for word in words)
+  assert not any(word in said for word in others)
+
+
+def test_keys_are_explained(capsys):
+  _, out, _ = kfkd("help", "train.epochs", capsys=capsys)
+  assert out == (
+    "train.epochs: Passes over the training set.\n"
+    "  default 60; allowed 1 to 1e+06\n"
+  )
+  _, out, _ = kfkd("help", "optim", "history.keep", capsys=capsys)
+  assert "optim.nesterov" in out and "allowed True, False" in out
+  assert "or None" in out.partition("history.keep")[2]
+  _, out, _ = kfkd("help", capsys=capsys)
+  assert all(f"{key.name}=" in out for key in config_lib.KEYS)
 
 
 def test_stage_before_its_turn(capsys, tmp_path):
@@ -123,7 +163,7 @@ def test_foreign_predictions_are_diagnosed_and_fused(
   assert sum(kf["weights"]) == pytest.approx(1)
   assert kf["gain"] > 0
   assert {p.name for p in tmp_path.iterdir()} == {
-    "p.npz", "p.diagnosis.json", "p.fusion.json",
+    "p.npz", "p.diagnosis.json", "p.fusion.json", "p.weights.npz",
   }  # fmt: skip
 
 
@@ -132,15 +172,21 @@ def test_fuse_says_how_its_weights_are_applied(capsys, tmp_path):
   _, out, _ = kfkd("fuse", f"--predictions={path}", capsys=capsys)
   assert "These points chose the weights: expect less" in out
   arrays = np.load(path)
-  known = {
-    "json": json, "numpy": np, "pathlib": pathlib, "probs": arrays["probs"],
-  }  # fmt: skip
+  known = {"numpy": np, "probs": arrays["probs"]}
   exec("\n".join(x[2:] for x in out.splitlines() if x[:2] == "  "), known)
+  assert sum(line[:2] == "  " for line in out.splitlines()) == 1
   right = np.mean(known["fused"].argmax(-1) == arrays["labels"])
   stored = json.loads((tmp_path / "p'1.fusion.json").read_text())
   assert right == pytest.approx(
     stored["folds"][0]["methods"]["kf"]["accuracy"], abs=1e-6
   )
+
+
+def test_the_last_epoch_alone_is_said_so(capsys, tmp_path):
+  probs = np.tile(np.eye(3), (2, 1, 1))
+  path = save_predictions(tmp_path / "p.npz", probs=probs, labels=np.arange(3))
+  _, out, _ = kfkd("fuse", f"--predictions={path}", capsys=capsys)
+  assert "KF of the last epoch alone has accuracy 1.000" in out
 
 
 @pytest.mark.parametrize("option", ["--output", "--workdir"])

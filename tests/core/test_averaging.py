@@ -237,3 +237,107 @@ _STACKED = {"w": np.ones((3, 2), np.float32)}
 def test_errors_name_the_argument(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+class _Reads:
+  """Checkpoints that are counted as they are read."""
+
+  def __init__(self, models):
+    self.models, self.read = models, []
+
+  def __len__(self):
+    return len(self.models)
+
+  def __getitem__(self, c):
+    self.read.append(c)
+    return self.models[c]
+
+
+@hypothesis.given(num=st.sampled_from([1, 2, 5]), seed=st.integers(0, 1000))
+def test_merge_is_the_weighted_average(num, seed):
+  models = _models(num, seed)
+  weights = np.random.default_rng(seed).dirichlet(np.ones(num))
+  merged = averaging.merge(models, weights)
+  _assert_close(merged, _plain_weighted(models, weights))
+  assert merged["params"]["w"].dtype == np.float32
+
+
+def test_merge_reads_only_what_counts_and_the_last():
+  models = _Reads(_models(4))
+  models.models[0]["params"]["w"][:] = np.nan
+  merged = averaging.merge(models, [0, 1, 0, 0])
+  assert models.read == [1, 3]
+  np.testing.assert_array_equal(
+    merged["params"]["w"], models.models[1]["params"]["w"]
+  )
+  assert merged["steps"] == 30
+
+
+def test_merge_names_the_leaf_that_differs():
+  models = _models(3)
+  models[2]["params"]["w"] = np.zeros((3, 2), np.float32)
+  with pytest.raises(
+    ValueError, match=r"'params/w' .*\(2, 3\).* checkpoint 0 .* checkpoint 2"
+  ):
+    averaging.merge(models, [0.5, 0, 0.5])
+
+
+def test_merge_adds_bfloat16_in_float32():
+  models = [{"w": jnp.full(70_000, 1, jnp.bfloat16)}] * 300
+  merged = averaging.merge(models, np.full(300, 1 / 300))["w"]
+  assert merged.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(merged.astype(np.float32), 1)
+
+
+CURVES = {
+  "linear": (averaging.linear_decay, lambda t: 1 - t),
+  "sqrt": (averaging.sqrt_decay, lambda t: 1 - np.sqrt(t)),
+  "exponential": (
+    lambda size: averaging.exponential_decay(size, decay=0.7),
+    None,
+  ),
+}
+
+
+@pytest.mark.parametrize("shape", CURVES)
+@pytest.mark.parametrize("num", [1, 2, 8])
+def test_merging_is_decaying_the_updates(shape, num):
+  """WSM: constant steps, then merged, are decayed steps along the way."""
+  weights_of, curve = CURVES[shape]
+  rng = np.random.default_rng(0)
+  start, updates = rng.standard_normal(5), rng.standard_normal((num - 1, 5))
+  models = [{"w": start + updates[:c].sum(0)} for c in range(num)]
+  times = np.arange(1, num)
+  scales = 0.7**times if curve is None else curve(times / num)
+  decayed = start + np.einsum("i,ij->j", scales, updates)
+  merged = averaging.merge(models, weights_of(num))["w"]
+  np.testing.assert_allclose(merged, decayed, atol=1e-6)
+
+
+def test_ema_weights_are_those_of_the_updates():
+  models = _models(6)
+  average = models[0]
+  for model in models[1:]:
+    average = averaging.ema_update(average, model, decay=0.8)
+  merged = averaging.merge(models, averaging.ema_weights(6, decay=0.8))
+  _assert_close(merged, average)
+
+
+@pytest.mark.parametrize(
+  "curve", [[0.2, 0.5], [1.5], [-0.1], [np.nan], [[1.0]]]
+)
+def test_a_curve_that_rises_is_no_decay(curve):
+  with pytest.raises(ValueError, match="gradient_weights must"):
+    averaging.decay_weights(curve)
+
+
+def test_greedy_means_of_bfloat16_are_not_rounded_on_the_way():
+  values = [1.0, 1.0, 1.0078125, 1.0, 1.0, 1.0]
+  models = [{"w": jnp.full(2, v, jnp.bfloat16)} for v in values]
+  means = []
+  averaging.greedy_merge(
+    models, np.arange(6)[::-1], lambda v: means.append(v["w"]) or len(means)
+  )
+  assert all(mean.dtype == jnp.bfloat16 for mean in means)
+  exact = np.float32(np.mean(values)).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(means[-1], exact)

@@ -1,7 +1,9 @@
 """Images in, probabilities out; every mistake on one line."""
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 
 import jax
@@ -115,11 +117,49 @@ def test_batches_of_any_size_are_the_whole(
 
 
 def test_summary_names_a_few_and_counts_the_rest():
-  probs = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 0]]
-  lines = predict.summary(probs, list("abcdefg"), NAMES)
-  assert lines[0] == "a: ant (1.000)"
+  probs = np.tile(np.float32([0.001, 0.899, 0.1]), (22, 1))
+  names = [f"{n}.png" for n in range(22)]
+  lines = predict.summary(probs, names, NAMES)
+  assert lines[0] == f"0.png: {NAMES[1]} (0.899), {NAMES[2]} (0.100)"
   assert lines[-1] == "... and 2 more"
-  assert len(predict.summary(probs[:5], list("abcde"), NAMES)) == 5
+  assert len(predict.summary(probs[:20], names[:20], NAMES)) == 20
+
+
+def test_a_table_for_people_lies_beside(model, tmp_path):
+  images = pictures(2)
+  inputs = [save(tmp_path / f"{n}.png", images[n]) for n in range(2)]
+  out = tmp_path / "out"
+  said = predict.run(str(model), inputs, str(out / "x.csv"), tmp_path)
+  assert f"written to {out}/x.npz and {out}/x.csv" in said
+  with (out / "x.csv").open() as f:
+    rows = list(csv.DictReader(f))
+  probs = reference(images)
+  assert [row["class"] for row in rows] == [NAMES[k] for k in probs.argmax(-1)]
+  assert [row["name"] for row in rows] == inputs
+  assert float(rows[1]["probability"]) == pytest.approx(
+    probs[1].max(), abs=1e-4
+  )
+  assert float(rows[1][f"p({NAMES[2]})"]) == pytest.approx(
+    probs[1, 2], abs=1e-4
+  )
+
+
+def test_folders_patterns_and_standard_input(tmp_path, monkeypatch):
+  (tmp_path / "deep" / "er").mkdir(parents=True)
+  for name in ("deep/b.png", "deep/er/a.JPG", "c.png"):
+    save(tmp_path / name, pictures(1)[0], format="PNG")
+  (tmp_path / "deep" / "notes.txt").write_text("")
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr("sys.stdin", io.StringIO("c.png\n\n"))
+  found = predict.read_inputs(["deep", "*.png", "-"], SHAPE)
+  assert found.names == ["deep/b.png", "deep/er/a.JPG", "c.png", "c.png"]
+  (tmp_path / "none").mkdir()
+  for path, message in (
+    ("none", r"none holds no image; these end in \.bmp"),
+    ("x*", r"no file is named x\*"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      predict.read_inputs([path], SHAPE)
 
 
 def test_without_a_card_classes_are_numbers(model, tmp_path):
@@ -138,7 +178,7 @@ def test_a_card_for_other_files_is_no_concern(model):
 @pytest.mark.parametrize(
   ("change", "shape", "note"),
   [
-    (lambda i: i.resize((10, 8)), SHAPE, "resized from 10x8 to 5x4"),
+    (lambda i: i.resize((10, 8)), SHAPE, "resized to 5x4"),
     (lambda i: i.convert("RGBA"), SHAPE, None),
     (lambda i: i.convert("L"), SHAPE, None),
     (lambda i: i.quantize(8), SHAPE, None),
@@ -166,7 +206,7 @@ def test_long_pictures_are_cut_to_the_square_that_training_saw(tmp_path):
   image = Image.fromarray(pictures(1)[0]).resize((12, 8))
   image.save(tmp_path / "a.png")
   array, changes = predict.read_image(epath.Path(tmp_path / "a.png"), (4, 4, 3))
-  assert changes == ["cut to its centre square and resized from 12x8 to 4x4"]
+  assert changes == ["cut to the centre square and resized to 4x4"]
   np.testing.assert_array_equal(array, data_pictures.fitted(image, 4))
 
 
@@ -193,7 +233,7 @@ def test_notes_count_files(model, tmp_path):
   big = pictures(3, (8, 10, 3))
   inputs = [save(tmp_path / f"{i}.png", image) for i, image in enumerate(big)]
   _, said = run(model, inputs, tmp_path)
-  note = f"note: resized from 10x8 to 5x4: {inputs[0]} and 2 more"
+  note = f"note: resized to 5x4: {inputs[0]} and 2 more"
   assert said.splitlines()[0] == note
 
 
@@ -452,8 +492,8 @@ def test_output_is_not_an_input(model, tmp_path):
   np.savez(path, images=pictures(2))
   with pytest.raises(ValueError, match="is also an input"):
     predict.run(str(model), [path], path, tmp_path)
-  with pytest.raises(ValueError, match=r"must end in \.npz"):
-    predict.run(str(model), [path], str(tmp_path / "o.csv"), tmp_path)
+  with pytest.raises(ValueError, match=r"must end in \.npz or \.csv"):
+    predict.run(str(model), [path], str(tmp_path / "o.txt"), tmp_path)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 3, 1, 2], [0, 1, 3, 2]])
