@@ -338,7 +338,7 @@ def audit_finish(sums: AuditSums) -> Audit:
   if not num_epochs:
     raise ValueError("nothing was added to this audit; audit_update adds.")
   num_classes = sums.probs.shape[1]
-  levels = _class_means(sums.early, labels)
+  levels = _class_means(sums.early, labels, float(sums.weight))
   early = _counted(_best(sums.early, levels), labels, num_classes)
   log_odds = np.log(noise_of(early)) - np.log(levels)[:, None]
   score = np.empty(len(labels), np.float32)
@@ -354,7 +354,8 @@ def audit_finish(sums: AuditSums) -> Audit:
     score[rows] = beliefs[each, best] - own
     suggested[rows] = best
     other[rows] = sums.probs[rows][each, best] / num_epochs
-  believed = _best(sums.probs, _class_means(sums.probs, labels))
+  means = _class_means(sums.probs, labels, num_epochs)
+  believed = _best(sums.probs, means)
   counts = _counted(believed, labels, num_classes)
   accused = np.zeros(len(labels), bool)
   num_accused = np.count_nonzero(believed != labels)
@@ -412,18 +413,25 @@ def _counted(
   return counts.reshape(num_classes, num_classes)
 
 
-def _class_means(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _class_means(
+  probs: np.ndarray, labels: np.ndarray, weight: float
+) -> np.ndarray:
   """Mean of a class's column over the points given as it, f64[K], above 0.
 
-  A class that nobody is given as has the largest of them.
+  Args:
+    probs: [N, K] a sum over epochs.
+    labels: int[N].
+    weight: of the epochs together.
+
+  Returns:
+    Means of the epochs' mean; a class that nobody is given as has the largest.
   """
   num_classes = probs.shape[1]
   own = np.take_along_axis(probs, labels[:, None], axis=1)[:, 0]
   sizes = np.bincount(labels, minlength=num_classes)
   sums = np.bincount(labels, own, minlength=num_classes)
-  means = sums / np.maximum(sizes, 1)
-  means = np.where(sizes > 0, means, means.max())
-  return np.maximum(means, np.finfo(np.float32).tiny)
+  means = sums / np.maximum(sizes, 1) / weight
+  return np.maximum(np.where(sizes > 0, means, means.max()), _LEAST)
 
 
 def _best(probs: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -442,10 +450,10 @@ def _confident_joint(sums: AuditSums, num_epochs: int) -> np.ndarray:
   its size.
   """
   labels, num_classes = sums.labels, sums.probs.shape[1]
-  levels = _class_means(sums.probs, labels)
+  levels = _class_means(sums.probs, labels, num_epochs)
   counts = np.zeros((num_classes, num_classes))
   for rows in stacks.row_slices(*sums.probs.shape):
-    part, given = sums.probs[rows], labels[rows]
+    part, given = sums.probs[rows] / num_epochs, labels[rows]
     # Half a rounding error, or a class of one would miss its own mean.
     reached = np.where(part >= levels * (1 - 1e-6), part, -1)
     sure = reached.max(axis=1) >= 0
@@ -462,7 +470,7 @@ def _scores(sums: AuditSums, num_epochs: int) -> Scores:
   """What others have proposed, from the same sums."""
   labels, several = sums.labels, num_epochs > 1
   own = np.take_along_axis(sums.probs, labels[:, None], axis=1)[:, 0]
-  levels = _class_means(sums.probs, labels) / num_epochs
+  levels = _class_means(sums.probs, labels, num_epochs)
   mean_margin, class_margin = np.empty_like(own), np.empty_like(own)
   for rows in stacks.row_slices(*sums.probs.shape):
     part = sums.probs[rows] / num_epochs
