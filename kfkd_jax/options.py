@@ -16,6 +16,7 @@ STAGES = {
   "rivals": "train the networks of the other methods",
   "compare": "score every method on the test points",
   "report": "write the report page, or one that compares several DIRs",
+  "audit": "find wrong training labels (also of --predictions)",
   "export": "write networks and ensembles as files to ship",
   "predict": "predict INPUT... with an exported --model",
   "sanity": "check on the history that fusing finds nothing in nothing",
@@ -47,7 +48,7 @@ class Option(NamedTuple):
 _OPTIONS = (
   Option(
     "--predictions",
-    ("diagnose", "fuse"),
+    ("diagnose", "fuse", "audit"),
     "saved probabilities of your own: probs[C,N,K], labels[N] and optionally "
     "epochs[C]; what comes out goes beside the file, or to --output",
     {"metavar": "FILE.npz"},
@@ -98,10 +99,10 @@ _OPTIONS = (
   ),
   Option(
     "--output",
-    ("predict", "report", "diagnose", "fuse"),
+    ("predict", "report", "diagnose", "fuse", "audit"),
     "where the probabilities go (default: probs.npz), the folder of a page "
-    "that compares several DIRs (default: kfkd-report), or the folder for what "
-    "comes out of --predictions",
+    "that compares several DIRs (default: kfkd-report), or the folder for an "
+    "audit and for what comes out of --predictions",
     {"metavar": "FILE or DIR"},
   ),
 )

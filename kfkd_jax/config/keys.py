@@ -74,6 +74,8 @@ _LESSON = ("distill", "lesson")
 _RIVALS = ("rivals",)
 _COMPARE = ("compare",)
 _REPORT = ("report",)
+_SHOWN = ("report", "audit")
+_INTERVALS = ("compare", "audit")
 _EXPORT = ("export",)
 _BOOL = ANY  # the type says it all
 _NO_RATE = ("none", "field")
@@ -307,9 +309,9 @@ KEYS = (
   Key("compare.patience", 10, at_least(1),
       "Checkpoints that early_stopping waits.", _COMPARE),
   Key("compare.bootstrap_samples", 2000, between(100, 10**6),
-      "Of the intervals.", _COMPARE),
+      "Of the intervals.", _INTERVALS),
   Key("compare.level", 0.95, between(0.5, 0.9999), "Of the intervals.",
-      _COMPARE),
+      _INTERVALS),
 
   Key("baselines.swa_start", 0.75, between(0, 0.999),
       "Share of the run that is not averaged.", _RIVALS),
@@ -371,7 +373,7 @@ KEYS = (
       "How far labels reach, below 1.", _RIVALS),
 
   Key("report.num_examples", 12, between(0, 1000),
-      "Forgotten examples shown as pictures.", _REPORT),
+      "Forgotten or accused examples shown as pictures.", _SHOWN),
   Key("report.paper", None, one_of(tuple(published.COLUMNS)),
       "A column of `kfkd_jax.published` to set beside ours; None: no such "
       "table.", _REPORT, str),
