@@ -24,6 +24,7 @@ from kfkd_jax.config.ranges import (
   one_of,
   some_of,
 )
+from kfkd_jax.data import corrections
 from kfkd_jax.data.splits import NOISE_KINDS, NUM_HALVINGS
 from kfkd_jax.training import clock
 
@@ -147,6 +148,14 @@ KEYS = (
       "Share of labels that change; kinds that have none take none.", _TRAIN),
   Key("noise.field", None, ANY, "Label column for noise.kind=field.", _TRAIN,
       str),
+
+  Key("noise.corrections", None,
+      Range("an existing file", lambda v: epath.Path(v).expanduser().exists()),
+      "A table of wrong training labels, such as an audit.csv.", _TRAIN, str,
+      later=True),
+  Key("noise.correct", "drop", one_of(corrections.WAYS),
+      "What is done about them: dropped, or relabelled as suggested.", _TRAIN,
+      later=True),
 
   Key("selection.source", "train", one_of(("train", "test")),
       "Who selects: points carved from train, or half of test.", _SPLIT),

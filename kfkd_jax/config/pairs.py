@@ -53,6 +53,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"noise.field={noise.field!r} needs noise.kind='field', not {kind!r}",
     ),
     (
+      noise.correct != "drop" and noise.corrections is None,
+      f"noise.correct={noise.correct!r} needs noise.corrections, a table of "
+      "wrong labels; it is None",
+    ),
+    (
       config.fuse.transition == "known"
       and (config.selection.labels == "clean" or kind not in _HAS_TRANSITION),
       "fuse.transition='known' needs selection.labels='noisy' and a noise.kind "

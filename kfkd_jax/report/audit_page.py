@@ -87,8 +87,8 @@ def _examples(subject: Subject, places: np.ndarray) -> list[dict[str, Any]]:
   if not len(places):
     return []
   shown = np.sort(places)
-  classes = forgetting.predicted_classes(Subset(subject.probs, shown))
-  classes = dict(zip(shown.tolist(), np.asarray(classes).T, strict=True))
+  told = forgetting.predicted_classes(Subset(subject.probs, shown))
+  classes = dict(zip(shown.tolist(), np.asarray(told).T, strict=True))
   return [
     {
       **_listed(subject, int(n)),

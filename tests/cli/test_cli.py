@@ -46,7 +46,10 @@ def test_help_names_every_stage_and_key(capsys):
     (["run", "--config=nowhere.py"], "there is no file nowhere.py"),
     (["run", "--epochs=3"], "argument '--epochs=3' is unknown"),
     (["run", "--config.train.epochs"], "--config.key=value"),
-    (["compare", "--predictions=x.npz"], "goes with diagnose and fuse and audit"),
+    (
+      ["compare", "--predictions=x.npz"],
+      "goes with diagnose and fuse and audit",
+    ),
     (["fuse", "--predictions=no-such-file.npz"], "no-such-file.npz"),
     (["sweep", "--seeds=0"], "--seeds must be at least 1"),
   ],
