@@ -347,6 +347,9 @@ KEYS = (
       "Of the row label_smoothing.", _RIVALS),
   Key("baselines.mixup", 1.0, between(1e-3, 100),
       "Beta concentration of the row mixup.", _RIVALS),
+  Key("baselines.audit_correct", "relabel", one_of(corrections.WAYS),
+      "What the row audit_retrain does about accused labels.", _RIVALS,
+      later=True),
 
   Key("strategy.teacher", "kf", one_of(FUSIONS),
       "Fusion that teaches the students below.", _RIVALS),
@@ -398,8 +401,9 @@ KEYS = (
   Key("export.onnx", True, _BOOL,
       "As well, where jax2onnx and onnxruntime are installed.", _EXPORT),
 
-  Key("bench.parts", PARTS, some_of((*PARTS, "peer")),
-      "What is measured; peer: the steps of bench.peers, here and in PyTorch."),
+  Key("bench.parts", PARTS, some_of((*PARTS, "audit", "peer")),
+      "What is measured; audit: of a history as large as bench.fusion says; "
+      "peer: the steps of bench.peers, here and in PyTorch."),
   Key("bench.peers", PEERS, some_of(PEERS), "Networks of the part peer."),
   Key("bench.rounds", 16, between(1, 10**4),
       "Of which the lower quartile counts."),
@@ -410,7 +414,7 @@ KEYS = (
   Key("bench.checkpoints", 16, between(1, 10**4),
       "Restored, and predicted with."),
   Key("bench.fusion", "memory", one_of(("tiny", "memory", "disk")),
-      "History to fuse; disk takes 9 GB."),
+      "History to fuse or to audit; disk takes 9 or 4 GB."),
 
   Key("runtime.compilation_cache", True, _BOOL,
       "Keep compiled programs between runs."),

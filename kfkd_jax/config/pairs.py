@@ -104,6 +104,12 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"{config.distill.temperature}; leave it at 1",
     ),
     (
+      "audit_retrain" in config.compare.methods
+      and not config.predictions.train,
+      "compare.methods names audit_retrain, which needs "
+      "predictions.train=True; it is False",
+    ),
+    (
       untaught,
       f"export.models names {untaught}, whom distill.teachers="
       f"{tuple(config.distill.teachers)} does not teach",

@@ -20,12 +20,12 @@ class Corrections(NamedTuple):
   """What to do about which labels.
 
   Attributes:
-    index: int64[M] of the points, in the data set's split.
+    ids: int64[M] of the points, positions in the data set's split.
     given: int32[M] the labels that they are known by.
     suggested: int32[M] the labels that they should have.
   """
 
-  index: np.ndarray
+  ids: np.ndarray
   given: np.ndarray
   suggested: np.ndarray
 
@@ -59,11 +59,11 @@ def read(path: epath.PathLike, num_classes: int) -> Corrections:
   except (UnicodeDecodeError, csv.Error) as error:
     raise ValueError(f"{path} is no table of corrections: {error}") from None
   columns = np.array(found, np.int64).reshape(-1, 3).T
-  index = columns[0]
-  values, counts = np.unique(index, return_counts=True)
+  ids = columns[0]
+  values, counts = np.unique(ids, return_counts=True)
   if (counts > 1).any():
     raise ValueError(f"{path} corrects index {values[counts.argmax()]} twice")
-  return Corrections(index, *columns[1:].astype(np.int32))
+  return Corrections(ids, *columns[1:].astype(np.int32))
 
 
 def _corrects(row: Mapping[str, str | None]) -> bool:
@@ -106,12 +106,12 @@ def places(
     ValueError: a point is none of these, or is known by another label.
   """
   order = np.argsort(ids, kind="stable")
-  found = np.searchsorted(ids, corrections.index, sorter=order)
+  found = np.searchsorted(ids, corrections.ids, sorter=order)
   found = order[np.minimum(found, len(ids) - 1)]
-  strange = ids[found] != corrections.index
+  strange = ids[found] != corrections.ids
   if strange.any():
     raise ValueError(
-      f"{path} corrects index {corrections.index[strange][0]}, which is none "
+      f"{path} corrects index {corrections.ids[strange][0]}, which is none "
       f"of the {len(ids)} training points; it is of other data, or of another "
       "split of it"
     )
@@ -119,7 +119,7 @@ def places(
   if other.any():
     n = int(other.argmax())
     raise ValueError(
-      f"{path} says that index {corrections.index[n]} is given as "
+      f"{path} says that index {corrections.ids[n]} is given as "
       f"{corrections.given[n]}, but here it is given as {given[found[n]]}; it "
       "is of other labels"
     )
