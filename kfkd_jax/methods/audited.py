@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from kfkd_jax import auditing, processes
@@ -22,9 +24,8 @@ def _lesson(space: Workspace) -> networks.Lesson:
   if space.config.baselines.audit_correct == "relabel":
     return lesson._replace(extra={"label": found.suggested})
   kept = np.flatnonzero(~found.accused)
-  return lesson._replace(
-    extra={"image": take(task.images, kept), "label": task.given[kept]}
-  )
+  images: Any = take(task.images, kept)
+  return lesson._replace(extra={"image": images, "label": task.given[kept]})
 
 
 def _plans(space: Workspace) -> list[networks.Plan]:

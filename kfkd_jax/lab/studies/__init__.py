@@ -158,6 +158,14 @@ STUDIES: dict[str, Study] = {
       "accuracy": ("accuracy", "online_accuracy"),
     },
   ),
+  "audit": Study(
+    "How well does a training history tell wrong labels?",
+    "noise", _CHEAP,
+    ("noise.kind=pair,symmetric,instance", "noise.rate=0.2,0.4"),
+    measures.audits, "noise.rate",
+    {"auroc": ("auroc",), "missed": ("missed",)},
+    line="score", by=("score",),
+  ),
 }  # fmt: skip
 
 
@@ -181,6 +189,9 @@ _VALUE_NAMES = {
   "final_ece": "calibration error, final",
   "teacher_ece": "calibration error, teacher",
   "student_ece": "calibration error, student",
+  "auroc": "AUROC",
+  "average_precision": "average precision",
+  "missed": "wrong labels missed",
 }
 
 
