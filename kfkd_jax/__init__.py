@@ -19,6 +19,9 @@ Losses per example, to distil with: `cross_entropy`, `distillation`.
 Wrong labels on purpose: `symmetric`, `pair`, `asymmetric` make a transition
 matrix, `corrupt_labels` draws from it.
 
+Wrong labels found, from predictions `probs[C, N, K]` of the training points:
+`audit`; in a loop of your own `audit_init`, `audit_update`, `audit_finish`.
+
 Scores: `accuracy`, `negative_log_likelihood`, `brier_score`,
 `calibration_error`.
 
@@ -42,6 +45,7 @@ with (
   else _epy.lazy_api_imports(globals())
 ):
   from kfkd_jax import (
+    auditing,
     averaging,
     forgetting,
     fusion,
@@ -50,6 +54,12 @@ with (
     losses,
     metrics,
     statistics,
+  )
+  from kfkd_jax.auditing import (
+    audit,
+    audit_finish,
+    audit_init,
+    audit_update,
   )
   from kfkd_jax.forgetting import (
     correctness,
@@ -85,6 +95,11 @@ with (
 __all__ = [
   "accuracy",
   "asymmetric",
+  "audit",
+  "audit_finish",
+  "audit_init",
+  "audit_update",
+  "auditing",
   "averaging",
   "best_checkpoint",
   "brier_score",

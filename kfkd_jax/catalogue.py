@@ -74,6 +74,8 @@ _ROWS = (
   Method("label_smoothing", "Label smoothing", "Szegedy et al. 2016", _ALONE,
          ("baselines.label_smoothing",)),
   Method("mixup", "Mixup", "Zhang et al. 2018", _ALONE, ("baselines.mixup",)),
+  Method("audit_retrain", "Labels corrected, trained anew", needs=_ASKED,
+         keys=("baselines.audit_correct",)),
   Method("kf_kd", "KF, distilled", "Stern, Corn, Weinshall 2025"),
   Method("mixture_kd", "Mixture, distilled"),
   Method("air", "AIR, hard", "Dong et al. 2019", _ALONE,

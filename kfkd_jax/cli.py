@@ -231,6 +231,8 @@ def _work(options, config, workdir) -> tuple[int, str]:
 
     table, passed = processes.on_main(sanity.run, config, workdir)
     return 0 if passed else _FAILED, table
+  if options.stage == "audit" and options.output is not None:
+    return 0, processes.on_main(_audit_elsewhere, options, config, workdir)
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage, redo=bool(options.redo))
     return 0, _check_traced(options, workdir)
@@ -238,6 +240,19 @@ def _work(options, config, workdir) -> tuple[int, str]:
   page = workdir / "report" / "index.html"
   line = f"The report is at {page}" if ran else f"Nothing to do; see {page}"
   return 0, "\n".join(filter(None, (_check_traced(options, workdir), line)))
+
+
+def _audit_elsewhere(options, config, workdir) -> str:
+  """An audit of a working directory, written outside of it."""
+  from kfkd_jax import stages
+  from kfkd_jax.run.workspace import Workspace
+  from kfkd_jax.stages import audit
+
+  folder, space = _audit_output(options), Workspace(config, workdir)
+  with stages.held(workdir):
+    stages.check_ran(space, "audit", "train")
+    line = audit.write(audit.of_run(space), folder, config)
+  return f"{line}\nwritten to {folder}"
 
 
 def _sweep(options, config, workdir) -> tuple[int, str]:
@@ -294,13 +309,18 @@ def _merge(options) -> str:
 
 
 def _foreign(options, config) -> str:
-  """`diagnose` and `fuse` on what somebody's checkpoints said."""
+  """`diagnose`, `fuse` and `audit` on what somebody's checkpoints said."""
   import numpy as np
   from etils import epath
 
   from kfkd_jax import files, predictions
-  from kfkd_jax.stages import diagnose, fuse
+  from kfkd_jax.stages import audit, diagnose, fuse
 
+  if options.stage == "audit":
+    folder = _audit_output(options)
+    subject = audit.of_file(epath.Path(options.predictions))
+    line = audit.write(subject, folder, config)
+    return f"{line}\nwritten to {folder}"
   name = {"diagnose": "diagnosis.json", "fuse": "fusion.json"}[options.stage]
   path = _foreign_output(options, name)
   source = epath.Path(options.predictions)
@@ -341,6 +361,12 @@ def _foreign(options, config) -> str:
     ]
   files.write_json(path, content)
   return "\n".join([*lines, f"written to {path}"])
+
+
+def _audit_output(options):
+  """A folder of its own, or the one that was named."""
+  beside = _foreign_output(options, "audit")
+  return beside if options.output is None else beside.parent
 
 
 _OF_A_RUN = ("config.json", "manifest.json", "base.json", "runs")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from kfkd_jax import __version__
 
@@ -19,6 +20,7 @@ STAGES = {
   "rivals": "train the networks of the other methods",
   "compare": "score every method on the test points",
   "report": "write the report page, or one that compares several DIRs",
+  "audit": "find wrong training labels (also of --predictions)",
   "export": "write networks and ensembles as files to ship",
   "predict": "predict INPUT... with an exported --model",
   "sanity": "check on the history that fusing finds nothing in nothing",
@@ -68,12 +70,13 @@ _OUTPUTS = {
   "report": "the folder of a page on several DIRs (default: kfkd-report)",
   "diagnose": "the folder for what comes out of --predictions",
   "fuse": "the folder for what comes out of --predictions",
+  "audit": "the folder for the audit (default: audit/ in the run's)",
   "merge": "the new file or folder, as what goes in",
 }
 _OPTIONS = (
   Option(
     "--predictions",
-    ("diagnose", "fuse"),
+    ("diagnose", "fuse", "audit"),
     "saved predictions of your own: an .npz with probs[C,N,K], labels[N] and "
     "optionally epochs[C], for diagnose also with correct[C,N] or answers[C,N] "
     "in place of probs, or rows of these in .csv or .jsonl; what comes out "
@@ -170,13 +173,16 @@ _EXAMPLES = """\
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """The options of a command line, and the arguments that set keys.
 
-  Help, the version, and what argparse itself refuses, an unknown stage say,
-  end the program.
+  Help, the version, an unknown stage, and what argparse itself refuses end the
+  program.
   """
   if {"-h", "--help"} & set(argv):
     stage = next((word for word in argv if word in STAGES), None)
     (_stage_parser(stage) if stage else _parser()).parse_args(["--help"])
   options, rest = _parser().parse_known_intermixed_args(argv)
+  # Here, for all that is checked later waits for JAX.
+  if options.stage not in STAGES:
+    _refuse_stage(options.stage)
   if options.predictions is not None:
     # Never a run's: such a working directory is another name for --output.
     options.output = options.output or options.workdir
@@ -187,6 +193,14 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     study = options.stage == "study"
     options.workdir = _STUDIES_WORKDIR if study else _DEFAULT_WORKDIR
   return options, rest
+
+
+def _refuse_stage(stage: str | None) -> NoReturn:
+  close = difflib.get_close_matches(stage or "", STAGES, n=1)
+  said = f"{stage!r} is no stage; " if stage else "name a STAGE, such as run; "
+  meant = f"did you mean {close[0]!r}? " if close else ""
+  print(f"kfkd: {said}{meant}`kfkd --help` has all", file=sys.stderr)
+  raise SystemExit(2)
 
 
 def check(
@@ -311,14 +325,6 @@ def _check_options(options, overrides) -> None:
   from kfkd_jax.config import ConfigError
 
   stage = options.stage
-  if stage is None:
-    raise ConfigError("name a STAGE, such as `kfkd run`; `kfkd --help` has all")
-  if stage not in STAGES:
-    close = difflib.get_close_matches(stage, STAGES, n=1)
-    raise ConfigError(
-      f"{stage!r} is no stage; "
-      f"{f'did you mean {close[0]!r}? ' if close else ''}`kfkd --help` has all"
-    )
   if stage == "predict" and not options.model:
     raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
   if options.inputs and stage not in _INPUTS:

@@ -30,6 +30,7 @@ from kfkd_jax.config.ranges import (
   one_of,
   some_of,
 )
+from kfkd_jax.data import corrections
 from kfkd_jax.data.splits import NOISE_KINDS, NUM_HALVINGS
 from kfkd_jax.training import clock
 
@@ -80,6 +81,8 @@ _LESSON = ("distill", "lesson")
 _RIVALS = ("rivals",)
 _COMPARE = ("compare",)
 _REPORT = ("report",)
+_SHOWN = ("report", "audit")
+_INTERVALS = ("compare", "audit")
 _EXPORT = ("export",)
 _BOOL = ANY  # the type says it all
 _NO_RATE = ("none", "field")
@@ -154,6 +157,14 @@ KEYS = (
       "Share of labels that change; kinds that have none take none.", _TRAIN),
   Key("noise.field", None, ANY, "Label column for noise.kind=field.", _TRAIN,
       str),
+
+  Key("noise.corrections", None,
+      Range("an existing file", lambda v: epath.Path(v).expanduser().exists()),
+      "A table of wrong training labels, such as an audit.csv.", _TRAIN, str,
+      later=True),
+  Key("noise.correct", "drop", one_of(corrections.WAYS),
+      "What is done about them: dropped, or relabelled as suggested.", _TRAIN,
+      later=True),
 
   Key("selection.source", "train", one_of(("train", "test")),
       "Who selects: points carved from train, or half of test.", _SPLIT),
@@ -324,9 +335,9 @@ KEYS = (
   Key("compare.patience", 10, at_least(1),
       "Checkpoints that early_stopping waits.", _COMPARE),
   Key("compare.bootstrap_samples", 2000, between(100, 10**6),
-      "Of the intervals.", _COMPARE),
+      "Of the intervals.", _INTERVALS),
   Key("compare.level", 0.95, between(0.5, 0.9999), "Of the intervals.",
-      _COMPARE),
+      _INTERVALS),
 
   Key("baselines.swa_start", 0.75, between(0, 0.999),
       "Share of the run that is not averaged.", _RIVALS),
@@ -353,6 +364,9 @@ KEYS = (
       "Of the row label_smoothing.", _RIVALS),
   Key("baselines.mixup", 1.0, between(1e-3, 100),
       "Beta concentration of the row mixup.", _RIVALS),
+  Key("baselines.audit_correct", "relabel", one_of(corrections.WAYS),
+      "What the row audit_retrain does about accused labels.", _RIVALS,
+      later=True),
 
   Key("strategy.teacher", "kf", one_of(FUSIONS),
       "Fusion that teaches the students below.", _RIVALS),
@@ -388,7 +402,7 @@ KEYS = (
       "How far labels reach, below 1.", _RIVALS),
 
   Key("report.num_examples", 12, between(0, 1000),
-      "Forgotten examples shown as pictures.", _REPORT),
+      "Forgotten or accused examples shown as pictures.", _SHOWN),
   Key("report.paper", None, one_of(tuple(published.COLUMNS)),
       "A column of `kfkd_jax.published` to set beside ours; None: no such "
       "table.", _REPORT, str),
@@ -404,8 +418,9 @@ KEYS = (
   Key("export.onnx", True, _BOOL,
       "As well, where jax2onnx and onnxruntime are installed.", _EXPORT),
 
-  Key("bench.parts", PARTS, some_of((*PARTS, "peer")),
-      "What is measured; peer: the steps of bench.peers, here and in PyTorch."),
+  Key("bench.parts", PARTS, some_of((*PARTS, "audit", "peer")),
+      "What is measured; audit: of a history as large as bench.fusion says; "
+      "peer: the steps of bench.peers, here and in PyTorch."),
   Key("bench.peers", PEERS, some_of(PEERS), "Networks of the part peer."),
   Key("bench.rounds", 16, between(1, 10**4),
       "Of which the lower quartile counts."),
@@ -416,7 +431,7 @@ KEYS = (
   Key("bench.checkpoints", 16, between(1, 10**4),
       "Restored, and predicted with."),
   Key("bench.fusion", "memory", one_of(("tiny", "memory", "disk")),
-      "History to fuse; disk takes 9 GB."),
+      "History to fuse or to audit; disk takes 9 or 4 GB."),
 
   Key("runtime.compilation_cache", True, _BOOL,
       "Keep compiled programs between runs."),

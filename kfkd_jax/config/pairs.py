@@ -57,6 +57,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"{kind!r}",
     ),
     (
+      noise.correct != "drop" and noise.corrections is None,
+      f"noise.correct={noise.correct!r} needs noise.corrections, a table of "
+      "wrong labels; it is None",
+    ),
+    (
       config.fuse.transition == "known"
       and (config.selection.labels == "clean" or kind not in _HAS_TRANSITION),
       "fuse.transition='known' needs selection.labels='noisy' and a noise.kind "
@@ -137,6 +142,12 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"distill.label_loss={distill.label_loss!r} remembers what was said of "
       f"each image, of which augment.mixup={mixup} leaves none as it is; leave "
       "it at 0",
+    ),
+    (
+      "audit_retrain" in config.compare.methods
+      and not config.predictions.train,
+      "compare.methods names audit_retrain, which needs "
+      "predictions.train=True; it is False",
     ),
     (
       untaught,

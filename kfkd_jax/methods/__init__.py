@@ -9,6 +9,7 @@ from __future__ import annotations
 import ml_collections
 
 from kfkd_jax.methods import (
+  audited,
   history,
   mutual,
   objectives,
@@ -39,6 +40,7 @@ OPTIONAL: dict[str, Method] = {
   "fge": schedules.FGE,
   "independent_equal_budget": several.EQUAL_BUDGET,
   **objectives.BY_OBJECTIVE,
+  "audit_retrain": audited.AUDIT_RETRAIN,
   "mutual": mutual.MUTUAL,
   **strategies.TAUGHT,
   "online_fusion": online.ONLINE_FUSION,

@@ -15,6 +15,7 @@ from kfkd_jax.plots.comparison import (
 )
 from kfkd_jax.plots.forgetting import (
   most_forgotten,
+  plot_cartography,
   plot_class_forgetting,
   plot_curves,
   plot_forgotten_examples,
@@ -68,6 +69,7 @@ __all__ = [
   "method_name",
   "most_forgotten",
   "plot_against",
+  "plot_cartography",
   "plot_class_forgetting",
   "plot_correctness",
   "plot_curves",

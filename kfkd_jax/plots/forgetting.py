@@ -215,12 +215,15 @@ def plot_class_forgetting(
 
 
 @styled
-def plot_label_noise(counts: ArrayLike, class_names: Sequence[str]) -> Figure:
+def plot_label_noise(
+  counts: ArrayLike, class_names: Sequence[str], *, down: str = "clean"
+) -> Figure:
   """How often each clean label was given as which, as a table of shades.
 
   Args:
     counts: `[K, K]`, clean labels down, given labels across.
     class_names: K names.
+    down: what the labels down are called.
 
   >>> fig = plot_label_noise([[8, 2], [0, 9]], ["cat", "dog"])
   >>> [text.get_text() for text in fig.axes[0].texts]
@@ -252,7 +255,52 @@ def plot_label_noise(counts: ArrayLike, class_names: Sequence[str]) -> Figure:
   ax.set_yticks(range(num_classes), names)
   ax.set_xlim(-0.5, num_classes - 0.5)
   ax.set_ylim(num_classes - 0.5, -0.5)
-  ax.set(xlabel="given label", ylabel="clean label")
+  ax.set(xlabel="given label", ylabel=f"{down} label")
+  return fig
+
+
+@styled
+def plot_cartography(
+  variability: ArrayLike,
+  confidence: ArrayLike,
+  groups: ArrayLike,
+  *,
+  texts: Sequence[str],
+  names: Sequence[str] = ("trusted", "accused"),
+) -> Figure:
+  """Training points by how sure the network was of their labels, and how long.
+
+  A data map (Swayamdipta et al. 2020): hard and wrongly labelled points are
+  low, those that were learned at some time to the right.
+
+  Args:
+    variability: `[N]` deviation of the label's probability over the epochs.
+    confidence: `[N]` mean probability of the label.
+    groups: `bool[N]`, drawn apart.
+    texts: N texts, what is said of each point.
+    names: of both groups, false first.
+
+  >>> fig = plot_cartography([0.1, 0.3], [0.9, 0.2], [0, 1], texts=["a", "b"])
+  >>> fig.axes[0].get_xlabel()
+  'variability of the label’s probability'
+  """
+  groups = np.asarray(groups, bool)
+  variability = as_floats("variability", variability, groups)
+  confidence = as_floats("confidence", confidence, groups)
+  fig, ax = figure(SIZE)
+  looks = ((MUTED, "o", 0.45), (ORANGE, "D", 0.75))
+  for group, (color, marker, alpha) in enumerate(looks):
+    here = groups == bool(group)
+    ax.plot(
+      variability[here], confidence[here], marker, color=color, alpha=alpha,
+      ms=3.5, mew=0, label=names[group],
+    )  # fmt: skip
+  fig.say(ax, variability, confidence, texts)
+  ax.set_ylim(-0.02, 1.02)
+  ax.set(
+    xlabel="variability of the label’s probability", ylabel="mean probability"
+  )
+  legend(fig)
   return fig
 
 

@@ -39,7 +39,7 @@ from kfkd_jax.run.workspace import Workspace
 
 _SHOWN = ("train", "diagnose", "fuse", "distill", "compare")
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-_HEAT_MAP_CLASSES = 20  # with more, the most frequent changes as a table
+HEAT_MAP_CLASSES = 20  # with more, the most frequent changes as a table
 _NUM_CHANGES = 15
 _PICTURE_PIXELS = 160  # larger pictures are made smaller
 _STRIP_LETTERS = 40  # that fit beside each other under a picture
@@ -274,21 +274,21 @@ def _forgotten(space: Workspace, task: tasks.Task) -> dict[str, Any]:
     "epochs": epochs,
     "examples": [
       {
-        "picture": _picture(images[n]),
+        "picture": picture(images[n]),
         "pixelated": max(images[n].shape[:2]) <= 64,
         "label": task.class_names[labels[n]],
         "at_end": task.class_names[classes[-1, n]],
         "now": task.class_names[now[n]],
         "is_back": bool(now[n] == labels[n]),
         "times": int(correct[:, n].sum()),
-        "strip": _strip(classes[:, n], labels[n], epochs, task.class_names),
+        "strip": strip(classes[:, n], labels[n], epochs, task.class_names),
       }
       for n in plots.most_forgotten(correct, space.config.report.num_examples)
     ],
   }
 
 
-def _picture(image: np.ndarray) -> str:
+def picture(image: np.ndarray) -> str:
   """A `u8[H, W, Ch]` image as a data URI."""
   picture = Image.fromarray(
     image.squeeze(-1) if image.shape[-1] == 1 else image
@@ -300,7 +300,7 @@ def _picture(image: np.ndarray) -> str:
   return f"data:image/png;base64,{content}"
 
 
-def _strip(
+def strip(
   classes: np.ndarray,
   label: int,
   epochs: Sequence[float],
@@ -344,7 +344,7 @@ def _noise(
     "parts": parts,
     "realised": ledger.realised_rate("train"),
   }
-  if noise["realised"] and len(class_names) > _HEAT_MAP_CLASSES:
+  if noise["realised"] and len(class_names) > HEAT_MAP_CLASSES:
     noise["changes"] = _changes(_counts(ledger, len(class_names)), class_names)
   return noise
 
@@ -353,7 +353,7 @@ def _noise_figure(
   ledger: splits.NoiseLedger, task: tasks.Task
 ) -> dict[str, Drawn]:
   """What became of the training labels, where a picture can hold it."""
-  few = task.num_classes <= _HEAT_MAP_CLASSES
+  few = task.num_classes <= HEAT_MAP_CLASSES
   if not few or not ledger.realised_rate("train"):
     return {}
   counts = _counts(ledger, task.num_classes)

@@ -64,5 +64,7 @@ def _described(space: Workspace) -> dict[str, Any]:
     if key.startswith("data.")
   }
   wanted["noise.field"] = space.config.noise.field
+  if space.config.noise.corrections is not None:
+    wanted["noise.corrections"] = space.config.noise.corrections
   fingerprint = dict(space.task.fingerprint)
   return {"config": files.digest(wanted), "fingerprint": fingerprint}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import types
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import data as data_lib
-from kfkd_jax.data import augment, splits
+from kfkd_jax import files
+from kfkd_jax.data import augment, corrections, splits
 from kfkd_jax.run import streams
 from kfkd_jax.training import evaluation
 
@@ -90,7 +93,13 @@ def _load_task(config_json: str) -> Task:
   dataset = load_dataset(config)
   parts = _parts(config, dataset)
   _check_fits(config, parts["train"].images)
+  rest = _rest(dataset, parts)
   ledger, transition = _corrupted(config, dataset, parts)
+  fingerprint = dict(dataset.fingerprint)
+  if config.noise.corrections is not None:
+    parts["train"], ledger, fingerprint["corrections"] = _corrected(
+      config, parts["train"], ledger, len(dataset.class_names)
+    )
   return Task(
     name=config.data.name,
     class_names=tuple(dataset.class_names),
@@ -104,8 +113,8 @@ def _load_task(config_json: str) -> Task:
       for name, part in parts.items()
     },
     folds=_folds(config, parts),
-    rest=_rest(dataset, parts),
-    fingerprint=dataset.fingerprint,
+    rest=rest,
+    fingerprint=fingerprint,
   )
 
 
@@ -185,7 +194,12 @@ def made_noise(
   if kind == "field" or not rate:
     return ""
   share = round(100 * rate, 1)
-  return f"{share:g} % of the training labels were made wrong ({kind})"
+  if config.noise.corrections is None:
+    return f"{share:g} % of the training labels were made wrong ({kind})"
+  return (
+    f"{share:g} % of the training labels are wrong ({kind}) once corrected by "
+    f"{config.noise.corrections} ({config.noise.correct})"
+  )
 
 
 def _rest(dataset, parts) -> np.ndarray | data_lib.Stored:
@@ -245,6 +259,38 @@ def _corrupted(config, dataset, parts):
     rows.append((part.ids, part.labels, given, np.full(len(given), name)))
   columns = [np.concatenate(c) for c in zip(*rows, strict=True)]
   return splits.NoiseLedger(*columns), transition
+
+
+def _corrected(
+  config, train: data_lib.Examples, ledger: splits.NoiseLedger, num_classes: int
+) -> tuple[data_lib.Examples, splits.NoiseLedger, str]:
+  """The training part and the ledger once labels are corrected.
+
+  Returns:
+    Both, and a digest of the corrections.
+  """
+  path = epath.Path(config.noise.corrections).expanduser()
+  found = corrections.read(path, num_classes)
+  rows = np.flatnonzero(ledger.split == "train")
+  here = corrections.places(path, found, train.ids, ledger.given[rows])
+  digest = files.digest(files.read_bytes(path))
+  if config.noise.correct == "relabel":
+    given = ledger.given.copy()
+    given[rows[here]] = found.suggested
+    if config.noise.kind != "none":
+      return train, dataclasses.replace(ledger, given=given), digest
+    # Nothing is known that is truer than the corrected labels.
+    ledger = dataclasses.replace(ledger, given=given, clean=given)
+    return train._replace(labels=given[rows]), ledger, digest
+  if len(here) == len(rows):
+    raise config_lib.ConfigError(
+      f"noise.corrections={config.noise.corrections} drops all {len(rows)} "
+      "training points"
+    )
+  kept = np.setdiff1d(np.arange(len(rows)), here)
+  left = np.setdiff1d(np.arange(len(ledger.split)), rows[here])
+  columns = (v[left] for v in vars(ledger).values())
+  return train.take(kept), splits.NoiseLedger(*columns), digest
 
 
 def _folds(config, parts) -> tuple[Fold, ...]:

@@ -8,7 +8,15 @@ from typing import NamedTuple
 from kfkd_jax.export import models as export
 from kfkd_jax.run import networks
 from kfkd_jax.run.workspace import Workspace
-from kfkd_jax.stages import compare, diagnose, distill, fuse, rivals, train
+from kfkd_jax.stages import (
+  audit,
+  compare,
+  diagnose,
+  distill,
+  fuse,
+  rivals,
+  train,
+)
 
 
 def _report(space: Workspace) -> str:
@@ -78,6 +86,9 @@ STAGES: dict[str, Stage] = {
 
 # Stages that only their own command runs.
 ON_REQUEST: dict[str, Stage] = {
+  "audit": Stage(
+    audit.run, ("train",), lambda space: (audit.FOLDER,), alone=True
+  ),
   "export": Stage(
     export.run,
     needs=("train", "fuse", "distill", "compare"),

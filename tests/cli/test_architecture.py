@@ -22,6 +22,7 @@ ROOMS = (
   "losses",
   "calibration",
   "relabelling",
+  "auditing",
   "history",
   "averaging",
   "theory",

@@ -17,7 +17,10 @@ ROOT = pathlib.Path(kfkd_jax.__file__).parents[1]
 
 
 def kfkd(*arguments, capsys):
-  code = cli.main(arguments)
+  try:
+    code = cli.main(arguments)
+  except SystemExit as leaving:
+    code = leaving.code
   out, err = capsys.readouterr()
   return code, out, err
 
@@ -47,7 +50,7 @@ def test_help_names_every_stage_and_key(capsys):
   [
     ("--help", 0, "usage: kfkd"),
     ("--version", 0, f"kfkd {kfkd_jax.__version__}\n"),
-    ("trian", 2, "invalid choice: 'trian'"),
+    ("trian", 2, "'trian' is no stage; did you mean 'train'?"),
   ],
 )
 def test_what_needs_no_jax_does_not_wait_for_it(tmp_path, argument, code, said):
@@ -74,12 +77,15 @@ def test_what_needs_no_jax_does_not_wait_for_it(tmp_path, argument, code, said):
     (["run", "--config.train.lr=1"], "did you mean 'optim.learning_rate'"),
     (["runn"], "'runn' is no stage; did you mean 'run'?"),
     (["zzz", "--workdir=x"], "'zzz' is no stage; `kfkd --help` has all"),
-    ([], "name a STAGE, such as `kfkd run`"),
+    ([], "name a STAGE, such as run"),
     (["train", "--config.data.name=cifar-10"], "did you mean cifar10?"),
     (["train", "--config.data.name=cifar11"], "did you mean cifar10?"),
     (["help", "train.epoch"], "did you mean 'train.epochs'"),
     (["help", "--config.train.epochs=3"], "help takes no --config"),
-    (["compare", "--predictions=x.npz"], "goes with diagnose and fuse"),
+    (
+      ["compare", "--predictions=x.npz"],
+      "goes with diagnose and fuse and audit",
+    ),
     (["fuse", "--predictions=no-such-file.npz"], "no-such-file.npz"),
     (["sweep", "--seeds=0"], "--seeds must be at least 1"),
   ],

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 from tiny import tiny_config
 
-from kfkd_jax import fusion, losses, models, parallel, stages
+from kfkd_jax import auditing, fusion, losses, models, parallel, stages
 from kfkd_jax.methods import OPTIONAL, objectives, online, strategies
 from kfkd_jax.run import (
   build,
@@ -259,3 +259,30 @@ def test_online_fusion_learns_from_the_stores(tmp_path):
   expected = (1 - past.share) * given + past.share * np.asarray(told)
   np.testing.assert_allclose(found, expected, atol=1e-5)
   assert 0 < past.share < 1
+
+
+@pytest.mark.parametrize("correct", ["drop", "relabel"])
+def test_the_audited_row_learns_what_the_teachers_history_leaves(
+  tmp_path, correct
+):
+  config = tiny_config(
+    compare__methods="audit_retrain", baselines__audit_correct=correct,
+    train__epochs="2",
+  )  # fmt: skip
+  stages.run_stage(config, epath.Path(tmp_path), "train", lambda line: None)
+  space = Workspace(config, epath.Path(tmp_path))
+  (plan,) = OPTIONAL["audit_retrain"].plans(space)
+  store = results.predictions(epath.Path(tmp_path), "teacher", "train")
+  found = auditing.audit(store, space.task.given)
+  taught = plan.lesson().extra
+  if correct == "relabel":
+    assert taught.keys() == {"label"}
+    np.testing.assert_array_equal(taught["label"], found.suggested)
+  else:
+    np.testing.assert_array_equal(
+      taught["image"], space.task.images[~found.accused]
+    )
+    assert len(taught["label"]) == len(taught["image"]) < 120
+  assert OPTIONAL["audit_retrain"].ensembles(space, space.task.folds[0])[
+    0
+  ].train_cost == pytest.approx(2 + 1 / 3)

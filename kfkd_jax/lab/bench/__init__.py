@@ -16,7 +16,15 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock
-from kfkd_jax.lab.bench import devices, fusion, measure, peer, stacks, steps
+from kfkd_jax.lab.bench import (
+  audit,
+  devices,
+  fusion,
+  measure,
+  peer,
+  stacks,
+  steps,
+)
 
 _PARTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
   "steps": steps.measure_steps,
@@ -43,6 +51,9 @@ def run(config: ml_collections.ConfigDict, workdir: epath.Path) -> str:
     if part == "fusion":
       content["fusion"] = fusion.benchmarks(config.bench.fusion)
       tables.append(fusion.table(content["fusion"]))
+    elif part == "audit":
+      content["audit"] = audit.benchmarks(config.bench.fusion)
+      tables.append(audit.table(content["audit"]))
     elif part == "devices":
       rows += devices.benchmarks(text, machine)
     else:

@@ -172,6 +172,14 @@ STUDIES: dict[str, Study] = {
     {"accuracy": ("accuracy",), "gains": ("over_final",)},
     line="train.objective", by=("method",), summary=composed.summarise,
   ),
+  "audit": Study(
+    "How well does a training history tell wrong labels?",
+    "noise", _CHEAP,
+    ("noise.kind=pair,symmetric,instance", "noise.rate=0.2,0.4"),
+    measures.audits, "noise.rate",
+    {"auroc": ("auroc",), "missed": ("missed",)},
+    line="score", by=("score",),
+  ),
 }  # fmt: skip
 
 
@@ -197,6 +205,9 @@ _VALUE_NAMES = {
   "final_ece": "calibration error, final",
   "teacher_ece": "calibration error, teacher",
   "student_ece": "calibration error, student",
+  "auroc": "AUROC",
+  "average_precision": "average precision",
+  "missed": "wrong labels missed",
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
-from kfkd_jax import files, forgetting, fusion, metrics
+from kfkd_jax import auditing, files, forgetting, fusion, metrics
 from kfkd_jax.config import changed
 from kfkd_jax.methods import online as online_fusion
 from kfkd_jax.predictions import PredictionStore, Subset
@@ -81,6 +81,18 @@ def epochs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
       "memorised": float("nan") if memorised[c] is None else memorised[c],
     }
     for c, epoch in enumerate(diagnosis["epochs"])
+  ]
+
+
+def audits(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
+  """One row a score: how well it tells the labels that noise changed."""
+  given = Workspace(config, workdir).task.given
+  store = results.predictions(workdir, workspace.TEACHER, "train")
+  found = auditing.audit(store, given)
+  wrong = given != store.labels
+  return [
+    {"score": name, **auditing.judge(scores, wrong)._asdict()}
+    for name, scores in {"ours": found.score, **found.scores._asdict()}.items()
   ]
 
 

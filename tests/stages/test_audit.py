@@ -1,0 +1,239 @@
+"""The audit of a run and of a file: table, summary, page; corrections."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+from tiny import tiny_config
+
+from kfkd_jax import auditing, cli, stages
+from kfkd_jax import config as config_lib
+from kfkd_jax.data import splits
+from kfkd_jax.run import provenance, results, tasks
+from kfkd_jax.run.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("audited")
+  stages.run_stage(tiny_config(), workdir, "train", lambda line: None)
+  return epath.Path(workdir)
+
+
+def rows_of(path):
+  return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def kfkd(*arguments, capsys):
+  code = cli.main(list(map(str, arguments)))
+  return code, *capsys.readouterr()
+
+
+def test_every_training_label_is_judged(trained):
+  said = []
+  stages.run_stage(tiny_config(), trained, "audit", said.append)
+  folder = trained / "audit"
+  rows = rows_of(folder / "audit.csv")
+  ledger = splits.read_ledger(trained / "noise.npz")
+  train = ledger.split == "train"
+  given = dict(zip(ledger.index[train], ledger.given[train], strict=True))
+  assert {int(row["index"]): int(row["given"]) for row in rows} == given
+  store = results.predictions(trained, "teacher", "train")
+  labels = np.array([given[n] for n in store.ids])
+  found = auditing.audit(store, labels)
+  order = np.argsort(-found.score, kind="stable")
+  assert [int(row["index"]) for row in rows] == store.ids[order].tolist()
+  assert [row["accused"] == "1" for row in rows] == found.accused[
+    order
+  ].tolist()
+  assert all(bool(row["why"]) == (row["accused"] == "1") for row in rows)
+  summary = json.loads((folder / "audit.json").read_text())
+  assert summary["num_accused"] == found.accused.sum()
+  low, high = summary["rate_interval"]
+  assert low < summary["rate"] < high
+  assert (
+    sum(row["accused"] for row in summary["classes"])
+    == (summary["num_accused"])
+  )
+  wrong = labels != store.labels
+  truth = summary["truth"]
+  assert truth["num_wrong"] == wrong.sum()
+  assert truth["scores"]["aum"]["auroc"] == pytest.approx(
+    auditing.judge(found.scores.aum, wrong).auroc
+  )
+  page = (folder / "index.html").read_text()
+  assert page.count('alt="Training image') == 2 and "cartography" in page
+  assert f"{summary['num_accused']} of 120 labels look wrong" in said[-1]
+  stages.run_stage(tiny_config(), trained, "audit", said.append)
+  assert said[-1] == "audit: up to date"
+
+
+def test_a_run_is_audited_into_another_folder(trained, tmp_path, capsys):
+  command = ("audit", f"--workdir={trained}", f"--output={tmp_path / 'a'}")
+  code, out, _ = kfkd(*command, capsys=capsys)
+  assert code == 0 and "labels look wrong" in out
+  assert len(rows_of(tmp_path / "a" / "audit.csv")) == 120
+  assert (tmp_path / "a" / "index.html").exists()
+  code, _, err = kfkd(*command[:2], f"--output={trained}", capsys=capsys)
+  assert code == 2 and "holds a run" in err
+
+
+def test_without_predictions_of_the_training_points_the_key_is_named(tmp_path):
+  config = tiny_config(predictions__train="False", train__epochs="1")
+  stages.run_stage(config, tmp_path, "train", lambda line: None)
+  with pytest.raises(config_lib.ConfigError, match=r"predictions\.train=True"):
+    stages.run_stage(config, tmp_path, "audit", lambda line: None)
+
+
+def test_an_audit_needs_a_trained_network(tmp_path, capsys):
+  code, _, err = kfkd("audit", f"--workdir={tmp_path / 'w'}", capsys=capsys)
+  assert code == 2 and "audit needs train" in err
+
+
+def save(path, num_epochs):
+  rng = np.random.default_rng(0)
+  probs = rng.dirichlet(np.ones(3), (num_epochs, 40)).astype(np.float32)
+  np.savez(path, probs=probs, labels=rng.integers(3, size=40))
+  return path
+
+
+def test_the_predictions_of_others_are_audited_beside_their_file(
+  tmp_path, capsys
+):
+  path = save(tmp_path / "p.npz", 4)
+  code, out, _ = kfkd("audit", f"--predictions={path}", capsys=capsys)
+  assert code == 0 and "of 40 labels look wrong" in out
+  rows = rows_of(tmp_path / "p.audit" / "audit.csv")
+  assert sorted(int(row["index"]) for row in rows) == list(range(40))
+  assert list(rows[0])[:5] == ["index", "file", "given", "suggested", "score"]
+  assert "truth" not in json.loads(
+    (tmp_path / "p.audit" / "audit.json").read_text()
+  )
+
+
+def test_one_epoch_says_what_needs_more(tmp_path, capsys):
+  path = save(tmp_path / "p.npz", 1)
+  output = tmp_path / "out"
+  code, out, _ = kfkd(
+    "audit", f"--predictions={path}", f"--output={output}", capsys=capsys
+  )
+  assert code == 0
+  assert "one epoch only: variability, first_learnt, forgotten need more" in out
+  assert "One epoch only" in (output / "index.html").read_text()
+
+
+@pytest.fixture
+def corrected(tmp_path):
+  """Rows of a table of corrections, and the configuration that takes them."""
+
+  def write(rows, correct="drop", columns="index,given,suggested", **changes):
+    path = tmp_path / "corrections.csv"
+    path.write_text("\n".join([columns, *rows]) + "\n")
+    changes = {"noise__corrections": str(path), "noise__correct": correct} | (
+      changes
+    )
+    return tiny_config(**changes)
+
+  return write
+
+
+def given_labels(config):
+  task = tasks.load_task(config)
+  ids = task.splits["train"].ids
+  return dict(zip(ids.tolist(), task.given.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["pair", "none"])
+@pytest.mark.parametrize("correct", ["drop", "relabel"])
+def test_corrections_change_these_labels_and_no_others(
+  corrected, correct, kind
+):
+  noise = {"noise__kind": kind}
+  before = given_labels(tiny_config(**noise))
+  (one, two, three), rows = sorted(before)[:3], []
+  for n, accused in ((one, 1), (two, 0), (three, 1)):
+    rows.append(f"{n},{before[n]},{(before[n] + 1) % 10},{accused}")
+  config = corrected(
+    rows, correct, columns="index,given,suggested,accused", **noise
+  )
+  wanted = dict(before)
+  for n in (one, three):
+    if correct == "drop":
+      del wanted[n]
+    else:
+      wanted[n] = (before[n] + 1) % 10
+  assert given_labels(config) == wanted
+  task = tasks.load_task(config)
+  assert len(task.images) == len(task.given) == len(wanted)
+  train = task.ledger.split == "train"
+  assert task.ledger.index[train].tolist() == task.splits["train"].ids.tolist()
+  if kind == "none":
+    np.testing.assert_array_equal(task.given, task.splits["train"].labels)
+  np.testing.assert_array_equal(
+    task.splits["select"].ids,
+    tasks.load_task(tiny_config(**noise)).splits["select"].ids,
+  )
+
+
+def test_the_audit_of_a_run_is_what_the_next_one_takes(trained, tmp_path):
+  stages.run_stage(tiny_config(), trained, "audit", lambda line: None)
+  path = str(trained / "audit" / "audit.csv")
+  accused = sum(row["accused"] == "1" for row in rows_of(epath.Path(path)))
+  config = tiny_config(noise__corrections=path)
+  assert len(given_labels(config)) == 120 - accused
+  assert "once corrected by" in tasks.first_line(
+    config, tasks.load_task(config)
+  )
+
+
+def test_other_corrections_are_other_data(corrected, tmp_path):
+  before = given_labels(tiny_config())
+  one, two = sorted(before)[:2]
+  config = corrected([f"{one},{before[one]},0"], "drop")
+  provenance.note(Workspace(config, tmp_path))
+  assert provenance.difference(Workspace(config, tmp_path)) == ""
+  corrected([f"{two},{before[two]},0"], "drop")
+  tasks._load_task.cache_clear()
+  assert provenance.difference(Workspace(config, tmp_path)) == "corrections"
+
+
+@pytest.mark.parametrize(
+  "rows, message",
+  [
+    (["99999,1,2"], r"corrects index 99999, which is none of the 120 training"),
+    (["ONE,OTHER,2"], r"is given as \d, but here it is given as \d"),
+    (["ONE,GIVEN,2", "ONE,GIVEN,3"], r"corrects index \d+ twice"),
+    (["ONE,GIVEN,10"], r"line 2: labels must lie in 0\.\.9"),
+    (["ONE,GIVEN,cat"], r"line 2: .* must be whole numbers"),
+    (["ONE"], r"line 2: .* must be whole numbers"),
+  ],
+)
+def test_corrections_that_do_not_fit_are_said_in_a_line(
+  corrected, rows, message
+):
+  before = given_labels(tiny_config())
+  one = min(n for n, label in before.items() if label > 3)
+  words = {
+    "ONE": one, "GIVEN": before[one], "OTHER": before[one] - 1
+  }  # fmt: skip
+  for word, number in words.items():
+    rows = [row.replace(word, str(number)) for row in rows]
+  with pytest.raises(ValueError, match=message):
+    tasks.load_task(corrected(rows))
+
+
+def test_a_table_without_the_columns_is_refused(corrected):
+  with pytest.raises(ValueError, match="has no column 'suggested'"):
+    tasks.load_task(corrected(["1,2"], columns="index,given"))
+  with pytest.raises(config_lib.ConfigError, match=r"noise\.correct="):
+    tiny_config(noise__correct="relabel")
+
+
+def test_not_every_point_may_be_dropped(corrected):
+  before = given_labels(tiny_config())
+  rows = [f"{n},{label},{(label + 1) % 10}" for n, label in before.items()]
+  with pytest.raises(ValueError, match="drops all 120 training points"):
+    tasks.load_task(corrected(rows))
