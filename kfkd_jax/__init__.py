@@ -27,7 +27,8 @@ Scores: `accuracy`, `negative_log_likelihood`, `brier_score`,
 
 The modules they come from hold more, and `theory` the closed forms. Importing
 this package touches no device. Checkpoints and predictions on disk are in
-`kfkd_jax.checkpoints` and `kfkd_jax.predictions`.
+`kfkd_jax.checkpoints` and `kfkd_jax.predictions`; `kfkd_jax.merging` makes one
+network of anybody's checkpoints.
 """
 
 __version__ = "0.1.0"

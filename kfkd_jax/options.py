@@ -253,7 +253,7 @@ def _stage_parser(stage: str) -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog=f"kfkd {stage}",
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    description=f"{STAGES[stage]}{_studies() if stage == 'study' else ''}",
+    description=f"{STAGES[stage]}{_choices(stage)}",
     epilog="".join(f"  {line.strip()}\n" for line in sorted(examples)),
   )
   if name:
@@ -262,12 +262,21 @@ def _stage_parser(stage: str) -> argparse.ArgumentParser:
   return parser
 
 
-def _studies() -> str:
-  from kfkd_jax.lab.studies import STUDIES
+def _choices(stage: str) -> str:
+  """What a study or the weights of a merge may be."""
+  if stage == "study":
+    from kfkd_jax.lab.studies import STUDIES
 
-  return "\n\nstudies:\n" + "\n".join(
-    f"  {name:<16}{study.question}" for name, study in STUDIES.items()
-  )
+    known = {name: study.question for name, study in STUDIES.items()}
+  elif stage == "merge":
+    from kfkd_jax.merging import SHAPES
+
+    known = {name: what for name, (what, _) in SHAPES.items()}
+  else:
+    return ""
+  heading = {"study": "studies", "merge": "shapes of weights"}[stage]
+  lines = [f"  {name:<16}{what}" for name, what in known.items()]
+  return "\n".join(["", "", f"{heading}:", *lines])
 
 
 def _add_options(parser: argparse.ArgumentParser, stage: str | None) -> None:
