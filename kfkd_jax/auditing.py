@@ -112,8 +112,8 @@ class Audit(NamedTuple):
   Attributes:
     score: f32[N] higher for a more suspect label: the log of how much more
       another class is believed than the given one.
-    suggested: i32[N] the class that is believed beside the given one where the
-      label is accused, and the given one elsewhere.
+    suggested: i32[N] where the label is accused, the class of the highest mean
+      probability beside it, measured as `believed`; the given one elsewhere.
     accused: bool[N] the labels called wrong, those of the highest scores.
     kind: i8[N] places in `KINDS`: how an accused label stands out.
     believed: i32[N] the class of the highest mean probability, each divided by
@@ -341,6 +341,9 @@ def audit_finish(sums: AuditSums) -> Audit:
   levels = _class_means(sums.early, labels, float(sums.weight))
   early = _counted(_best(sums.early, levels), labels, num_classes)
   log_odds = np.log(noise_of(early)) - np.log(levels)[:, None]
+  means = _class_means(sums.probs, labels, num_epochs)
+  believed = _best(sums.probs, means)
+  counts = _counted(believed, labels, num_classes)
   score = np.empty(len(labels), np.float32)
   suggested, other = np.empty_like(labels), np.empty_like(score)
   for rows in stacks.row_slices(*sums.probs.shape):
@@ -350,13 +353,11 @@ def audit_finish(sums: AuditSums) -> Audit:
     beliefs += log_odds.T[given]
     own = beliefs[each, given]
     beliefs[each, given] = -np.inf
-    best = beliefs.argmax(axis=1)
-    score[rows] = beliefs[each, best] - own
-    suggested[rows] = best
+    score[rows] = beliefs.max(axis=1) - own
+    told = sums.probs[rows] / means
+    told[each, given] = -1
+    suggested[rows] = best = told.argmax(axis=1)
     other[rows] = sums.probs[rows][each, best] / num_epochs
-  means = _class_means(sums.probs, labels, num_epochs)
-  believed = _best(sums.probs, means)
-  counts = _counted(believed, labels, num_classes)
   accused = np.zeros(len(labels), bool)
   num_accused = np.count_nonzero(believed != labels)
   accused[np.argsort(-score, kind="stable")[:num_accused]] = True

@@ -114,6 +114,16 @@ def test_the_predictions_of_others_are_audited_beside_their_file(
   )
 
 
+def test_where_no_label_is_accused_there_is_a_page_too(tmp_path, capsys):
+  labels = np.arange(12) % 3
+  path = tmp_path / "p.npz"
+  np.savez(path, probs=np.stack([np.eye(3)[labels]] * 2), labels=labels)
+  code, out, _ = kfkd("audit", f"--predictions={path}", capsys=capsys)
+  assert code == 0 and "0 of 12 labels look wrong, 0.0 % [0.0, 0.0]" in out
+  page = (tmp_path / "p.audit" / "index.html").read_text()
+  assert "The most suspect" not in page and "By class" in page
+
+
 def test_one_epoch_says_what_needs_more(tmp_path, capsys):
   path = save(tmp_path / "p.npz", 1)
   output = tmp_path / "out"
