@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import kfkd_jax
+from kfkd_jax import __version__
 
 STAGES = {
   "run": "the stages from train to report that are not up to date",
@@ -170,12 +170,22 @@ _EXAMPLES = """\
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
   """The options of a command line, and the arguments that set keys.
 
-  What argparse itself refuses, and --help, end the program.
+  Help, the version, and what argparse itself refuses, an unknown stage say,
+  end the program.
   """
   if {"-h", "--help"} & set(argv):
     stage = next((word for word in argv if word in STAGES), None)
     (_stage_parser(stage) if stage else _parser()).parse_args(["--help"])
-  options, rest = _parser().parse_known_intermixed_args(argv)
+  parser = _parser()
+  options, rest = parser.parse_known_intermixed_args(argv)
+  if options.stage not in STAGES:
+    close = difflib.get_close_matches(options.stage or "", STAGES, n=1)
+    parser.exit(
+      2,
+      f"kfkd: {options.stage!r} is no stage; did you mean {close[0]!r}?\n"
+      if close
+      else "kfkd: name a STAGE, such as `kfkd run`; `kfkd --help` has all\n",
+    )
   if options.predictions is not None:
     # Never a run's: such a working directory is another name for --output.
     options.output = options.output or options.workdir
@@ -310,7 +320,7 @@ def _add_options(parser: argparse.ArgumentParser, stage: str | None) -> None:
     "--debug", action="store_true", help="show where an error came from"
   )
   parser.add_argument(
-    "--version", action="version", version=f"kfkd {kfkd_jax.__version__}"
+    "--version", action="version", version=f"kfkd {__version__}"
   )
 
 
@@ -319,14 +329,6 @@ def _check_options(options, overrides) -> None:
   from kfkd_jax.config import ConfigError
 
   stage = options.stage
-  if stage is None:
-    raise ConfigError("name a STAGE, such as `kfkd run`; `kfkd --help` has all")
-  if stage not in STAGES:
-    close = difflib.get_close_matches(stage, STAGES, n=1)
-    raise ConfigError(
-      f"{stage!r} is no stage; "
-      f"{f'did you mean {close[0]!r}? ' if close else ''}`kfkd --help` has all"
-    )
   if stage == "predict" and not options.model:
     raise ConfigError("predict needs --model=FILE.jaxexp, or a model's name")
   if options.inputs and stage not in _INPUTS:

@@ -215,19 +215,19 @@ def check_same_leaves(
     other: the same of another checkpoint.
     names: what the two are called.
   """
+
+  def describe(leaves: dict[str, Any], path: str) -> str:
+    if path not in leaves:
+      return "is missing"
+    leaf = leaves[path]
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+      leaf = np.asarray(leaf)
+    return f"has shape {tuple(leaf.shape)} and dtype {leaf.dtype}"
+
   for path in sorted(first.keys() | other.keys()):
-    described = [_describe(leaves, path) for leaves in (first, other)]
+    described = [describe(leaves, path) for leaves in (first, other)]
     if described[0] != described[1]:
       raise ValueError(
         f"checkpoints must agree in every leaf; {path!r} {described[0]} in "
         f"{names[0]} and {described[1]} in {names[1]}."
       )
-
-
-def _describe(leaves: dict[str, Any], path: str) -> str:
-  if path not in leaves:
-    return "is missing"
-  leaf = leaves[path]
-  if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-    leaf = np.asarray(leaf)
-  return f"has shape {tuple(leaf.shape)} and dtype {leaf.dtype}"

@@ -47,9 +47,6 @@ def test_help_names_every_stage_and_key(capsys):
     (["run", "--epochs=3"], "argument '--epochs=3' is unknown"),
     (["run", "--config.train.epochs", "4"], "use --config.train.epochs=VALUE"),
     (["run", "--config.train.lr=1"], "did you mean 'optim.learning_rate'"),
-    (["runn"], "'runn' is no stage; did you mean 'run'?"),
-    (["zzz", "--workdir=x"], "'zzz' is no stage; `kfkd --help` has all"),
-    ([], "name a STAGE, such as `kfkd run`"),
     (["train", "--config.data.name=cifar-10"], "did you mean cifar10?"),
     (["train", "--config.data.name=cifar11"], "did you mean cifar10?"),
     (["help", "train.epoch"], "did you mean 'train.epochs'"),
@@ -68,6 +65,23 @@ def test_mistakes_are_one_line_and_exit_code_2(
   assert message in err
   assert err.count("\n") == 1 and len(err) < 400
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("arguments", "said"),
+  [
+    (["runn"], "kfkd: 'runn' is no stage; did you mean 'run'?\n"),
+    (["--workdir=x", "reprot"], "kfkd: 'reprot' is no stage; did you mean 're"),
+    (["zzz"], "kfkd: name a STAGE, such as `kfkd run`; `kfkd --help` has all"),
+    ([], "kfkd: name a STAGE, such as `kfkd run`"),
+  ],
+)
+def test_stages_are_guessed(arguments, said, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    cli.main(arguments)
+  assert stopped.value.code == 2
+  err = capsys.readouterr().err
+  assert err.startswith(said) and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
