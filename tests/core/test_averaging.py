@@ -283,10 +283,10 @@ def test_merge_names_the_leaf_that_differs():
 
 
 def test_merge_adds_bfloat16_in_float32():
-  models = [{"w": jnp.full(70_000, 1, jnp.bfloat16)}] * 300
+  models = [{"w": jnp.full(70_000, 3, jnp.bfloat16)}] * 300
   merged = averaging.merge(models, np.full(300, 1 / 300))["w"]
   assert merged.dtype == jnp.bfloat16
-  np.testing.assert_array_equal(merged.astype(np.float32), 1)
+  np.testing.assert_array_equal(merged.astype(np.float32), 3)
 
 
 CURVES = {
