@@ -102,23 +102,6 @@ def test_mistakes_are_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-  ("arguments", "said"),
-  [
-    (["runn"], "kfkd: 'runn' is no stage; did you mean 'run'?\n"),
-    (["--workdir=x", "reprot"], "kfkd: 'reprot' is no stage; did you mean 're"),
-    (["zzz"], "kfkd: name a STAGE, such as `kfkd run`; `kfkd --help` has all"),
-    ([], "kfkd: name a STAGE, such as `kfkd run`"),
-  ],
-)
-def test_stages_are_guessed(arguments, said, capsys):
-  with pytest.raises(SystemExit) as stopped:
-    cli.main(arguments)
-  assert stopped.value.code == 2
-  err = capsys.readouterr().err
-  assert err.startswith(said) and err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
   ("arguments", "words", "others"),
   [
     (["study", "--help"], ["retention", "How few", "--seeds"], ["--model"]),
