@@ -11,8 +11,6 @@ more than two arrays `[N, K]`. Letters: C epochs in time order, N examples, K
 classes.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

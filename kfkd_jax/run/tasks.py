@@ -191,15 +191,12 @@ def made_noise(
 ) -> str:
   """Says what was done to the training labels; nothing if nothing was."""
   rate, kind = ledger.realised_rate("train"), config.noise.kind
-  if kind == "field" or not rate:
-    return ""
-  share = round(100 * rate, 1)
+  share = f"{round(100 * rate, 1):g} % of the training labels"
+  made = "" if kind == "field" or not rate else kind
   if config.noise.corrections is None:
-    return f"{share:g} % of the training labels were made wrong ({kind})"
-  return (
-    f"{share:g} % of the training labels are wrong ({kind}) once corrected by "
-    f"{config.noise.corrections} ({config.noise.correct})"
-  )
+    return f"{share} were made wrong ({kind})" if made else ""
+  done = f"corrected by {config.noise.corrections} ({config.noise.correct})"
+  return f"{share} are wrong ({kind}), {done}" if made else f"labels {done}"
 
 
 def _rest(dataset, parts) -> np.ndarray | data_lib.Stored:

@@ -127,7 +127,7 @@ def test_devices_take_turns(text):
 
 @pytest.mark.slow
 def test_all_of_it_makes_a_table(tmp_path):
-  config = tiny(bench__parts="steps,fusion")
+  config = tiny(bench__parts="steps,fusion,audit")
   tables = bench.run(config, epath.Path(tmp_path))
   content = json.loads((tmp_path / "bench.json").read_text())
   assert content["machine"]["backend"] == "cpu"
@@ -135,6 +135,8 @@ def test_all_of_it_makes_a_table(tmp_path):
   for row in content["ratios"]:
     assert f"| {row['name']} |" in tables
   assert "knowledge_fusion" in tables
+  assert content["audit"]["shape"] == [6, 500, 10]
+  assert content["audit"]["seconds"] > 0 and "| audit of |" in tables
 
 
 def test_peers_train_networks_with_as_many_parameters():

@@ -610,6 +610,6 @@ def test_differences_are_in_points_with_a_sign(value, text):
 
 def test_large_pictures_are_made_smaller():
   rng = np.random.default_rng(0)
-  uri = report._picture(rng.integers(0, 256, (400, 300, 3), np.uint8))
+  uri = report.picture(rng.integers(0, 256, (400, 300, 3), np.uint8))
   content = base64.b64decode(uri.partition(",")[2])
   assert Image.open(io.BytesIO(content)).size == (120, 160)

@@ -182,6 +182,9 @@ def test_corrections_change_these_labels_and_no_others(
   assert task.ledger.index[train].tolist() == task.splits["train"].ids.tolist()
   if kind == "none":
     np.testing.assert_array_equal(task.given, task.splits["train"].labels)
+    assert f"; labels corrected by {config.noise.corrections} ({correct})" in (
+      tasks.first_line(config, task)
+    )
   np.testing.assert_array_equal(
     task.splits["select"].ids,
     tasks.load_task(tiny_config(**noise)).splits["select"].ids,
@@ -194,9 +197,8 @@ def test_the_audit_of_a_run_is_what_the_next_one_takes(trained, tmp_path):
   accused = sum(row["accused"] == "1" for row in rows_of(epath.Path(path)))
   config = tiny_config(noise__corrections=path)
   assert len(given_labels(config)) == 120 - accused
-  assert "once corrected by" in tasks.first_line(
-    config, tasks.load_task(config)
-  )
+  said = tasks.first_line(config, tasks.load_task(config))
+  assert f"are wrong (pair), corrected by {path} (drop)" in said
 
 
 def test_other_corrections_are_other_data(corrected, tmp_path):
