@@ -254,9 +254,9 @@ def instance_dependent(
     )
   if rate == 0:
     return jnp.asarray(labels, jnp.int32)
-  _, rate_key, flip_key, target_key = jax.random.split(key, 4)
-  shared = key if projections is None else projections
-  projection_key = jax.random.split(shared, 4)[0]
+  projection_key, rate_key, flip_key, target_key = jax.random.split(key, 4)
+  if projections is not None:
+    projection_key = jax.random.split(projections, 4)[0]
   scores = _projected(projection_key, inputs, labels, num_classes)
   low, high = (0 - rate) / 0.1, (1 - rate) / 0.1
   rates = rate + 0.1 * jax.random.truncated_normal(

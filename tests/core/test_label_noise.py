@@ -264,6 +264,26 @@ def test_every_draw_takes_a_key_of_its_own():
     )
 
 
+def test_parts_of_one_data_set_share_what_is_mistaken_for_what():
+  """The same images in two parts, so large that a score decides alone."""
+  inputs = 1000 * np.random.default_rng(0).normal(size=(200, 8))
+  labels = np.arange(200) % 4
+  first, second, apart = (
+    np.asarray(
+      label_noise.instance_dependent(
+        jax.random.key(seed), inputs, labels, 4, 0.5, projections=shared
+      )
+    )
+    for seed, shared in (
+      (1, None), (2, jax.random.key(1)), (2, None)
+    )
+  )  # fmt: skip
+  for other, alike in ((second, True), (apart, False)):
+    both = (first != labels) & (other != labels)
+    assert 20 < both.sum() < 100
+    assert (first[both] == other[both]).all() == alike
+
+
 def test_instance_dependent_rate_zero_changes_nothing():
   clean = _uniform_labels(50, 3)
   given = label_noise.instance_dependent(
