@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 from kfkd_jax import cli, forgetting
-from kfkd_jax.predictions import read_foreign
+from kfkd_jax.predictions import read_any
 
 LABELS = ["yes", "42", "no"]
 ANSWERS = [["yes", "41", ""], ["yes", "42", "no"], ["no", "42", "yes"]]
@@ -48,7 +48,7 @@ def write(path, kind):
 @pytest.mark.parametrize("suffix", [".npz", ".csv", ".jsonl"])
 def test_every_form_says_the_same(suffix, kind, tmp_path, capsys):
   path = write(tmp_path / f"mine{suffix}", kind)
-  found = read_foreign(path)
+  found = read_any(path)
   np.testing.assert_array_equal(found.correct, CORRECT)
   np.testing.assert_array_equal(found.epochs, [10, 20, 30])
   assert cli.main(["diagnose", f"--predictions={path}"]) == 0
@@ -76,7 +76,7 @@ def test_numbers_and_their_text_are_one_answer(tmp_path):
   ]
   path = tmp_path / "a.jsonl"
   path.write_text("\n".join(map(json.dumps, lines)))
-  found = read_foreign(path)
+  found = read_any(path)
   np.testing.assert_array_equal(found.correct, [[True], [False]])
   assert found.ids.tolist() == ["7"]
 
@@ -116,7 +116,7 @@ def test_mistakes_in_arrays(arrays, message, tmp_path):
   path = tmp_path / "a.npz"
   np.savez(path, **{name: np.asarray(a) for name, a in arrays.items()})
   with pytest.raises(ValueError, match=message) as caught:
-    read_foreign(path)
+    read_any(path)
   assert "a.npz" in str(caught.value)
 
 
