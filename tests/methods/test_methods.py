@@ -190,8 +190,9 @@ def test_greedy_soup_is_no_worse_on_the_selecting_points_than_one_network(
     (networks_alone[c].argmax(-1) == store.labels).mean() for c in range(EPOCHS)
   ]
   best = path[1 + EPOCHS - 1 - int(np.argmax(accuracy[::-1]))]
-  renewed = methods.soups.with_statistics(config_of_all())(best)
-  score = methods.soups._scorer(config_of_all(), lambda variables: variables)
+  space = Workspace(config_of_all())
+  renewed = methods.soups.with_statistics(space)(best)
+  score = methods.soups._scorer(space, lambda variables: variables)
   assert soup >= score(renewed) - 1e-6
   assert rows["greedy_soup"]["selected_on"] == "select (clean labels)"
 
