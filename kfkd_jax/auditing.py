@@ -374,6 +374,28 @@ def audit_finish(sums: AuditSums) -> Audit:
   )
 
 
+def estimated_noise(probs: Any, labels: ArrayLike) -> np.ndarray:
+  """Returns the noise of labels as the history of their points tells it.
+
+  Args:
+    probs: [C, N, K], as for `audit`.
+    labels: int[N] as given.
+
+  Returns:
+    f64[K, K] share of each right class, down, that was given each class, drawn
+    towards even noise as `noise_of` does; nothing is 0.
+
+  >>> told = estimated_noise(
+  ...   [np.asarray([[0.9, 0.1]] * 9 + [[0.1, 0.9]] * 9)], [0] * 8 + [1] * 10
+  ... )
+  >>> told.argmax(axis=1).tolist()
+  [0, 1]
+  """
+  found = audit(probs, labels)
+  num_classes = len(found.noise_matrix)
+  return noise_of(_counted(found.believed, np.asarray(labels), num_classes))
+
+
 def noise_of(counts: np.ndarray) -> np.ndarray:
   """Returns the noise that counts of believed and given classes speak of.
 

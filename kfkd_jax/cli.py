@@ -342,7 +342,8 @@ def _foreign(options, config) -> str:
   else:
     found = predictions.read_foreign(source)
     epochs = found.epochs.tolist()
-    methods = fuse.fuse(config, found.probs, found.labels)
+    told = fuse.told_noise(config, None, found.probs, found.labels)
+    methods = fuse.fuse(config, found.probs, found.labels, transition=told)
     fold = {
       "selected_on": str(options.predictions),
       "num_select": len(found.labels),

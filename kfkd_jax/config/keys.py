@@ -283,8 +283,9 @@ KEYS = (
   Key("fuse.num_epsilons", 101, between(2, 10**5), "Grid of mixing weights.",
       _FUSE),
   Key("fuse.max_members", 20, between(1, 10**4), "Of Knowledge Fusion.", _FUSE),
-  Key("fuse.transition", "none", one_of(("none", "known")),
-      "known: the mixture is told the noise of its labels.", _FUSE),
+  Key("fuse.transition", "none", one_of(("none", "known", "estimated")),
+      "What the mixture is told of its labels' noise: as made, or as the "
+      "history of the selecting points tells it.", _FUSE),
   Key("fuse.tolerance", 1e-3, between(1e-7, 1),
       "Optimality gap of the mixture.", _FUSE),
 

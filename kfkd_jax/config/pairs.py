@@ -68,6 +68,17 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"with a matrix, got {config.selection.labels!r} and {kind!r}",
     ),
     (
+      config.fuse.transition == "estimated"
+      and config.selection.labels == "clean",
+      "fuse.transition='estimated' needs selection.labels='noisy', got 'clean'",
+    ),
+    (
+      config.fuse.transition == "estimated"
+      and "online_fusion" in config.compare.methods,
+      "compare.methods names online_fusion, which fuses before there is a "
+      "history that fuse.transition='estimated' could tell the noise from",
+    ),
+    (
       config.history.unit == "step" and config.history.every < 1,
       f"history.unit='step' needs whole steps but history.every="
       f"{config.history.every}",

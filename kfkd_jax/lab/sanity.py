@@ -87,12 +87,10 @@ def run(
     labels = workspace.selection_labels(Workspace(config), fold)
     store = results.predictions(workdir, workspace.TEACHER, fold.select_split)
     test = results.predictions(workdir, workspace.TEACHER, "test")
-    known = config.fuse.transition == "known"
 
     def choose(probs, labels) -> dict[str, np.ndarray]:
-      chosen = fuse.fuse(
-        config, probs, labels, transition=task.transition if known else None
-      )
+      told = fuse.told_noise(config, task.transition, probs, labels)
+      chosen = fuse.fuse(config, probs, labels, transition=told)
       return {
         method: np.asarray(chosen[method]["weights"], np.float32)
         for method in ("kf", "mixture")

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from kfkd_jax import files, fusion
+from kfkd_jax import auditing, files, fusion
 from kfkd_jax.predictions import Subset
 from kfkd_jax.run import build, results, workspace
 from kfkd_jax.run.workspace import Workspace
@@ -24,12 +24,12 @@ def run(space: Workspace) -> str:
       space.path, workspace.TEACHER, fold.select_split
     )
     labels = workspace.selection_labels(space, fold)
-    known = space.config.fuse.transition == "known"
+    probs = Subset(store, fold.select_rows, kept)
     methods = fuse(
       space.config,
-      Subset(store, fold.select_rows, kept),
+      probs,
       labels,
-      transition=task.transition if known else None,
+      transition=told_noise(space.config, task.transition, probs, labels),
     )
     for method in methods.values():
       method["weights"] = results.over_all(method["weights"], kept, len(store))
@@ -45,6 +45,25 @@ def run(space: Workspace) -> str:
     space.path / "fusion.json", {"epochs": epochs, "folds": folds}
   )
   return summary(folds[0]["methods"], epochs)
+
+
+def told_noise(
+  config: ml_collections.ConfigDict,
+  made: np.ndarray | None,
+  probs: Any,
+  labels: np.ndarray,
+) -> np.ndarray | None:
+  """What the mixture is told of the labels' noise, `[K, K]`.
+
+  Args:
+    config: its `fuse.transition` says what.
+    made: the noise that was made, None where it has no matrix.
+    probs: `[C, N, K]` of the selecting points.
+    labels: `[N]` that they select with.
+  """
+  if config.fuse.transition == "estimated":
+    return auditing.estimated_noise(probs, labels)
+  return made if config.fuse.transition == "known" else None
 
 
 def fuse(

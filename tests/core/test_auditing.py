@@ -305,6 +305,16 @@ def test_how_a_label_stands_out():
   assert (found.kind[4:] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["pair", "symmetric"])
+def test_the_noise_is_told_from_the_history(kind):
+  probs, given, _ = noisy(kind, 0.3, num=2000)
+  made = getattr(label_noise, kind)(5, 0.3)
+  found = auditing.estimated_noise(probs, given)
+  np.testing.assert_allclose(found.sum(1), 1)
+  assert np.abs(found - made).max() < 0.08
+  assert np.abs(np.eye(5) - made).max() > 0.25  # what is told without it
+
+
 def test_counts_by_chance_are_taken_for_even_noise():
   rng = np.random.default_rng(0)
   counts = np.diag([80] * 6) + rng.poisson(4, (6, 6)) * (

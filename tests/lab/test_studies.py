@@ -93,8 +93,10 @@ def test_selection_by_number_and_kind_of_labels(tmp_path):
   final = np.mean(run.test[19][::2].argmax(-1) == run.test.labels[::2])
   for row in rows:
     assert row["mixture"] == pytest.approx(1 - final)
-    assert np.isnan(row["mixture_known"]) == (row["labels"] == "clean")
+    for told in ("mixture_known", "mixture_estimated"):
+      assert np.isnan(row[told]) == (row["labels"] == "clean")
   assert rows[-1]["mixture_known"] == pytest.approx(1 - final)
+  assert rows[-1]["mixture_estimated"] == pytest.approx(1 - final)
 
 
 def test_without_a_matrix_nothing_is_told(tmp_path):

@@ -127,7 +127,7 @@ STUDIES: dict[str, Study] = {
   "selection": Study(
     "How many selecting points are enough, and must their labels be clean?",
     "noise", _CHEAP, _HEAVY, measures.selection, "num_select",
-    {"gains": ("kf", "mixture", "mixture_known")},
+    {"gains": ("kf", "mixture", "mixture_known", "mixture_estimated")},
     line="labels", by=("labels", "num_select"), log=True,
   ),
   "student": Study(
@@ -192,6 +192,7 @@ _VALUE_NAMES = {
   "null_forget": "Fₑ if independent",
   "memorised": "wrong labels learned",
   "mixture_known": "Mixture, noise known",
+  "mixture_estimated": "Mixture, noise estimated",
   "recovered": "recovered points kept",
   "beyond": "right beyond the teacher",
   "agreement": "agreement with the teacher",

@@ -236,20 +236,28 @@ def selection_of(config: ml_collections.ConfigDict, run: History) -> list[Row]:
       part = order[:num]
       select = Subset(run.select, run.select_rows[part])
       chosen = fuse.fuse(config, select, labels[part])
-      known = float("nan")
-      if kind == "noisy" and run.transition is not None:
-        told = fuse.fuse(
-          config, select, labels[part], transition=run.transition
-        )
-        known = run.gain(told["mixture"]["weights"])
+      told: dict[str, np.ndarray | None] = {"known": None, "estimated": None}
+      if kind == "noisy":
+        told["known"] = run.transition
+        told["estimated"] = auditing.estimated_noise(select, labels[part])
       rows.append({
         "labels": kind,
         "num_select": num,
         "kf": run.gain(chosen["kf"]["weights"]),
         "mixture": run.gain(chosen["mixture"]["weights"]),
-        "mixture_known": known,
+        **{
+          f"mixture_{how}": float("nan")
+          if noise is None
+          else _told_gain(config, run, select, labels[part], noise)
+          for how, noise in told.items()
+        },
       })  # fmt: skip
   return rows
+
+
+def _told_gain(config, run: History, select, labels, noise) -> float:
+  told = fuse.fuse(config, select, labels, transition=noise)
+  return run.gain(told["mixture"]["weights"])
 
 
 def student(config, workdir) -> list[Row]:
