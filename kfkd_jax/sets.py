@@ -149,13 +149,14 @@ def halved_sets(
   stacks.check_labels(labels, scores.shape)
   stacks.check_classes(labels, scores.shape[1])
   own = np.take_along_axis(scores, labels[:, None], 1)[:, 0]
-  covered = size = 0
+  covered, size = 0, 0
   for _ in range(num_splits):
     halves = np.array_split(generator.permutation(num), 2)
     for calibrate, rest in (halves, halves[::-1]):
       threshold = _quantile(own[calibrate], level)
       covered += np.count_nonzero(own[rest] <= threshold)
-      size += np.count_nonzero(scores <= threshold, axis=1)[rest].sum()
+      inside = np.count_nonzero(scores <= threshold, axis=1)
+      size += int(inside[rest].sum())
   total = num * num_splits
   return HalvedSets(covered / total, size / total)
 

@@ -19,9 +19,8 @@ from kfkd_jax.methods import variants
 from kfkd_jax.run import build, results, tasks, workspace
 from kfkd_jax.run.workspace import Workspace
 
-
 # Where rows say the risk of answering only the surest test points.
-COVERAGES = tuple(percent / 100 for percent in range(5, 101, 5))
+_COVERAGES = np.arange(1, 21) / 20
 
 
 class Entry(NamedTuple):
@@ -162,8 +161,8 @@ def score(
 
 def _refusals(probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
   curve = sets.risk_coverage(probs, labels)
-  risks = curve.at(COVERAGES).tolist()
-  return {"aurc": curve.area, "risks": [COVERAGES, risks]}
+  points = np.stack([_COVERAGES, curve.at(_COVERAGES)])
+  return {"aurc": curve.area, "risk_coverage": points.tolist()}
 
 
 def _sets(config, probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
