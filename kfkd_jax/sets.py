@@ -154,7 +154,7 @@ def halved_sets(
     halves = np.array_split(generator.permutation(num), 2)
     for calibrate, rest in (halves, halves[::-1]):
       threshold = _quantile(own[calibrate], level)
-      covered += np.count_nonzero(own[rest] <= threshold)
+      covered += int(np.count_nonzero(own[rest] <= threshold))
       inside = np.count_nonzero(scores <= threshold, axis=1)
       size += int(inside[rest].sum())
   total = num * num_splits
