@@ -25,6 +25,10 @@ Wrong labels found, from predictions `probs[C, N, K]` of the training points:
 Scores: `accuracy`, `negative_log_likelihood`, `brier_score`,
 `calibration_error`.
 
+Sets of classes that hold the label at a promised rate, from any probabilities:
+`set_scores`, `set_threshold`; answering only where one is sure:
+`risk_coverage`.
+
 The modules they come from hold more, and `theory` the closed forms. Importing
 this package touches no device. Checkpoints and predictions on disk are in
 `kfkd_jax.checkpoints` and `kfkd_jax.predictions`; `kfkd_jax.merging` makes one
@@ -54,6 +58,7 @@ with (
     label_noise,
     losses,
     metrics,
+    sets,
     statistics,
   )
   from kfkd_jax.auditing import (
@@ -92,6 +97,7 @@ with (
     calibration_error,
     negative_log_likelihood,
   )
+  from kfkd_jax.sets import risk_coverage, set_scores, set_threshold
 
 __all__ = [
   "accuracy",
@@ -130,6 +136,10 @@ __all__ = [
   "pair",
   "predict_checkpoints",
   "random_checkpoints",
+  "risk_coverage",
+  "set_scores",
+  "set_threshold",
+  "sets",
   "stack_checkpoints",
   "statistics",
   "symmetric",

@@ -339,6 +339,10 @@ KEYS = (
       "Of the intervals.", _INTERVALS),
   Key("compare.level", 0.95, between(0.5, 0.9999), "Of the intervals.",
       _INTERVALS),
+  Key("compare.sets", None, between(0.5, 0.9999),
+      "Promised coverage of prediction sets, whose size and coverage are then "
+      "measured on halves of the test points; None: none are made.", _COMPARE,
+      float, later=True),
 
   Key("baselines.swa_start", 0.75, between(0, 0.999),
       "Share of the run that is not averaged.", _RIVALS),

@@ -12,6 +12,7 @@ from kfkd_jax.plots.comparison import (
   plot_against,
   plot_curves_compared,
   plot_methods_compared,
+  plot_risk_coverage,
 )
 from kfkd_jax.plots.forgetting import (
   most_forgotten,
@@ -86,6 +87,7 @@ __all__ = [
   "plot_over_time",
   "plot_projection_history",
   "plot_projections",
+  "plot_risk_coverage",
   "plot_rounds",
   "plot_time_to_forget",
   "plot_weights",

@@ -189,6 +189,44 @@ def plot_against(
   return fig
 
 
+@styled
+def plot_risk_coverage(
+  curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+) -> Figure:
+  """The error of each method that answers only the surest examples, in %.
+
+  Args:
+    curves: by method, coverages `[X]` and risks `[X]`, as shares.
+
+  >>> fig = plot_risk_coverage({"kf": ([0.5, 1], [0.1, 0.25])})
+  >>> fig.axes[0].lines[0].get_ydata().tolist()
+  [10.0, 25.0]
+  """
+  fig, ax = figure((SIZE[0], SIZE[1] + 0.18 * max(0, len(curves) - 2)))
+  for number, (method, (coverages, risks)) in enumerate(curves.items()):
+    coverages = 100 * np.asarray(coverages, float)
+    name = method_name(method)
+    risks = 100 * as_floats(name, risks, coverages)
+    color, line, marker = look(number)
+    every = max(1, len(coverages) // _MARKERS)
+    start = min(number * every // len(curves), len(coverages) - 1)
+    (curve,) = ax.plot(
+      coverages, risks, color=color, ls=line, marker=marker, ms=4.5, lw=1.6,
+      markevery=(start, every), label=short(name, _LABEL),
+    )  # fmt: skip
+    mark(curve, method=method)
+    texts = [
+      f"{name}, {c:g} % answered: {r:.1f} % wrong"
+      for c, r in zip(coverages, risks)
+    ]
+    fig.say(ax, coverages, risks, texts, method=method)
+  ax.tick_params(axis="x", length=3)
+  ax.set_xlabel("answered, the surest first, %")
+  ax.set_ylabel("wrong among them, %")
+  legend(fig, columns=_columns({method_name(m): None for m in curves}))
+  return fig
+
+
 def _columns(names: Mapping[str, Any]) -> int:
   """As many names side by side as there is room for."""
   longest = max((min(len(name), _LABEL) for name in names), default=1)

@@ -57,7 +57,10 @@ def render(space: Workspace) -> page.Page:
   """The page, from the artefacts of the other stages."""
   diagnosis = files.read_json(space.path / "diagnosis.json")
   fused = files.read_json(space.path / "fusion.json")
-  rows = files.read_json_lines(space.path / "results.jsonl")
+  rows = [
+    {**dict.fromkeys(_LATER), **row}  # earlier versions wrote none of them
+    for row in files.read_json_lines(space.path / "results.jsonl")
+  ]
   manifest = files.read_json(space.path / "manifest.json")
   task = space.task
   ledger = splits.read_ledger(space.path / "noise.npz")
@@ -111,9 +114,14 @@ RESULT_KEYS = (
 )
 
 
+_SETS = ("aurc", "set_coverage", "set_size")
+_LATER = (*_SETS, "risk_coverage")
+_REFUSING = ("final", "kf", "mixture", "kf_kd", "independent")
+
+
 def results_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
   """The rows of `results.jsonl` as a table of plain columns."""
-  keys = (*RESULT_KEYS, "select_gain", "selected_on")
+  keys = (*RESULT_KEYS, "select_gain", "selected_on", *_SETS)
   return [page.flat(row, keys) for row in rows]
 
 
@@ -219,6 +227,7 @@ def _figures(diagnosis, fused, rows) -> dict[str, Drawn]:
       f"Forgotten share by class at epoch {epochs[worst]}.",
     ),
     **_memorisation(diagnosis),
+    **_refusals(rows),
   }
 
 
@@ -245,6 +254,31 @@ def _memorisation(diagnosis) -> dict[str, Drawn]:
       figure,
       "What the network says about flipped training labels; at the end it has "
       f"memorised {shares['memorised'][-1]:.3f} of them.",
+    )
+  }
+
+
+def _refusals(rows: list[dict[str, Any]]) -> dict[str, Drawn]:
+  """Risk over coverage, the mean over folds, where rows hold it."""
+  curves = {
+    method: np.mean(found, axis=0)
+    for method in _REFUSING
+    if (found := [r["risk_coverage"] for r in rows if r["method"] == method])
+    and None not in found
+  }
+  if not curves:
+    return {}
+  halves = [
+    f"{plots.method_name(method)} {np.interp(0.5, *curve):.3f}"
+    for method, curve in curves.items()
+  ]
+  label = (
+    "Share of wrong answers over the share of test points answered, the surest "
+    f"first; with half of them answered: {', '.join(halves)}."
+  )
+  return {
+    "risk-coverage": Drawn(
+      plots.plot_risk_coverage({m: tuple(c) for m, c in curves.items()}), label
     )
   }
 

@@ -14,10 +14,13 @@ import numpy as np
 
 import kfkd_jax
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, methods, metrics, processes, statistics
+from kfkd_jax import files, methods, metrics, processes, sets, statistics
 from kfkd_jax.methods import variants
 from kfkd_jax.run import build, results, tasks, workspace
 from kfkd_jax.run.workspace import Workspace
+
+# Where rows say the risk of answering only the surest test points.
+_COVERAGES = np.arange(1, 21) / 20
 
 
 class Entry(NamedTuple):
@@ -48,7 +51,8 @@ def run(space: Workspace) -> str:
   """Scores every method; returns the table.
 
   Writes `results.jsonl`, one row a method and fold, and `hits.npz`, what each
-  method got right.
+  method got right. Prediction sets need points that neither selected nor are
+  tested: halves of a fold's test points calibrate each other (`sets`).
   """
   views = _views(space)
   return processes.on_main(_compare, space, views)
@@ -148,9 +152,25 @@ def score(
       ),
       "storage_cost": round(entry.num_members * entry.size.storage, 3),
       "select_gain": entry.select_gain,
+      **_refusals(probs[i], labels),
+      **_sets(space.config, probs[i], labels),
     }
     for i, entry in enumerate(entries)
   ]
+
+
+def _refusals(probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+  curve = sets.risk_coverage(probs, labels)
+  points = np.stack([_COVERAGES, curve.at(_COVERAGES)])
+  return {"aurc": curve.area, "risk_coverage": points.tolist()}
+
+
+def _sets(config, probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+  """Of sets calibrated on test points, which chose nothing, by halves."""
+  if config.compare.sets is None:
+    return {"set_coverage": None, "set_size": None}
+  found = sets.halved_sets(probs, labels, level=config.compare.sets)
+  return {"set_coverage": found.coverage, "set_size": found.size}
 
 
 def table(rows: list[dict[str, Any]], *, level: float) -> str:

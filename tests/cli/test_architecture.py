@@ -21,6 +21,7 @@ ROOMS = (
   "fusion",
   "losses",
   "calibration",
+  "sets",
   "relabelling",
   "auditing",
   "history",

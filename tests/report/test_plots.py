@@ -116,6 +116,9 @@ def draw(name):
     "against_log": lambda: plots.plot_against(
       {"a": ([25, 400], [0.1, 0.2], [0, 0])}, xlabel="points", log=True
     ),
+    "risk_coverage": lambda: plots.plot_risk_coverage(
+      {"final": ([0.5, 1], [0, 0.25]), "kf": ([0.1, 0.5, 1], [0, 0.1, 0.2])}
+    ),
     "examples": lambda: plots.plot_forgotten_examples(
       *examples(), class_names=names
     ),
@@ -126,6 +129,7 @@ def draw(name):
 
 
 ALL = (
+  "risk_coverage",
   "curves",
   "one_checkpoint",
   "memorisation",
@@ -338,6 +342,16 @@ def test_values_are_said_where_they_are_drawn():
   np.testing.assert_allclose(
     [float(start[1]), float(start[2])], [xs[0], ys[0]], atol=0.06
   )
+
+
+def test_risk_belongs_to_its_method_and_is_said_in_percent():
+  said = points("risk_coverage")
+  assert [(c.get("data-method"), text) for text, *_, c in said][1:3] == [
+    ("final", "Final network, 100 % answered: 25.0 % wrong"),
+    ("kf", "Knowledge Fusion, 10 % answered: 0.0 % wrong"),
+  ]
+  with pytest.raises(ValueError, match="Fusion must have shape"):
+    plots.plot_risk_coverage({"kf": ([0.5, 1], [0.1])})
 
 
 def test_methods_compared_share_a_line_and_belong_to_their_run():

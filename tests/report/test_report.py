@@ -270,7 +270,7 @@ def test_page_can_be_heard(page):
   assert levels.count(1) == 1
   assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
   figures = root.all("figure")
-  assert len(figures) == 9
+  assert len(figures) == 10
   for figure in figures:
     (svg,) = figure.all("svg")
     assert svg.attributes["role"] == "img"
@@ -319,6 +319,14 @@ def assert_row_equals(cells, row):
   else:
     assert float(exact[9]) == row["select_gain"] - row["gain"]
   assert texts[10] == (row["selected_on"] or "nothing")
+  assert float(exact[11]) == row["aurc"]
+  if row["set_size"] is None:
+    assert len(texts) == 12
+  else:
+    assert [float(v) for v in exact[12:]] == [
+      row["set_coverage"],
+      row["set_size"],
+    ]
 
 
 def test_table_equals_results(made, page):
@@ -327,6 +335,34 @@ def test_table_equals_results(made, page):
   assert list(shown) == [plots.method_name(row["method"]) for row in rows]
   for row in rows:
     assert_row_equals(shown[plots.method_name(row["method"])], row)
+
+
+def test_sets_are_calibrated_on_halves_and_stand_behind(made, tmp_path):
+  workdir = epath.Path(shutil.copytree(made.workdir, tmp_path / "copy"))
+  config = config_lib.changed(made.config, {"compare.sets": 0.8})
+  write_results(config, workdir, made.task, np.random.default_rng(0))
+  rows = files.read_json_lines(workdir / "results.jsonl")
+  for row in rows:  # 60 points: the promise, and how far a share may be off
+    assert row["set_coverage"] == pytest.approx(0.8 + 1 / 62, abs=0.06)
+    assert 1 <= row["set_size"] <= 4
+  page = report.render(Workspace(config, workdir)).html
+  (shown,) = result_rows(parse(page))
+  for row in rows:
+    assert_row_equals(shown[plots.method_name(row["method"])], row)
+  assert "hold the label of 80 %" in " ".join(page.split())
+
+
+def test_rows_of_earlier_versions_open(made, tmp_path):
+  workdir = epath.Path(shutil.copytree(made.workdir, tmp_path / "copy"))
+  later = {"aurc", "risk_coverage", "set_coverage", "set_size"}
+  rows = files.read_json_lines(workdir / "results.jsonl")
+  assert all(later <= row.keys() for row in rows)
+  rows = [{k: v for k, v in r.items() if k not in later} for r in rows]
+  files.write_json_lines(workdir / "results.jsonl", rows)
+  page = report.render(Workspace(made.config, workdir))
+  assert "risk-coverage" not in page.figures
+  (shown,) = result_rows(parse(page.html))
+  assert all(cells[11] == ("–", None) for cells in shown.values())
 
 
 def test_summary_names_the_four_numbers(made, page):
@@ -539,7 +575,7 @@ def test_without_noise_nothing_is_said_of_it(tmp_path, monkeypatch):
   page = report.render(Workspace(made.config, made.workdir)).html
   assert_stands_alone(page)
   root = parse(page)
-  assert len(root.all("figure")) == 7  # no memorisation, no noise matrix
+  assert len(root.all("figure")) == 8  # no memorisation, no noise matrix
   assert "Label noise none" in root.text
   assert "made wrong" not in root.text
   colour = root.all("img")[0]

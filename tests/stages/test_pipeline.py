@@ -124,6 +124,11 @@ def test_every_method_is_scored_with_its_costs(workdir):
     assert row["split"] == "test"
     assert 0 <= row["ece"] <= 1
     assert 0 <= row["brier"] <= 2
+    coverages, risks = row["risk_coverage"]
+    assert coverages[-1] == 1
+    assert risks[-1] == pytest.approx(1 - row["accuracy"])
+    assert min(risks) <= row["aurc"] <= max(risks)
+    assert row["set_size"] is row["set_coverage"] is None
   assert rows["final"]["gain_interval"] == [0, 0]
   assert rows["independent"]["train_cost"] == 2
   assert rows["kf_kd"]["inference_cost"] == rows["kf_soup"]["num_members"] == 1
