@@ -365,7 +365,7 @@ KEYS = (
   Key("baselines.mixup", 1.0, between(1e-3, 100),
       "Beta concentration of the row mixup.", _RIVALS),
   Key("baselines.audit_correct", "relabel", one_of(corrections.WAYS),
-      "What the row audit_retrain does about accused labels.", _RIVALS,
+      "What the rows audit_retrain do about accused labels.", _RIVALS,
       later=True),
 
   Key("strategy.teacher", "kf", one_of(FUSIONS),
