@@ -122,6 +122,12 @@ def changed(
   return copy
 
 
+def set_keys(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+  """The keys that differ from their defaults, as `override` takes them."""
+  values = [(key, tree.get(config, key.name)) for key in KEYS]
+  return [(key.name, str(v)) for key, v in values if v != key.default]
+
+
 _OBJECTIVES = ("train.objective", "distill.label_loss")
 
 

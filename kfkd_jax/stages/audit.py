@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import ml_collections
 import numpy as np
 from etils import epath
 
 from kfkd_jax import auditing, files
+from kfkd_jax.config import set_keys
 from kfkd_jax.config.tree import ConfigError
 from kfkd_jax.data.stored import Stored
 from kfkd_jax.predictions import read_foreign
@@ -22,7 +24,25 @@ FOLDER = "audit"
 
 def run(space: Workspace) -> str:
   """Writes `audit/` from the teacher's predictions of the training points."""
-  return write(of_run(space), space.path / FOLDER, space.config)
+  return "\n".join(write_of_run(space, space.path / FOLDER))
+
+
+def write_of_run(space: Workspace, folder: epath.Path) -> list[str]:
+  """Writes the audit of a working directory; returns what to say.
+
+  The last line is the command that trains, fuses and distils anew on the labels
+  that are left, where there is one: a run takes one table of corrections.
+  """
+  subject = of_run(space)
+  lines = [write(subject, folder, space.config)]
+  if subject.found.accused.any() and space.config.noise.corrections is None:
+    anew = shlex.join([
+      "kfkd", "run", f"--workdir={space.path}-mended",
+      *(f"--config.{key}={value}" for key, value in set_keys(space.config)),
+      f"--config.noise.corrections={folder / 'audit.csv'}",
+    ])  # fmt: skip
+    lines.append(f"train, fuse and distil without them:\n{anew}")
+  return lines
 
 
 def of_run(space: Workspace) -> Subject:

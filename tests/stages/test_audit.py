@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from tiny import tiny_config
 
 from kfkd_jax import auditing, cli, stages
 from kfkd_jax import config as config_lib
+from kfkd_jax import options as options_lib
 from kfkd_jax.data import splits
 from kfkd_jax.run import provenance, results, tasks
 from kfkd_jax.run.workspace import Workspace
+from kfkd_jax.stages import audit
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,31 @@ def test_a_run_is_audited_into_another_folder(trained, tmp_path, capsys):
   assert (tmp_path / "a" / "index.html").exists()
   code, _, err = kfkd(*command[:2], f"--output={trained}", capsys=capsys)
   assert code == 2 and "holds a run" in err
+
+
+def test_the_last_line_is_the_run_without_the_accused_labels(
+  trained, tmp_path, capsys
+):
+  """Data, networks and options of the run before, but for the labels."""
+  output = tmp_path / "an audit"
+  code, out, _ = kfkd(
+    "audit", f"--workdir={trained}", f"--output={output}", capsys=capsys
+  )
+  assert code == 0
+  program, *words = shlex.split(out.splitlines()[-1])
+  assert program == "kfkd"
+  options, rest = options_lib.parse(words)
+  assert options.stage == "run" and options.workdir == f"{trained}-mended"
+  config = config_lib.read(None, options_lib.check(options, rest))
+  table = str(output / "audit.csv")
+  assert config == config_lib.changed(
+    tiny_config(), {"noise.corrections": table}
+  )
+  nothing = tmp_path / "corrected.csv"
+  nothing.write_text("index,given,suggested\n")
+  before = tiny_config(noise__corrections=str(nothing))
+  lines = audit.write_of_run(Workspace(before, trained), tmp_path / "again")
+  assert len(lines) == 1  # a run takes one table
 
 
 def test_without_predictions_of_the_training_points_the_key_is_named(tmp_path):
