@@ -401,6 +401,11 @@ KEYS = (
   Key("strategy.propagation_decay", 0.99, between(0, 0.9999),
       "How far labels reach, below 1.", _RIVALS),
 
+  Key("audit.folds", None, between(2, 100),
+      "Of out-of-sample predictions by so many networks, each trained on all "
+      "folds but one; None: by the teacher's history.", ("audit",), int,
+      later=True),
+
   Key("report.num_examples", 12, between(0, 1000),
       "Forgotten or accused examples shown as pictures.", _SHOWN),
   Key("report.paper", None, one_of(tuple(published.COLUMNS)),

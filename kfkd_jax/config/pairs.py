@@ -150,6 +150,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       "predictions.train must be True; it is False",
     ),
     (
+      config.audit.folds is not None and not config.predictions.train,
+      f"audit.folds={config.audit.folds} needs predictions.train=True; it is "
+      "False",
+    ),
+    (
       untaught,
       f"export.models names {untaught}, whom distill.teachers="
       f"{tuple(config.distill.teachers)} does not teach",
