@@ -251,8 +251,8 @@ def _audit_elsewhere(options, config, workdir) -> str:
   folder, space = _audit_output(options), Workspace(config, workdir)
   with stages.held(workdir):
     stages.check_ran(space, "audit", "train")
-    line = audit.write(audit.of_run(space), folder, config)
-  return f"{line}\nwritten to {folder}"
+    found, *rest = audit.write_of_run(space, folder)
+  return "\n".join([found, f"written to {folder}", *rest])
 
 
 def _sweep(options, config, workdir) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from kfkd_jax.config.reading import (
   read,
   read_sealed,
   sealed,
+  set_keys,
   to_json,
 )
 from kfkd_jax.config.tree import ConfigError, get, names
@@ -45,6 +46,7 @@ __all__ = [
   "read",
   "read_sealed",
   "sealed",
+  "set_keys",
   "set_protocol",
   "to_json",
   "validate",

@@ -370,7 +370,7 @@ KEYS = (
   Key("baselines.mixup", 1.0, between(1e-3, 100),
       "Beta concentration of the row mixup.", _RIVALS),
   Key("baselines.audit_correct", "relabel", one_of(corrections.WAYS),
-      "What the row audit_retrain does about accused labels.", _RIVALS,
+      "What the rows audit_retrain do about accused labels.", _RIVALS,
       later=True),
 
   Key("strategy.teacher", "kf", one_of(FUSIONS),
@@ -405,6 +405,11 @@ KEYS = (
       "propagation: of each example.", _RIVALS),
   Key("strategy.propagation_decay", 0.99, between(0, 0.9999),
       "How far labels reach, below 1.", _RIVALS),
+
+  Key("audit.folds", None, between(2, 100),
+      "Of out-of-sample predictions by so many networks, each trained on all "
+      "folds but one; None: by the teacher's history.", ("audit",), int,
+      later=True),
 
   Key("report.num_examples", 12, between(0, 1000),
       "Forgotten or accused examples shown as pictures.", _SHOWN),

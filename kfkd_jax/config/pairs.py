@@ -18,6 +18,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   noise, kind = config.noise, config.noise.kind
   selection = config.selection
   taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
+  audited = [m for m in config.compare.methods if m.startswith("audit_")]
   untaught = sorted(
     set(config.export.models or ()) - {"final", *FUSIONS, *taught}
   )
@@ -155,10 +156,14 @@ def check(config: ml_collections.ConfigDict) -> None:
       "it at 0",
     ),
     (
-      "audit_retrain" in config.compare.methods
-      and not config.predictions.train,
-      "compare.methods names audit_retrain, which needs "
-      "predictions.train=True; it is False",
+      audited and not config.predictions.train,
+      f"compare.methods names {', '.join(audited)}, for which "
+      "predictions.train must be True; it is False",
+    ),
+    (
+      config.audit.folds is not None and not config.predictions.train,
+      f"audit.folds={config.audit.folds} needs predictions.train=True; it is "
+      "False",
     ),
     (
       untaught,

@@ -122,6 +122,18 @@ def changed(
   return copy
 
 
+def set_keys(config: ml_collections.ConfigDict) -> list[tuple[str, str]]:
+  """The keys that differ from their defaults, as `override` takes them."""
+  default, found = default_config(), []
+  for key in KEYS:
+    value = tree.get(config, key.name)
+    if value != tree.get(default, key.name):
+      several = isinstance(value, tuple)
+      text = ",".join(map(str, value)) if several else str(value)
+      found.append((key.name, text))
+  return found
+
+
 _OBJECTIVES = ("train.objective", "distill.label_loss")
 
 

@@ -40,7 +40,7 @@ OPTIONAL: dict[str, Method] = {
   "fge": schedules.FGE,
   "independent_equal_budget": several.EQUAL_BUDGET,
   **objectives.BY_OBJECTIVE,
-  "audit_retrain": audited.AUDIT_RETRAIN,
+  **audited.AUDITED,
   "mutual": mutual.MUTUAL,
   **strategies.TAUGHT,
   "online_fusion": online.ONLINE_FUSION,

@@ -176,6 +176,7 @@ def _row(subject: Subject, n: int) -> dict[str, Any]:
     "given": given,
     "suggested": suggested,
     "score": round(float(found.score[n]), 5),
+    "class_margin": round(float(found.scores.class_margin[n]), 5),
     "accused": int(found.accused[n]),
     "given_name": subject.class_names[given],
     "suggested_name": subject.class_names[suggested],

@@ -117,6 +117,7 @@ def _listed(subject: Subject, n: int) -> dict[str, Any]:
     "suggested": names[found.suggested[n]],
     "clean": None if subject.clean is None else names[subject.clean[n]],
     "score": float(found.score[n]),
+    "class_margin": float(found.scores.class_margin[n]),
     "kind": auditing.KINDS[found.kind[n]],
     "why": subject.why(n),
   }

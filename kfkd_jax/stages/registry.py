@@ -87,7 +87,7 @@ STAGES: dict[str, Stage] = {
 # Stages that only their own command runs.
 ON_REQUEST: dict[str, Stage] = {
   "audit": Stage(
-    audit.run, ("train",), lambda space: (audit.FOLDER,), alone=True
+    audit.run, ("train",), audit.artefacts, False, audit.plans, audit.cost
   ),
   "export": Stage(
     export.run,

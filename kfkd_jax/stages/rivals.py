@@ -8,9 +8,10 @@ from kfkd_jax.run.workspace import Workspace
 
 
 def plans(space: Workspace) -> list[networks.Plan]:
-  """Every network that the stage trains."""
+  """Every network that the stage trains, once if methods share it."""
   configured = methods.configured(space.config)
-  return [plan for method in configured for plan in method.plans(space)]
+  found = {p.name: p for method in configured for p in method.plans(space)}
+  return [*found.values()]
 
 
 def artefacts(space: Workspace) -> list[str]:
@@ -27,10 +28,10 @@ def cost(space: Workspace, plans: list[networks.Plan]) -> list[str]:
 
 def run(space: Workspace) -> str:
   """Trains what the configured methods plan, and averages what they say."""
-  trained = []
+  trained: dict[str, None] = {}  # in order, shared ones once
   for method in methods.configured(space.config):
     for plan in method.plans(space):
       networks.train(space, plan)
-      trained.append(plan.name)
+      trained[plan.name] = None
     method.make(space)
   return ", ".join(trained) or "none asked for"

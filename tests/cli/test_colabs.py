@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PATHS = {path.stem: path for path in sorted((ROOT / "colabs").glob("*.ipynb"))}
 NAMES = [
   "bring_your_own_checkpoints",
+  "find_wrong_labels",
   "paper_tables",
   "quickstart",
   "theory",
@@ -240,6 +241,23 @@ def test_bring_your_own_checkpoints(tmp_path):
   assert found.num_figures == 2
   assert "written to foreign/diagnosis.json" in found.text
   assert "written to foreign/fusion.json" in found.text
+
+
+@pytest.mark.slow
+def test_find_wrong_labels(tmp_path):
+  found = run("find_wrong_labels", tmp_path)
+  results = found.results
+  assert results["precision"] > 0.5
+  assert results["auroc"]["ours"] > results["auroc"]["last loss"]
+  assert results["suspects_are_accused"]
+  assert set(results["accuracy"]) == {"as given", "drop", "relabel"}
+  for row in results["accuracy"].values():
+    assert set(row) >= {"final", "kf", "mixture", "kf_kd"}
+    assert all(0.1 < accuracy <= 1 for accuracy in row.values())
+  assert found.num_figures == 2
+  assert len(found.tables) == 2
+  assert "--config.noise.corrections=find-workdir/audit/audit.csv" in found.text
+  assert (tmp_path / "mine" / "index.html").stat().st_size > 10_000
 
 
 @pytest.mark.slow

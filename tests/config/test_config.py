@@ -597,3 +597,21 @@ def test_keys_that_came_later_count_only_where_they_are_set(monkeypatch):
   config.optim.nesterov = True
   found = config_lib.deciding(config, "train")
   assert found["optim"] == {**before["optim"], "nesterov": True}
+
+
+def test_keys_that_were_set_are_what_a_command_sets_again():
+  texts = {
+    "seed": "3", "history.keep": "4", "train.average_decay": "0.9",
+    "noise.field": "b", "predictions.train": "False", "fuse.tolerance": "1e-05",
+    "distill.teachers": "kf", "compare.methods": "swa,gce",
+    "compare.temperature": "", "baselines.fge_rates": "0.5,0.25",
+  }  # fmt: skip
+  config = config_lib.default_config()
+  for key, text in texts.items():
+    config_lib.override(config, key, text)
+  found = dict(config_lib.set_keys(config))
+  again = config_lib.default_config()
+  for key, text in found.items():
+    config_lib.override(again, key, text)
+  assert again == config
+  assert found == {k: v for k, v in texts.items() if v}  # "" is the default

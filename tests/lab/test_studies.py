@@ -11,14 +11,16 @@ import types
 import numpy as np
 import pytest
 from etils import epath
+from tiny import tiny_config
 
-from kfkd_jax import cli, files
+from kfkd_jax import auditing, cli, files
 from kfkd_jax import config as config_lib
 from kfkd_jax.lab import studies, sweep
 from kfkd_jax.lab.studies import composed, measures
 from kfkd_jax.predictions import PredictionStore
 from kfkd_jax.report import tables
 from kfkd_jax.run import results
+from kfkd_jax.run.workspace import Workspace
 
 
 def one_hot(classes, num_classes=3, sure=0.9):
@@ -238,6 +240,48 @@ def test_online_fusion_beside_plain_training(tmp_path):
       "online_max_forget": 0.25,
     }
   ]
+
+
+def audited(tmp_path, **changes):
+  """The measure of two epochs, which say clean labels, then given ones."""
+  config = tiny_config(**changes)
+  task = Workspace(config, epath.Path(tmp_path)).task
+  train = task.splits["train"]
+  store = PredictionStore.create(
+    epath.Path(tmp_path) / "runs/teacher/predictions/train",
+    train.labels, train.ids, num_classes=10,
+  )  # fmt: skip
+  for epoch, says in enumerate((train.labels, task.given), start=1):
+    store.write(epoch, one_hot(says, num_classes=10))
+  rows = measures.audits(config, epath.Path(tmp_path))
+  return rows, task.given != train.labels
+
+
+def test_scores_are_held_against_the_labels_that_noise_changed(tmp_path):
+  rows, wrong = audited(tmp_path)
+  by_score = {row["score"]: row for row in rows}
+  assert list(by_score) == ["ours", *auditing.Scores._fields]
+  perfect = {"auroc": 1.0, "average_precision": 1.0, "missed": 0.0}
+  for name in ("ours", "aum", "first_learnt"):
+    assert by_score[name] == {"score": name, **perfect}
+  # The end says every label alike, so that nothing is told from it.
+  assert by_score["last_loss"]["auroc"] == 0.5
+  share = pytest.approx(wrong.mean())
+  assert by_score["last_loss"]["average_precision"] == share
+  study = studies.find("audit")
+  point = {"noise.kind": "pair", "noise.rate": 0.4}
+  table = studies.summarise(
+    [{**point, **row} for row in rows], (*point, *study.by)
+  )
+  made = studies.render("audit", study, table, [*point])
+  assert set(made.figures) == {"auroc", "missed"}
+  assert "| pair | 0.4 | ours | 1 | 100.0 |" in studies.to_markdown(table)
+
+
+def test_without_wrong_labels_scores_have_nothing_to_find(tmp_path):
+  rows, wrong = audited(tmp_path, noise__kind="none")
+  assert not wrong.any()
+  assert np.isnan([row["auroc"] for row in rows]).all()
 
 
 def test_gains_of_a_cell_are_means_over_folds():

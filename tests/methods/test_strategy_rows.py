@@ -7,6 +7,7 @@ from etils import epath
 from tiny import tiny_config
 
 from kfkd_jax import auditing, fusion, losses, models, parallel, stages
+from kfkd_jax import config as config_lib
 from kfkd_jax.methods import OPTIONAL, objectives, online, strategies
 from kfkd_jax.run import (
   build,
@@ -17,6 +18,7 @@ from kfkd_jax.run import (
   tasks,
 )
 from kfkd_jax.run.workspace import Workspace
+from kfkd_jax.stages import rivals
 from kfkd_jax.training import loop
 
 
@@ -286,3 +288,53 @@ def test_the_audited_row_learns_what_the_teachers_history_leaves(
   assert OPTIONAL["audit_retrain"].ensembles(space, space.task.folds[0])[
     0
   ].train_cost == pytest.approx(2 + 1 / 3)
+
+
+def test_the_audited_network_is_trained_once_fused_and_distilled(tmp_path):
+  names = ("audit_retrain_kd", "audit_retrain_kf", "audit_retrain")
+  config = tiny_config(
+    compare__methods=",".join(names), train__epochs="3",
+    distill__teachers="", compare__independent="1", history__keep="2",
+  )  # fmt: skip
+  space = Workspace(config, epath.Path(tmp_path))
+  for stage in ("train", "fuse"):
+    stages.run_stage(config, space.path, stage, lambda line: None)
+  plans = rivals.plans(space)
+  assert [p.name for p in plans] == ["audit_retrain", "audit_retrain_kd"]
+  networks.train(space, plans[0])
+  (fold,) = space.task.folds
+  (fused,) = OPTIONAL["audit_retrain_kf"].ensembles(space, fold)
+  (retrained,) = OPTIONAL["audit_retrain"].ensembles(space, fold)
+  (source,) = fused.sources
+  own = results.predictions(space.path, "audit_retrain", fold.select_split)
+  kept = results.kept_checkpoints(space.path, "audit_retrain")
+  assert len(kept) == 2 and set(np.flatnonzero(source.weights)) <= {*kept}
+  labels = own.labels[fold.select_rows]
+
+  def right(weights):
+    probs = np.asarray(fusion.fuse(own, np.asarray(weights, np.float32)))
+    return (probs[fold.select_rows].argmax(-1) == labels).mean()
+
+  assert right(source.weights) >= right(fusion.final_only(3))
+  watching = 3 * len(labels) / (3 * 120 * 3)
+  assert fused.train_cost == pytest.approx(retrained.train_cost + watching)
+  taught = plans[1].lesson().extra["teacher_probs"]
+  expected = fusion.fuse(
+    results.predictions(space.path, "audit_retrain", "train"), source.weights
+  )
+  np.testing.assert_allclose(taught, expected, atol=1e-5)
+  other = config_lib.changed(config, {"fuse.window": 0})
+  anew = rivals.plans(Workspace(other, space.path))
+  same = [
+    networks.origin(config, before) == networks.origin(other, after)
+    for before, after in zip(plans, anew, strict=True)
+  ]
+  assert same == [True, False]  # another fusion, another student
+
+
+def test_audited_rows_need_what_was_said_of_the_training_points():
+  with pytest.raises(
+    config_lib.ConfigError,
+    match=r"names audit_retrain_kd, .*predictions\.train must be True",
+  ):
+    tiny_config(compare__methods="audit_retrain_kd", predictions__train="False")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from tiny import tiny_config
 
 from kfkd_jax import auditing, cli, stages
 from kfkd_jax import config as config_lib
+from kfkd_jax import options as options_lib
 from kfkd_jax.data import splits
 from kfkd_jax.run import provenance, results, tasks
 from kfkd_jax.run.workspace import Workspace
+from kfkd_jax.stages import audit
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,71 @@ def test_a_run_is_audited_into_another_folder(trained, tmp_path, capsys):
   assert (tmp_path / "a" / "index.html").exists()
   code, _, err = kfkd(*command[:2], f"--output={trained}", capsys=capsys)
   assert code == 2 and "holds a run" in err
+
+
+def test_the_last_line_is_the_run_without_the_accused_labels(
+  trained, tmp_path, capsys
+):
+  """Data, networks and options of the run before, but for the labels."""
+  output = tmp_path / "an audit"
+  code, out, _ = kfkd(
+    "audit", f"--workdir={trained}", f"--output={output}", capsys=capsys
+  )
+  assert code == 0
+  program, *words = shlex.split(out.splitlines()[-1])
+  assert program == "kfkd"
+  options, rest = options_lib.parse(words)
+  assert options.stage == "run" and options.workdir == f"{trained}-mended"
+  config = config_lib.read(None, options_lib.check(options, rest))
+  table = str(output / "audit.csv")
+  assert config == config_lib.changed(
+    tiny_config(), {"noise.corrections": table}
+  )
+  nothing = tmp_path / "corrected.csv"
+  nothing.write_text("index,given,suggested\n")
+  before = tiny_config(noise__corrections=str(nothing))
+  lines = audit.write_of_run(Workspace(before, trained), tmp_path / "again")
+  assert len(lines) == 1  # a run takes one table
+
+
+def test_out_of_sample_each_point_is_judged_by_who_never_saw_it(tmp_path):
+  config = tiny_config(audit__folds="3", train__epochs="2")
+  space = Workspace(config, epath.Path(tmp_path))
+  task, said = Workspace(config).task, []
+  stages.run_stage(config, space.path, "train", said.append)
+  with pytest.raises(config_lib.ConfigError, match=r"without --output first"):
+    audit.write_of_run(space, space.path / "elsewhere")
+  stages.run_stage(config, space.path, "audit", said.append)
+  folds = audit.folds_of(space)
+  np.testing.assert_array_equal(np.bincount(folds), [40, 40, 40])
+  counts = np.zeros((10, 3), int)
+  np.add.at(counts, (task.given, folds), 1)
+  assert (np.ptp(counts, axis=1) <= 1).all()
+  expected = np.empty((1, 120, 10), np.float32)
+  for k, plan in enumerate(audit.plans(space)):
+    taught = plan.lesson().extra
+    np.testing.assert_array_equal(taught["image"], task.images[folds != k])
+    np.testing.assert_array_equal(taught["label"], task.given[folds != k])
+    store = results.predictions(space.path, f"fold_{k}", "train")
+    expected[0, folds == k] = store[len(store) - 1][folds == k]
+  found = auditing.audit(expected, task.given)
+  rows = rows_of(space.path / "audit" / "audit.csv")
+  ids = task.splits["train"].ids.tolist()
+  for row in rows:
+    n = ids.index(int(row["index"]))
+    assert float(row["score"]) == pytest.approx(found.score[n], abs=1e-5)
+    margin = found.scores.class_margin[n]
+    assert float(row["class_margin"]) == pytest.approx(margin, abs=1e-5)
+  page = (space.path / "audit" / "index.html").read_text()
+  assert "digits, out of sample in 3 folds" in page
+  assert any("3 networks, a fold apart each: at most 3" in s for s in said)
+  stages.run_stage(config, space.path, "audit", said.append)
+  assert said[-1] == "audit: up to date"
+
+
+def test_folds_need_predictions_of_the_training_points():
+  with pytest.raises(config_lib.ConfigError, match=r"audit\.folds=3 needs"):
+    tiny_config(audit__folds="3", predictions__train="False")
 
 
 def test_without_predictions_of_the_training_points_the_key_is_named(tmp_path):
