@@ -80,6 +80,7 @@ def render(space: Workspace) -> page.Page:
       rows,
       level=space.config.compare.level,
       forgetting=diagnosis["splits"]["test"],
+      name=lambda slug: f"“{catalogue.method_name(slug)}”",
     ),
     summary=_summary(rows),
     diagnosis=diagnosis,

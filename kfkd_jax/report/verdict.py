@@ -7,7 +7,7 @@ are scored in it alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kfkd_jax import catalogue
@@ -47,6 +47,7 @@ def judge(
   *,
   level: float,
   forgetting: Mapping[str, Any] | None = None,
+  name: Callable[[str], str] = str,
 ) -> Verdict:
   """The verdict on a run.
 
@@ -54,8 +55,9 @@ def judge(
     rows: of `results.jsonl`.
     level: of their intervals.
     forgetting: the test split of `diagnosis.json`; None where it is not made.
+    name: what a method is called, by its slug.
   """
-  found = _first_fold(rows)
+  found = _first_fold(rows, name)
   above = [row for row in found.values() if _is_single(row) and _is_above(row)]
   taken = _best(above) or found["final"]
   # What is as good in one network needs no ensemble.
@@ -64,13 +66,19 @@ def judge(
     _result(found, taken),
     " ".join([_advice(above, taken), *_larger(found, least)]),
     _certainty(rows, found, taken, level),
-    warn(rows),
+    _warnings(found),
     (*_kf_alone(found), *_below_chance(found, forgetting)),
   )
 
 
-def _first_fold(rows: Sequence[Row]) -> dict[str, Row]:
-  return {r["method"]: r for r in rows if r["split"] == rows[0]["split"]}
+def _first_fold(
+  rows: Sequence[Row], name: Callable[[str], str]
+) -> dict[str, Row]:
+  return {
+    row["method"]: {**row, "name": name(row["method"])}
+    for row in rows
+    if row["split"] == rows[0]["split"]
+  }
 
 
 def _is_above(row: Row) -> bool:
@@ -95,7 +103,8 @@ def _best(rows: Sequence[Row]) -> Row | None:
   if not rows:
     return None
   top = max(rows, key=lambda row: row["gain"])
-  level = [row for row in rows if row["gain"] >= top["gain_interval"][0]]
+  least = min(top["gain"], top["gain_interval"][0])
+  level = [row for row in rows if row["gain"] >= least]
   return min(
     level,
     key=lambda row: (
@@ -117,7 +126,7 @@ def _result(found: Mapping[str, Row], taken: Row) -> str:
   else:
     parts = [
       f"{_network(shown)}, {_percent(shown)} instead of {_percent(final)}, for "
-      f"{_trainings(shown)} ({shown['method']})"
+      f"{_trainings(shown)} ({shown['name']})"
     ]
   independent = found.get("independent")
   if independent is not None and independent["num_members"] > 1:
@@ -154,18 +163,18 @@ def _gain(row: Row) -> str:
 def _advice(above: Sequence[Row], taken: Row) -> str:
   if not above:
     return (
-      "Take final: no other single network has a gain whose interval is clear "
-      "of zero."
+      f"Take {taken['name']}: no other single network has a gain whose "
+      "interval is clear of zero."
     )
   said = (
-    f"Take {taken['method']}: {_gain(taken)} over final, clear of zero, in one "
-    "network."
+    f"Take {taken['name']}: {_gain(taken)} over the final network, clear of "
+    "zero, in one network."
   )
   top = max(above, key=lambda row: row["gain"])
   if top["gain"] == taken["gain"]:
     return said
   return (
-    f"{said} These points cannot tell it from {top['method']} "
+    f"{said} These points cannot tell it from {top['name']} "
     f"({_percent(top)} for {_trainings(top)}); among such, students go first "
     "and then the cheapest, whatever the points say."
   )
@@ -183,7 +192,7 @@ def _larger(found: Mapping[str, Row], least: float) -> list[str]:
   if best is None:
     return []
   return [
-    f"Clearly better is {best['method']}, {_percent(best)} ({_gain(best)}), at "
+    f"Clearly better is {best['name']}, {_percent(best)} ({_gain(best)}), at "
     f"{best['inference_cost']:g} times the work of one network at every "
     f"prediction and {_trainings(best)}."
   ]
@@ -198,9 +207,9 @@ def _certainty(
   where = f" in the first of {folds} halvings" if folds > 1 else ""
   said = (
     f"How sure: {final['num_examples']:,} test points{where} judged every row "
-    f"and chose none; by them final lies between {100 * low:.1f} and "
-    f"{100 * high:.1f} % ({100 * level:g} % interval). Of other seeds they say "
-    "nothing: `kfkd sweep` runs some."
+    "and chose none; by them the final network lies between "
+    f"{100 * low:.1f} and {100 * high:.1f} % ({100 * level:g} % interval). Of "
+    "other seeds they say nothing: kfkd sweep runs some."
   )
   if taken is final:
     return said
@@ -210,18 +219,22 @@ def _certainty(
   )
 
 
-def warn(
-  rows: Sequence[Row], *, methods: Collection[str] | None = None
-) -> tuple[str, ...]:
+def warn(rows: Sequence[Row], *, methods: Collection[str]) -> tuple[str, ...]:
   """A line for each fusion, student or ensemble clearly below `final`.
 
   Args:
     rows: of `results.jsonl`.
-    methods: to warn of; None for all of these.
+    methods: to warn of.
   """
-  found = _first_fold(rows)
+  return _warnings(_first_fold(rows, str), methods)
+
+
+def _warnings(
+  found: Mapping[str, Row], methods: Collection[str] | None = None
+) -> tuple[str, ...]:
   return tuple(
-    f"{method} is clearly below final ({_gain(row)}): {_cause(found, method)}"
+    f"{row['name']} is clearly below the final network ({_gain(row)}): "
+    f"{_cause(found, method)}"
     for method, row in found.items()
     if (catalogue.taught_by(method) or method in _WARNED_OF)
     and _is_below(row)
@@ -242,7 +255,7 @@ def _cause(found: Mapping[str, Row], method: str) -> str:
         "(distill.epochs) or more images (distill.inputs)"
       )
     if fusion in found and _is_below(found[fusion]):
-      return f"so is its teacher {fusion}"
+      return f"so is its teacher {found[fusion]['name']}"
     return "its teacher is not; more epochs (distill.epochs) may help it"
   if method == "independent":
     return "networks of other seeds came out worse than this one"
@@ -256,7 +269,7 @@ def _cause(found: Mapping[str, Row], method: str) -> str:
         ", all the more on noisy selecting labels under a network that resists "
         "them"
       )
-    return f"{said}; kf is chosen by accuracy"
+    return f"{said}; Knowledge Fusion goes by accuracy"
   return (
     f"the {100 * row['select_gain']:+.1f} points that it gained on the "
     "selecting points did not hold; more of them (selection.num) would choose "
@@ -269,8 +282,8 @@ def _kf_alone(found: Mapping[str, Row]) -> list[str]:
   if kf is None or kf["num_members"] > 1:
     return []
   return [
-    "kf is the last epoch alone: no other epoch helped on the selecting "
-    "points, so a student of it learns from final."
+    f"{kf['name']} is the last epoch alone: no other epoch helped on the "
+    "selecting points, so a student of it learns from the final network."
   ]
 
 

@@ -79,7 +79,9 @@ def outcome(space: Workspace, *, whole: bool) -> str:
   if files.exists(diagnosis):
     forgetting = files.read_json(diagnosis)["splits"]["test"]
   said = str(verdict.judge(rows, level=level, forgetting=forgetting))
-  return f"{table(rows, level=level, whole=True)}\n{said}" if whole else said
+  if whole:
+    said = f"{table(rows, level=level, whole=True)}\n\n{said}"
+  return f"\n{said}"
 
 
 def _hits(task: tasks.Task, by_fold: list[list[Entry]]) -> results.Hits:
@@ -204,7 +206,8 @@ def table(
     )
   left_out = len(rows) - len(shown)
   if left_out:
-    lines.append(f"{left_out} more rows: kfkd compare --all")
+    noun = "row" if left_out == 1 else "rows"
+    lines.append(f"{left_out} more {noun}: kfkd compare --all")
   return "\n".join(lines)
 
 
