@@ -120,11 +120,26 @@ _ROWS = (
 
 METHODS = {method.slug: method for method in _ROWS}
 FUSIONS = ("kf", "mixture")  # that may teach a student
+# Always scored; a terminal's table leaves them out unless asked for all.
+MINOR = (
+  "early_stopping", "horizontal", "random_epochs", "kf_one_step", "kf_soup",
+)  # fmt: skip
 ASKED = tuple(m.slug for m in _ROWS if "asked" in m.needs)
 OBJECTIVES = tuple(m.slug for m in _ROWS if "labels" in m.needs)
 EXPORTABLE = ("final", *FUSIONS, *(f"{fusion}_kd" for fusion in FUSIONS))
 
 _VARIANTS = {"temperature": "tempered", "views": "several views"}
+
+
+def taught_by(slug: str) -> str | None:
+  """The fusion behind a student of any round; None for other methods.
+
+  >>> taught_by("kf_kd"), taught_by("mixture_kd_2"), taught_by("agreement_kd")
+  ('kf', 'mixture', None)
+  """
+  fusion, is_taught, number = slug.partition("_kd")
+  plain = not number or number[1:].isdigit()
+  return fusion if is_taught and plain and fusion in FUSIONS else None
 
 
 def method_name(slug: str) -> str:

@@ -235,11 +235,28 @@ def _work(options, config, workdir) -> tuple[int, str]:
     return 0, processes.on_main(_audit_elsewhere, options, config, workdir)
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage, redo=bool(options.redo))
-    return 0, _check_traced(options, workdir)
+    said = [_check_traced(options, workdir)]
+    if options.stage == "compare":
+      said.append(_outcome(options, config, workdir))
+    return 0, "\n".join(filter(None, said))
   ran = stages.run(config, workdir, redo=bool(options.redo))
   page = workdir / "report" / "index.html"
   line = f"The report is at {page}" if ran else f"Nothing to do; see {page}"
-  return 0, "\n".join(filter(None, (_check_traced(options, workdir), line)))
+  said = [
+    _check_traced(options, workdir),
+    _outcome(options, config, workdir),
+    line,
+  ]
+  return 0, "\n".join(filter(None, said))
+
+
+def _outcome(options, config, workdir) -> str:
+  from kfkd_jax import processes
+  from kfkd_jax.run.workspace import Workspace
+  from kfkd_jax.stages import compare
+
+  space, whole = Workspace(config, workdir), bool(options.all)
+  return processes.on_main(lambda: compare.outcome(space, whole=whole))
 
 
 def _audit_elsewhere(options, config, workdir) -> str:

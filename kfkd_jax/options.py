@@ -116,6 +116,12 @@ _OPTIONS = (
     {"action": "store_const", "const": True},
   ),
   Option(
+    "--all",
+    ("run", "compare"),
+    "show every row of the table, not only those that matter most",
+    {"action": "store_const", "const": True},
+  ),
+  Option(
     "--force",
     ("clean",),
     "free what is listed, for good",

@@ -43,7 +43,7 @@ from kfkd_jax import (
 )
 from kfkd_jax.data import splits
 from kfkd_jax.export import formats, saved_model, trailer
-from kfkd_jax.report import text
+from kfkd_jax.report import text, verdict
 from kfkd_jax.run import (
   build,
   results,
@@ -112,6 +112,7 @@ def _export(space: Workspace, found: Sequence[Model]) -> str:
   return (
     f"export/ with {', '.join(programs)}, {size / 1e6:.1f} MB; differs from "
     f"the live models by at most {max(gaps.values()):.1e}; {said}"
+    + "".join(f"\nWARNING: {line}" for line in card["warnings"])
   )
 
 
@@ -319,9 +320,10 @@ def make_card(
   """What the files are, where they come from and what they scored."""
   task = space.task
   views = build.make_views(space)
+  all_rows = files.read_json_lines(space.path / "results.jsonl")
   rows = {
     row["method"]: row
-    for row in files.read_json_lines(space.path / "results.jsonl")
+    for row in all_rows
     if row["split"] in ("test", "test/0")  # the fold that chose the weights
   }
   ledger = splits.read_ledger(space.path / "noise.npz")
@@ -338,6 +340,7 @@ def make_card(
     },
     "objective": catalogue.method_name(space.config.train.objective),
     "level": space.config.compare.level,
+    "warnings": verdict.warn(all_rows, methods=[m.method for m in found]),
     "parity_examples": space.config.export.parity_examples,
     "models": {
       model.method: {

@@ -26,7 +26,7 @@ from kfkd_jax import (
 )
 from kfkd_jax.data import splits
 from kfkd_jax.predictions import Subset
-from kfkd_jax.report import page
+from kfkd_jax.report import page, verdict
 from kfkd_jax.report.page import Drawn
 from kfkd_jax.run import (
   build,
@@ -79,6 +79,12 @@ def render(space: Workspace) -> page.Page:
     paper=paper and published.COLUMNS[paper],
     sections=_sections(space.config),
     task=task,
+    verdict=verdict.judge(
+      rows,
+      level=space.config.compare.level,
+      forgetting=diagnosis["splits"]["test"],
+      name=lambda slug: f"“{catalogue.method_name(slug)}”",
+    ),
     summary=_summary(rows),
     diagnosis=diagnosis,
     fusion=fused,

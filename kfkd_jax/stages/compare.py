@@ -13,9 +13,18 @@ import jax
 import numpy as np
 
 import kfkd_jax
+from kfkd_jax import (
+  catalogue,
+  files,
+  methods,
+  metrics,
+  processes,
+  sets,
+  statistics,
+)
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, methods, metrics, processes, sets, statistics
 from kfkd_jax.methods import variants
+from kfkd_jax.report import verdict
 from kfkd_jax.run import build, results, tasks, workspace
 from kfkd_jax.run.workspace import Workspace
 
@@ -48,7 +57,7 @@ class Entry(NamedTuple):
 
 
 def run(space: Workspace) -> str:
-  """Scores every method; returns the table.
+  """Scores every method; returns the table of those that matter.
 
   Writes `results.jsonl`, one row a method and fold, and `hits.npz`, what each
   method got right. Prediction sets need points that neither selected nor are
@@ -72,6 +81,19 @@ def _compare(space: Workspace, views) -> str:
   files.write_npz(space.path / "hits.npz", **_hits(task, by_fold)._asdict())
   files.write_json_lines(space.path / "results.jsonl", rows)
   return table(rows, level=space.config.compare.level)
+
+
+def outcome(space: Workspace, *, whole: bool) -> str:
+  """The verdict on what was compared; `whole` puts the whole table first."""
+  rows = files.read_json_lines(space.path / "results.jsonl")
+  level, diagnosis = space.config.compare.level, space.path / "diagnosis.json"
+  forgetting = None  # `compare` alone needs none
+  if files.exists(diagnosis):
+    forgetting = files.read_json(diagnosis)["splits"]["test"]
+  said = str(verdict.judge(rows, level=level, forgetting=forgetting))
+  if whole:
+    said = f"{table(rows, level=level, whole=True)}\n\n{said}"
+  return f"\n{said}"
 
 
 def _hits(task: tasks.Task, by_fold: list[list[Entry]]) -> results.Hits:
@@ -154,6 +176,7 @@ def score(
       "select_gain": entry.select_gain,
       **_refusals(probs[i], labels),
       **_sets(space.config, probs[i], labels),
+      "teacher_agreement": _agreement(entries, entry.method, rows),
     }
     for i, entry in enumerate(entries)
   ]
@@ -173,16 +196,35 @@ def _sets(config, probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
   return {"set_coverage": found.coverage, "set_size": found.size}
 
 
-def table(rows: list[dict[str, Any]], *, level: float) -> str:
-  """The result rows for a terminal, in the order they come."""
-  wide = max(20, *(len(row["method"]) for row in rows)) + 2
+def _agreement(entries: list[Entry], method: str, rows) -> float | None:
+  """The share of points on which a student says what its fusion says."""
+  probs = {entry.method: entry.probs for entry in entries}
+  teacher = catalogue.taught_by(method)
+  if teacher not in probs:
+    return None
+  said = [probs[name][rows].argmax(-1) for name in (method, teacher)]
+  return float(np.mean(said[0] == said[1]))
+
+
+def table(
+  rows: list[dict[str, Any]], *, level: float, whole: bool = False
+) -> str:
+  """The result rows for a terminal, in the order they come.
+
+  Args:
+    rows: of `results.jsonl`.
+    level: of their intervals.
+    whole: with the rows of `catalogue.MINOR`.
+  """
+  shown = [r for r in rows if whole or r["method"] not in catalogue.MINOR]
+  wide = max(20, *(len(row["method"]) for row in shown)) + 2
   head = (
     f"{'method':<{wide}}{'split':<8}{'accuracy':>9}{'gain':>8}"
     f"  {f'{100 * level:g} % interval':<17}{'nll':>7}{'ece':>7}{'brier':>7}"
     f"{'train':>7}{'infer':>7}  chosen on"
   )
   lines = [head, "-" * len(head)]
-  for row in rows:
+  for row in shown:
     low, high = row["gain_interval"]
     lines.append(
       f"{row['method']:<{wide}}{row['split']:<8}{row['accuracy']:>9.3f}"
@@ -190,6 +232,10 @@ def table(rows: list[dict[str, Any]], *, level: float) -> str:
       f"{row['ece']:>7.3f}{row['brier']:>7.3f}{row['train_cost']:>7.2f}"
       f"{row['inference_cost']:>7g}  {row['selected_on'] or '-'}"
     )
+  left_out = len(rows) - len(shown)
+  if left_out:
+    noun = "row" if left_out == 1 else "rows"
+    lines.append(f"{left_out} more {noun}: kfkd compare --all")
   return "\n".join(lines)
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from kfkd_jax import config as config_lib
 from kfkd_jax import (
   files,
+  fusion,
   history,
   losses,
   processes,
 )
+from kfkd_jax.report import verdict
 from kfkd_jax.run import (
   build,
   forecast,
@@ -27,6 +29,7 @@ from kfkd_jax.run import (
   workspace,
 )
 from kfkd_jax.run.workspace import Workspace
+from kfkd_jax.stages import compare
 from kfkd_jax.training import objective, step
 
 
@@ -89,7 +92,7 @@ def warnings(space: Workspace) -> list[str]:
 
 def run(space: Workspace) -> str:
   """Trains `runs/<fusion>_kd/` and its successors for every teacher."""
-  accuracies = []
+  accuracies, lines = [], []
   for teacher in space.config.distill.teachers:
     planned = _rounds(space, teacher)
     for name, plan in zip(
@@ -98,7 +101,28 @@ def run(space: Workspace) -> str:
       networks.train(space, plan)
       accuracy = processes.on_main(_accuracy, space.path, name)
       accuracies.append(f"{name} {accuracy:.3f}")
-  return f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
+      lines += processes.on_main(_warnings, space, name, teacher)
+  said = f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
+  return "\n".join([said, *(f"WARNING: {line}" for line in lines)])
+
+
+def _warnings(space: Workspace, name, teacher) -> list[str]:
+  """That a student is clearly below the network that its fusion is of."""
+  store = results.predictions(space.path, workspace.TEACHER, "test")
+  student = results.predictions(space.path, name, "test")
+  fused = fusion.fuse(store, results.weights_of(space.path, teacher))
+  probs = {
+    "final": store[len(store) - 1],
+    teacher: np.asarray(fused),
+    name: student[len(student) - 1],
+  }
+  rows = compare.score(
+    space,
+    [compare.Entry(method, p, "", 1, 1.0) for method, p in probs.items()],
+    space.task.folds[0].test_rows,
+    split="test",
+  )
+  return list(verdict.warn(rows, methods=[name]))
 
 
 def _accuracy(workdir, name) -> float:

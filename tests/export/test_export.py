@@ -65,6 +65,7 @@ def exported(finished):
   lines = []
   stages.run_stage(config_of(), finished, "export", say=lines.append)
   assert "differs from the live models by at most" in lines[-1]
+  assert "\nWARNING: kf_kd is clearly below the final network" in lines[-1]
   return finished / "export"
 
 
@@ -151,6 +152,8 @@ def test_readable_card_tells_the_same(exported):
     assert f"{100 * row['accuracy']:.1f} [{low}, {high}]" in line
     assert f"| {row['selected_on'] or 'nothing'} |" in line
   assert "45.8 % of the training labels were wrong" in said
+  (warning,) = [x for x in said.splitlines() if x.startswith("Take care: ")]
+  assert warning.startswith("Take care: kf_kd is clearly below ")
   assert "{{" not in said and "{%" not in said
   assert said.endswith("\n") and not said.endswith("\n\n")
 

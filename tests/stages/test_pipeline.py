@@ -5,6 +5,8 @@ a change that is meant to change training, noise, splits or fusion; say so in
 the commit that changes them.
 """
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from kfkd_jax.data import splits
 from kfkd_jax.report import tables
 from kfkd_jax.run import results, students, tasks
 from kfkd_jax.run.workspace import Workspace
-from kfkd_jax.stages import compare
+from kfkd_jax.stages import compare, distill
 
 METHODS = {
   "final",
@@ -306,15 +308,48 @@ def test_half_of_test_selects_three_times(tmp_path):
       assert summary[key] == pytest.approx(mean)
 
 
-def test_table_shows_every_row():
+def test_table_shows_the_rows_that_matter_or_every_one():
   row = {
     "method": "kf", "split": "test", "accuracy": 0.5, "gain": 0.1,
     "gain_interval": [0.05, 0.15], "nll": 1.0, "ece": 0.1, "brier": 0.5,
     "train_cost": 1.1, "inference_cost": 3, "selected_on": "",
   }  # fmt: skip
-  lines = compare.table(
-    [row, {**row, "method": "final"}], level=0.9
-  ).splitlines()
+  rows = [row, {**row, "method": "kf_soup"}, {**row, "method": "swa"}]
+  lines = compare.table(rows, level=0.9).splitlines()
   assert "  90 % interval  " in lines[0]
-  assert len(lines) == 4
   assert "[+0.050, +0.150]" in lines[2]
+  assert [line.split()[0] for line in lines[2:4]] == ["kf", "swa"]
+  assert lines[4:] == ["1 more row: kfkd compare --all"]
+  whole = compare.table(rows, level=0.9, whole=True).splitlines()
+  assert [line.split()[0] for line in whole[2:]] == ["kf", "kf_soup", "swa"]
+
+
+def test_eight_rows_matter_of_those_that_nobody_asked_for():
+  assert {m for m in METHODS if m not in catalogue.MINOR} == {
+    "final", "best_epoch", "fixed_jumps", "kf", "mixture", "independent",
+    "kf_kd", "mixture_kd",
+  }  # fmt: skip
+
+
+def test_the_verdict_comes_last_and_a_student_below_is_warned_of(
+  workdir, tmp_path, capsys
+):
+  folder = shutil.copytree(workdir, tmp_path / "copy")
+  assert cli.main(["compare", "--all", f"--workdir={folder}"]) == 0
+  said = capsys.readouterr().out
+  assert "\nkf_one_step " in said
+  (warning,) = [
+    line for line in said.splitlines() if line.startswith("WARNING: kf_kd ")
+  ]
+  rows = rows_of(folder)
+  agreement = rows["kf_kd"]["teacher_agreement"]
+  assert f"what its teacher says on {100 * agreement:.0f} % of" in warning
+  assert rows["kf"]["teacher_agreement"] is None
+  _, _, verdict = said.rpartition("\n\n")
+  assert verdict.startswith("One network of the original size, ")
+  page = (folder / "report" / "index.html").read_text()
+  assert page.index("of the original size") < page.index("Every method")
+  assert "“KF, distilled” is clearly below" in page
+  # The stage that trained it said the same.
+  space = Workspace(tiny_config(), epath.Path(folder))
+  assert f"WARNING: {distill._warnings(space, 'kf_kd', 'kf')[0]}" == warning
