@@ -236,7 +236,7 @@ def _work(options, config, workdir) -> tuple[int, str]:
   if options.stage != "run":
     stages.run_stage(config, workdir, options.stage, redo=bool(options.redo))
     said = [_check_traced(options, workdir)]
-    if options.stage == "compare":
+    if options.stage in ("compare", "report"):
       said.append(_outcome(options, config, workdir))
     return 0, "\n".join(filter(None, said))
   ran = stages.run(config, workdir, redo=bool(options.redo))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -126,7 +127,11 @@ def _environment() -> jinja2.Environment:
     loader=jinja2.FunctionLoader(_source),
   )
   environment.filters.update(
-    percent=percent, signed=signed, decimals=decimals, method=method_name
+    percent=percent,
+    signed=signed,
+    decimals=decimals,
+    method=method_name,
+    prose=prose,
   )
   environment.globals["source"] = lambda name: markupsafe.Markup(_source(name))
   return environment
@@ -143,6 +148,15 @@ def percent(share: float) -> str:
 
 def decimals(value: float, places: int = 3) -> str:
   return f"{value:.{places}f}"
+
+
+def prose(sentence: str) -> str:
+  r"""A sentence whose numbers have a real minus sign and keep their unit.
+
+  >>> prose("PS-KD: -1.5 %") == "PS-KD: −1.5\u00a0%"
+  True
+  """
+  return re.sub(r"(?<!\w)-(?=\d)", "−", sentence).replace(" %", "\u00a0%")
 
 
 def signed(value: float) -> str:

@@ -67,7 +67,11 @@ def judge(
     " ".join([_advice(above, taken), *_larger(found, least)]),
     _certainty(rows, found, taken, level),
     _warnings(found),
-    (*_kf_alone(found), *_below_chance(found, forgetting)),
+    (
+      *_promises(found),
+      *_kf_alone(found),
+      *_below_chance(found, forgetting),
+    ),
   )
 
 
@@ -275,6 +279,20 @@ def _cause(found: Mapping[str, Row], method: str) -> str:
     "selecting points did not hold; more of them (selection.num) would choose "
     "better"
   )
+
+
+def _promises(found: Mapping[str, Row]) -> list[str]:
+  """A line for each fusion that kept less than where it was chosen."""
+  return [
+    f"{row['name']} promised {100 * row['select_gain']:+.1f} points on the "
+    f"selecting points and kept {_gain(row)}: more of them (selection.num) "
+    "would choose better."
+    for method, row in found.items()
+    if method in catalogue.FUSIONS
+    and row["select_gain"] is not None
+    and not _is_below(row)
+    and row["select_gain"] > row["gain_interval"][1]
+  ]
 
 
 def _kf_alone(found: Mapping[str, Row]) -> list[str]:

@@ -163,6 +163,15 @@ def test_a_stage_warns_of_its_own_methods_alone():
   assert line.startswith("kf_kd ")
 
 
+def test_what_a_fusion_promised_and_did_not_keep_is_said():
+  (note,) = judged({**KF, "select_gain": 0.05}).notes
+  assert note.startswith(
+    "kf promised +5.0 points on the selecting points and kept +0.0 points "
+    "[-2.0, +2.0]: more of them"
+  )
+  assert judged({**KF, "select_gain": 0.02}).notes == ()
+
+
 def test_the_last_epoch_alone_is_explained():
   (note,) = judged(row("kf")).notes
   assert note.startswith("kf is the last epoch alone")
