@@ -322,4 +322,4 @@ def _below_chance(
   )
   if any(_is_above(found[m]) for m in catalogue.FUSIONS if m in found):
     return [f"{said}; fusion gained all the same."]
-  return [f"{said}: expect little from fusion."]
+  return [f"{said}: then and at the end it erred mostly on the same points."]
