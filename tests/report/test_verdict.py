@@ -186,7 +186,7 @@ def test_forgetting_below_chance_is_explained():
   assert (
     "(5.0 % of the test points) lies below what chance gives (18.6 %" in note
   )
-  assert note.endswith(": erred mostly on the same points.")
+  assert note.endswith("it erred mostly on the same points.")
   gains = {**KF, "gain_interval": [0.01, 0.05]}
   assert judged(gains, forgetting=split).notes[0].endswith("all the same.")
   assert judged(KF, forgetting={**split, "null": [0.0, 0.04]}).notes == ()
