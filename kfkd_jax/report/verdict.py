@@ -28,6 +28,7 @@ class Verdict(NamedTuple):
     certainty: how sure one can be.
     warnings: what is clearly below `final`, each with its likely cause.
     notes: what else explains the numbers; may be empty, as may warnings.
+    taken: the slug of the row to take.
   """
 
   result: str
@@ -35,6 +36,7 @@ class Verdict(NamedTuple):
   certainty: str
   warnings: tuple[str, ...]
   notes: tuple[str, ...]
+  taken: str
 
   def __str__(self) -> str:
     warnings = [f"WARNING: {line}" for line in self.warnings]
@@ -72,6 +74,7 @@ def judge(
       *_kf_alone(found),
       *_below_chance(found, forgetting),
     ),
+    taken["method"],
   )
 
 

@@ -6,6 +6,7 @@ ends as probabilities `[N, K]`, and all are scored alike.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import flax
@@ -80,7 +81,9 @@ def _compare(space: Workspace, views) -> str:
     by_fold.append(entries)
   files.write_npz(space.path / "hits.npz", **_hits(task, by_fold)._asdict())
   files.write_json_lines(space.path / "results.jsonl", rows)
-  return table(rows, level=space.config.compare.level)
+  level = space.config.compare.level
+  taken = verdict.judge(rows, level=level).taken
+  return table(rows, level=level, besides=(taken,))
 
 
 def outcome(space: Workspace, *, whole: bool) -> str:
@@ -207,16 +210,22 @@ def _agreement(entries: list[Entry], method: str, rows) -> float | None:
 
 
 def table(
-  rows: list[dict[str, Any]], *, level: float, whole: bool = False
+  rows: list[dict[str, Any]],
+  *,
+  level: float,
+  besides: Collection[str] = (),
+  whole: bool = False,
 ) -> str:
   """The result rows for a terminal, in the order they come.
 
   Args:
     rows: of `results.jsonl`.
     level: of their intervals.
-    whole: with the rows of `catalogue.MINOR`.
+    besides: minor methods that are shown as well.
+    whole: with all the rows of `catalogue.MINOR`.
   """
-  shown = [r for r in rows if whole or r["method"] not in catalogue.MINOR]
+  minor = set() if whole else set(catalogue.MINOR) - set(besides)
+  shown = [row for row in rows if row["method"] not in minor]
   wide = max(20, *(len(row["method"]) for row in shown)) + 2
   head = (
     f"{'method':<{wide}}{'split':<8}{'accuracy':>9}{'gain':>8}"

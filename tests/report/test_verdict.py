@@ -74,6 +74,7 @@ def test_accuracy_alone_never_chooses_inside_an_interval():
   assert "cannot tell it from kf_soup (69.4 % for 1.2 trainings)" in advice
   clear = {**soup, "gain_interval": [0.09, 0.13]}
   assert judged(clear, STUDENT).advice.startswith("Take kf_soup: ")
+  assert judged(clear, STUDENT).taken == "kf_soup"
 
 
 def test_without_a_student_the_cheaper_of_equals_is_taken():

@@ -322,6 +322,8 @@ def test_table_shows_the_rows_that_matter_or_every_one():
   assert lines[4:] == ["1 more row: kfkd compare --all"]
   whole = compare.table(rows, level=0.9, whole=True).splitlines()
   assert [line.split()[0] for line in whole[2:]] == ["kf", "kf_soup", "swa"]
+  # The one to take is among them.
+  assert "\nkf_soup " in compare.table(rows, level=0.9, besides=("kf_soup",))
 
 
 def test_eight_rows_matter_of_those_that_nobody_asked_for():
