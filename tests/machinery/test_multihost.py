@@ -220,8 +220,11 @@ def test_two_processes_are_one_program(alone, tmp_path):
     assert actual.keys() == expected.keys()
     for key, value in expected.items():
       if isinstance(value, float | list):
-        value = pytest.approx(value, abs=1e-5)
-      assert actual[key] == value, key
+        np.testing.assert_allclose(
+          actual[key], value, rtol=1e-6, atol=1e-5, err_msg=key
+        )
+      else:
+        assert actual[key] == value, key
   assert {p.name for p in tmp_path.iterdir()} - {"export"} == {
     p.name for p in alone.iterdir()
   }
