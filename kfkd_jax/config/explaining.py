@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from kfkd_jax.config import tree
 from kfkd_jax.config.keys import BY_NAME, KEYS, Following, Key
-from kfkd_jax.config.tree import ConfigError
 
 
 def explain(names: Sequence[str]) -> str:
@@ -33,8 +32,7 @@ def _found(name: str) -> list[Key]:
     return [BY_NAME[name]]
   inside = [key for key in KEYS if key.name.startswith(f"{name}.")]
   if not inside:
-    close = tree.closest(name, list(BY_NAME))
-    raise ConfigError(f"config key {name!r} is unknown; did you mean {close}?")
+    raise tree.unknown(name, list(BY_NAME))
   return inside
 
 

@@ -106,8 +106,7 @@ def override(config: ml_collections.ConfigDict, key: str, text: str) -> None:
   for section in sections:
     node = node.get(section) if tree.is_section(node, section) else None
   if node is None or name not in node or tree.is_section(node, name):
-    close = tree.closest(key, tree.names(config))
-    raise ConfigError(f"config key {key!r} is unknown; did you mean {close}?")
+    raise tree.unknown(key, tree.names(config))
   node[name] = _typed(key, text, node[name], node.get_type(name))
 
 

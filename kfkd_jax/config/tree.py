@@ -42,6 +42,13 @@ def is_section(node: Any, name: str) -> bool:
   )
 
 
+def unknown(key: str, known: Sequence[str]) -> ConfigError:
+  """What to raise for a key that does not exist."""
+  return ConfigError(
+    f"config key {key!r} is unknown; did you mean {closest(key, known)}?"
+  )
+
+
 def closest(key: str, known: Sequence[str]) -> str:
   """The key with this last part or its initials, else the one most alike."""
   last = key.rpartition(".")[2]

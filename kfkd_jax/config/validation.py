@@ -35,10 +35,7 @@ def _check_structure(config: ml_collections.ConfigDict) -> None:
     raise ConfigError(f"config keys must be names: {error}") from error
   for name in given:
     if name not in BY_NAME:
-      close = tree.closest(name, list(BY_NAME))
-      raise ConfigError(
-        f"config key {name!r} is unknown; did you mean {close}?"
-      )
+      raise tree.unknown(name, list(BY_NAME))
   for name in BY_NAME:
     if name not in given:
       raise ConfigError(
