@@ -66,13 +66,19 @@ def of_arrays(arrays: Mapping[str, np.ndarray]) -> Answers:
         f"strings; got {labels.dtype}{list(labels.shape)} and {answers.dtype}"
       )
     correct = answers == labels
+  ids = checked_ids(arrays, num)
+  epochs = arrays.get("epochs", np.arange(1, size + 1))
+  return Answers(correct, answers, labels, checked_epochs(epochs, size), ids)
+
+
+def checked_ids(arrays: Mapping[str, np.ndarray], num: int) -> np.ndarray:
+  """What names the `num` examples; their numbers where nothing does."""
   ids = arrays.get("ids", np.arange(num))
   if ids.shape != (num,) or ids.dtype.kind not in _KINDS:
     raise ValueError(
       f"ids must be {num} integers or strings; got {ids.dtype}{list(ids.shape)}"
     )
-  epochs = arrays.get("epochs", np.arange(1, size + 1))
-  return Answers(correct, answers, labels, checked_epochs(epochs, size), ids)
+  return ids
 
 
 def read_rows(path: epath.Path) -> Answers:

@@ -326,59 +326,31 @@ def _merge(options) -> str:
 
 
 def _foreign(options, config) -> str:
-  """`diagnose`, `fuse` and `audit` on what somebody's checkpoints said."""
-  import numpy as np
+  """The stages that go by what somebody's checkpoints said."""
   from etils import epath
 
-  from kfkd_jax import files, predictions
-  from kfkd_jax.stages import audit, diagnose, fuse
+  source, stage = epath.Path(options.predictions), options.stage
+  if stage == "audit":
+    from kfkd_jax.stages import audit
 
-  if options.stage == "audit":
     folder = _audit_output(options)
-    subject = audit.of_file(epath.Path(options.predictions))
-    line = audit.write(subject, folder, config)
+    line = audit.write(audit.of_file(source), folder, config)
     return f"{line}\nwritten to {folder}"
-  name = {"diagnose": "diagnosis.json", "fuse": "fusion.json"}[options.stage]
-  path = _foreign_output(options, name)
-  source = epath.Path(options.predictions)
-  points = f"points of {options.predictions}"
-  if options.stage == "diagnose":
-    known = predictions.read_any(source)
-    epochs = known.epochs.tolist()
-    if isinstance(known, predictions.Predictions):
-      split = diagnose.diagnose(known.probs, known.labels, known.probs.shape[2])
-      known = predictions.of_probabilities(known)
-    else:
-      split = diagnose.of_correct(known.correct)
-    split |= diagnose.together(known)
-    content = {"epochs": epochs, "splits": {"test": split}}
-    lines = [
-      diagnose.summary(split, epochs, points=points),
-      diagnose.summary_together(split),
-    ]
+  from kfkd_jax.stages import foreign
+
+  if stage == "report":
+    folder = _foreign_output(options, "report")
+    folder = folder if options.output is None else folder.parent
+    test = None if options.test is None else epath.Path(options.test)
+    said = foreign.report(source, test, folder, config)
+    return f"{said}\nwritten to {folder / 'index.html'}"
+  if stage == "diagnose":
+    path = _foreign_output(options, "diagnosis.json")
+    said = foreign.diagnose(source, path)
   else:
-    found = predictions.read_foreign(source)
-    epochs = found.epochs.tolist()
-    told = fuse.told_noise(config, None, found.probs, found.labels)
-    methods = fuse.fuse(config, found.probs, found.labels, transition=told)
-    fold = {
-      "selected_on": str(options.predictions),
-      "num_select": len(found.labels),
-      "methods": methods,
-    }
-    content = {"epochs": epochs, "folds": [fold]}
-    beside = path.with_name(path.name.replace("fusion.json", "weights.npz"))
-    weights = {name: np.asarray(m["weights"]) for name, m in methods.items()}
-    files.write_npz(beside, epochs=found.epochs, **weights)
-    lines = [
-      fuse.summary(methods, epochs, points=points),
-      "These points chose the weights: expect less of a gain on others, and "
-      "measure it there with",
-      f'  fused = numpy.einsum("c,cnk->nk", numpy.load({os.fspath(beside)!r})'
-      '["kf"], probs)',
-    ]
-  files.write_json(path, content)
-  return "\n".join([*lines, f"written to {path}"])
+    path = _foreign_output(options, "fusion.json")
+    said = foreign.fuse(source, path, config)
+  return f"{said}\nwritten to {path}"
 
 
 def _audit_output(options):

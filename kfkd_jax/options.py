@@ -67,7 +67,8 @@ class Option(NamedTuple):
 
 _OUTPUTS = {
   "predict": "the .npz of probabilities (default: probs.npz), with a .csv",
-  "report": "the folder of a page on several DIRs (default: kfkd-report)",
+  "report": "the folder of a page on several DIRs (default: kfkd-report), or "
+  "of that on --predictions",
   "diagnose": "the folder for what comes out of --predictions",
   "fuse": "the folder for what comes out of --predictions",
   "audit": "the folder for the audit (default: audit/ in the run's)",
@@ -76,11 +77,18 @@ _OUTPUTS = {
 _OPTIONS = (
   Option(
     "--predictions",
-    ("diagnose", "fuse", "audit"),
+    ("diagnose", "fuse", "report", "audit"),
     "saved predictions of your own: an .npz with probs[C,N,K], labels[N] and "
-    "optionally epochs[C], for diagnose also with correct[C,N] or answers[C,N] "
-    "in place of probs, or rows of these in .csv or .jsonl; what comes out "
-    "goes beside the file, or to --output",
+    "optionally epochs[C] and ids[N], for diagnose and report also with "
+    "correct[C,N] or answers[C,N] in place of probs, or rows of these in .csv "
+    "or .jsonl; what comes out goes beside the file, or to --output",
+    {"metavar": "FILE"},
+  ),
+  Option(
+    "--test",
+    ("report",),
+    "with --predictions: what the same checkpoints said of other points, on "
+    "which fusions are measured (default: halves measure each other)",
     {"metavar": "FILE"},
   ),
   Option(
@@ -169,6 +177,7 @@ _EXAMPLES = """\
   kfkd study noise --seeds=3
   kfkd diagnose --predictions=answers.csv
   kfkd fuse --predictions=probs.npz
+  kfkd report --predictions=probs.npz --test=others.npz
   kfkd report runs/pair runs/symmetric --output=both
   kfkd merge checkpoints/ --weights=sqrt --output=merged
   kfkd predict --model=kf_kd pictures/ --output=probs.npz
@@ -358,8 +367,7 @@ def _check_options(options, overrides) -> None:
     value = getattr(options, option.name[2:].replace("-", "_"))
     if stage not in option.stages and value is not None:
       raise ConfigError(
-        f"{option.name} goes with {' and '.join(option.stages)}, not with "
-        f"{stage!r}"
+        f"{option.name} goes with {', '.join(option.stages)}; not with {stage!r}"
       )
   if stage == "clean" and (options.config or overrides):
     raise ConfigError("clean takes no --config; only --workdir and --force")
@@ -378,6 +386,12 @@ def _check_options(options, overrides) -> None:
       "alone, which writes to its --workdir"
     )
   if stage != "report":
+    return
+  if options.test is not None and options.predictions is None:
+    raise ConfigError("--test goes with report --predictions=FILE")
+  if options.predictions is not None and options.inputs:
+    raise ConfigError("report takes DIRs or --predictions, not both")
+  if options.predictions is not None:
     return
   if options.output is not None and not options.inputs:
     raise ConfigError("--output goes with report DIR..., not with report alone")

@@ -199,11 +199,13 @@ class Predictions(NamedTuple):
     probs: `[C, N, K]`.
     labels: `[N]`.
     epochs: `[C]` finished epochs, 1..C when the file does not say.
+    ids: `[N]` names of the examples, or their numbers.
   """
 
   probs: np.ndarray
   labels: np.ndarray
   epochs: np.ndarray
+  ids: np.ndarray
 
 
 _KINDS = ("probs", "correct", "answers")
@@ -217,7 +219,7 @@ _BLOCK = 2**20  # numbers checked at once
 
 
 def read_foreign(path: epath.Path) -> Predictions:
-  """Reads and checks `probs[C,N,K]`, `labels[N]`, optional `epochs[C]`."""
+  """Reads and checks `probs[C,N,K]`, `labels[N]`, `epochs[C]`, `ids[N]`."""
   found = read_any(path)
   if isinstance(found, answers.Answers):
     raise ValueError(
@@ -255,7 +257,10 @@ def read_any(path: epath.Path) -> Predictions | answers.Answers:
     labels = _checked_labels(arrays["labels"], probs.shape)
     epochs = arrays.get("epochs", np.arange(1, len(probs) + 1))
     return Predictions(
-      probs, labels, answers.checked_epochs(epochs, len(probs))
+      probs,
+      labels,
+      answers.checked_epochs(epochs, len(probs)),
+      answers.checked_ids(arrays, len(labels)),
     )
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
@@ -264,9 +269,8 @@ def read_any(path: epath.Path) -> Predictions | answers.Answers:
 def of_probabilities(found: Predictions) -> answers.Answers:
   """The most probable classes as answers."""
   classes = np.asarray(forgetting.predicted_classes(found.probs))
-  ids = np.arange(len(found.labels))
   return answers.Answers(
-    classes == found.labels, classes, found.labels, found.epochs, ids
+    classes == found.labels, classes, found.labels, found.epochs, found.ids
   )
 
 

@@ -72,7 +72,12 @@ def render(space: Workspace) -> page.Page:
   devices = jax.devices()
   return page.render(
     "report.html",
-    {**_figures(diagnosis, fused, rows), **_noise_figure(ledger, task)},
+    {
+      **fusion_figures(fused, rows),
+      **forgetting_figures(diagnosis, *marked(fused, rows)),
+      **_memorisation(diagnosis),
+      **_noise_figure(ledger, task),
+    },
     tables,
     config=space.config,
     beside_paper=tables.get("paper"),
@@ -182,27 +187,47 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
   return summary
 
 
-def _figures(diagnosis, fused, rows) -> dict[str, Drawn]:
-  """Every figure of forgetting and fusion by its name."""
-  test, epochs = diagnosis["splits"]["test"], diagnosis["epochs"]
-  methods = fused["folds"][0]["methods"]
-  members = sorted({fused["epochs"][m] for m in methods["kf"]["members"]})
-  folds = len({row["split"] for row in rows})
-  kf = {row["method"]: row for row in rows}["kf"]
-  worst = test["max_forget_checkpoint"]
-  by_class = {k: v[worst] for k, v in test["by_class"].items()}
+def fusion_figures(fused, rows) -> dict[str, Drawn]:
+  """What fusions gain, and weigh, and leave unanswered, by name."""
   return {
     "gains": Drawn(
       plots.plot_gains(rows),
       "Gain of every method over the final network, with intervals; the "
       "numbers are in the table above.",
     ),
+    **{name: _weights(fused, name) for name in ("kf", "mixture")},
+    **_refusals(rows),
+  }
+
+
+def marked(fused, rows) -> tuple[list[int], float | None]:
+  """The epochs that KF picked, and its accuracy where one fold gave it."""
+  methods = fused["folds"][0]["methods"]
+  members = sorted({fused["epochs"][m] for m in methods["kf"]["members"]})
+  if len({row["split"] for row in rows}) > 1:
+    return members, None
+  return members, {row["method"]: row for row in rows}["kf"]["accuracy"]
+
+
+def forgetting_figures(
+  diagnosis, members: Sequence[int] = (), level: float | None = None
+) -> dict[str, Drawn]:
+  """What was forgotten, when, and of which classes, by name.
+
+  Args:
+    diagnosis: of the split `test`.
+    members: epochs to mark.
+    level: accuracy of Knowledge Fusion, to be drawn as a line.
+  """
+  test, epochs = diagnosis["splits"]["test"], diagnosis["epochs"]
+  worst = test["max_forget_checkpoint"]
+  found = {
     "accuracy": Drawn(
       plots.plot_curves(
         epochs,
         {"accuracy": test["accuracy"]},
         members=members,
-        levels={"Knowledge Fusion": kf["accuracy"]} if folds == 1 else None,
+        levels=None if level is None else {"Knowledge Fusion": level},
         ylabel="test accuracy",
       ),
       f"Test accuracy over {len(epochs)} checkpoints, from "
@@ -220,20 +245,23 @@ def _figures(diagnosis, fused, rows) -> dict[str, Drawn]:
       f"highest at epoch {epochs[worst]} with {test['max_forget']:.3f}, "
       f"where independence would give {test['null'][worst]:.3f}.",
     ),
-    **{name: _weights(fused, name) for name in ("kf", "mixture")},
     "time": Drawn(
       plots.plot_time_to_forget(epochs, test["time_to_forget"]),
       f"When {test['num_once_right']} forgotten test points were right for "
       "the last time.",
     ),
+  }
+  if "by_class" not in test:
+    return found
+  by_class = {k: v[worst] for k, v in test["by_class"].items()}
+  return {
+    **found,
     "classes": Drawn(
       plots.plot_class_forgetting(
         diagnosis["class_names"], by_class["forget"], null=by_class["null"]
       ),
       f"Forgotten share by class at epoch {epochs[worst]}.",
     ),
-    **_memorisation(diagnosis),
-    **_refusals(rows),
   }
 
 

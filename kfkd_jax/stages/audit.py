@@ -156,16 +156,18 @@ def _out_of_sample(space: Workspace, plans: list[networks.Plan]) -> np.ndarray:
 
 def of_file(path: epath.Path) -> Subject:
   """The points of somebody's saved predictions."""
-  probs, labels, epochs = read_foreign(path)
+  probs, labels, epochs, ids = read_foreign(path)
+  numbered = np.issubdtype(ids.dtype, np.integer)
   return Subject(
     found=auditing.audit(probs, labels),
     probs=probs,
     epochs=epochs.tolist(),
     given=labels,
     clean=None,
-    ids=np.arange(len(labels)),
+    ids=ids if numbered else np.arange(len(ids)),
     class_names=tuple(map(str, range(probs.shape[2]))),
     title=os.path.basename(os.fspath(path)),
+    names=None if numbered else lambda n: str(ids[n]),
   )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import flax
 import jax
+import ml_collections
 import numpy as np
 
 import kfkd_jax
@@ -38,7 +39,7 @@ class Entry(NamedTuple):
 
   Attributes:
     method: its slug.
-    probs: `[N, K]` on the test split.
+    probs: `[N, K]` on the test split, or the part of it that is scored.
     selected_on: the points that chose it; "" where nothing was chosen.
     num_members: networks run at inference.
     train_cost: in trainings of one network, all that the method needs.
@@ -76,7 +77,10 @@ def _compare(space: Workspace, views) -> str:
   for fold in task.folds:
     entries = _entries(space, fold, views)
     split = "test" if len(task.folds) == 1 else f"test/{fold.number}"
-    scored = score(space, entries, fold.test_rows, split=split)
+    here = fold.test_rows
+    on_fold = [e._replace(probs=e.probs[here]) for e in entries]
+    labels = task.splits["test"].labels[here]
+    scored = score(space.config, on_fold, labels, split=split)
     rows += [{**row, **origin} for row in scored]
     by_fold.append(entries)
   files.write_npz(space.path / "hits.npz", **_hits(task, by_fold)._asdict())
@@ -134,16 +138,14 @@ def _origin(config) -> dict[str, Any]:
 
 
 def score(
-  space: Workspace,
+  config: ml_collections.ConfigDict,
   entries: list[Entry],
-  rows: np.ndarray,
+  labels: np.ndarray,
   *,
   split: str,
 ) -> list[dict[str, Any]]:
-  """One result row an entry, on the given rows of the test split."""
-  task = space.task
-  labels = task.splits["test"].labels[rows]
-  probs = [entry.probs[rows] for entry in entries]
+  """One result row an entry, on the points of these labels."""
+  probs = [entry.probs for entry in entries]
   hits = np.stack([p.argmax(-1) == labels for p in probs])
   final = [e.method for e in entries].index("final")
   # Of one run, so that only the points vary; gains are paired.
@@ -151,15 +153,15 @@ def score(
   intervals = statistics.bootstrap_runs(
     0,
     totals,
-    np.ones((len(totals), len(rows))),
-    num_samples=space.config.compare.bootstrap_samples,
-    level=space.config.compare.level,
+    np.ones((len(totals), len(labels))),
+    num_samples=config.compare.bootstrap_samples,
+    level=config.compare.level,
   )
   bounds = np.stack(intervals, axis=1).tolist()
   return [
     {
       "method": entry.method,
-      "seed": space.config.seed,
+      "seed": config.seed,
       "split": split,
       "selected_on": entry.selected_on,
       "accuracy": float(hits[i].mean()),
@@ -169,7 +171,7 @@ def score(
       "nll": float(metrics.negative_log_likelihood(probs[i], labels)),
       "ece": float(metrics.calibration_error(probs[i], labels)),
       "brier": float(metrics.brier_score(probs[i], labels)),
-      "num_examples": len(rows),
+      "num_examples": len(labels),
       "num_members": entry.num_members,
       "train_cost": round(entry.train_cost, 3),
       "inference_cost": round(
@@ -178,8 +180,8 @@ def score(
       "storage_cost": round(entry.num_members * entry.size.storage, 3),
       "select_gain": entry.select_gain,
       **_refusals(probs[i], labels),
-      **_sets(space.config, probs[i], labels),
-      "teacher_agreement": _agreement(entries, entry.method, rows),
+      **_sets(config, probs[i], labels),
+      "teacher_agreement": _agreement(entries, entry.method),
     }
     for i, entry in enumerate(entries)
   ]
@@ -199,13 +201,13 @@ def _sets(config, probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
   return {"set_coverage": found.coverage, "set_size": found.size}
 
 
-def _agreement(entries: list[Entry], method: str, rows) -> float | None:
+def _agreement(entries: list[Entry], method: str) -> float | None:
   """The share of points on which a student says what its fusion says."""
   probs = {entry.method: entry.probs for entry in entries}
   teacher = catalogue.taught_by(method)
   if teacher not in probs:
     return None
-  said = [probs[name][rows].argmax(-1) for name in (method, teacher)]
+  said = [probs[name].argmax(-1) for name in (method, teacher)]
   return float(np.mean(said[0] == said[1]))
 
 

@@ -116,10 +116,11 @@ def _warnings(space: Workspace, name, teacher) -> list[str]:
     teacher: np.asarray(fused),
     name: student[len(student) - 1],
   }
+  here = space.task.folds[0].test_rows
   rows = compare.score(
-    space,
-    [compare.Entry(method, p, "", 1, 1.0) for method, p in probs.items()],
-    space.task.folds[0].test_rows,
+    space.config,
+    [compare.Entry(method, p[here], "", 1, 1.0) for method, p in probs.items()],
+    store.labels[here],
     split="test",
   )
   return list(verdict.warn(rows, methods=[name]))

@@ -119,8 +119,12 @@ def write_results(config, workdir, task, rng):
       )
       entries.append(compare.Entry("kf_kd", student, on, 1, 2.5))
     split = "test" if len(task.folds) == 1 else f"test/{number}"
+    here = fold.test_rows
     rows += compare.score(
-      Workspace(config), entries, fold.test_rows, split=split
+      config,
+      [entry._replace(probs=entry.probs[here]) for entry in entries],
+      task.splits["test"].labels[here],
+      split=split,
     )
   files.write_json_lines(workdir / "results.jsonl", rows)
 
