@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kfkd_jax import forgetting
 from kfkd_jax.answers import Answers
 from kfkd_jax.predictions import Predictions, of_probabilities
 from kfkd_jax.report import page, run_page
@@ -76,24 +75,11 @@ def forgotten_points(
   """
   if isinstance(measured, Predictions):
     measured = of_probabilities(measured)
-  correct = np.asarray(measured.correct, bool)
-  places = np.flatnonzero(np.asarray(forgetting.forgotten(correct)))
-  times = correct[:, places].sum(0)
-  last = len(correct) - 1 - correct[::-1, places].argmax(0)
-  rows = []
-  for i in np.argsort(-times, kind="stable"):
-    n = places[i]
-    row = {"id": measured.ids[n].item()}
-    if measured.answers is not None and measured.labels is not None:
-      row |= {
-        "true": measured.labels[n].item(),
-        "at_end": measured.answers[-1, n].item(),
-      }
-    if now is not None:
-      row["fused"] = now[n].item()
-    rows.append({
-      **row,
-      "times_right": int(times[i]),
-      "last_right": measured.epochs[last[i]].item(),
-    })  # fmt: skip
-  return rows
+  columns: dict[str, Any] = {}
+  if measured.answers is not None and measured.labels is not None:
+    columns = {"true": measured.labels, "at_end": measured.answers[-1]}
+  if now is not None:
+    columns["fused"] = now
+  return run_page.forgotten_rows(
+    measured.correct, measured.epochs, {"id": measured.ids, **columns}
+  )

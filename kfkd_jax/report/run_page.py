@@ -6,7 +6,7 @@ import base64
 import io
 import itertools
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -25,6 +25,7 @@ from kfkd_jax import (
   published,
 )
 from kfkd_jax.data import splits
+from kfkd_jax.data.stored import Stored
 from kfkd_jax.predictions import Subset
 from kfkd_jax.report import page, verdict
 from kfkd_jax.report.page import Drawn
@@ -66,6 +67,9 @@ def render(space: Workspace) -> page.Page:
   ledger = splits.read_ledger(space.path / "noise.npz")
   noise = _noise(ledger, task.class_names)
   tables = {"results": results_table(rows), "label-noise": noise["parts"]}
+  forgotten = _forgotten(space, task)
+  if forgotten["rows"]:
+    tables["forgotten"] = forgotten["rows"]
   paper = space.config.report.paper
   if paper is not None:
     tables["paper"] = beside_paper(rows, paper)
@@ -94,7 +98,7 @@ def render(space: Workspace) -> page.Page:
     diagnosis=diagnosis,
     fusion=fused,
     rows=rows,
-    forgotten=_forgotten(space, task),
+    forgotten=forgotten,
     noise=noise,
     made_noise=tasks.made_noise(space.config, ledger),
     objective=catalogue.method_name(space.config.train.objective),
@@ -335,8 +339,16 @@ def _forgotten(space: Workspace, task: tasks.Task) -> dict[str, Any]:
   now = np.asarray(fusion.fuse(Subset(store, rows), weights)).argmax(-1)
   correct = classes == labels
   lost = ~correct[-1] & correct.any(0)
-  images = task.splits["test"].images[rows]
+  test = task.splits["test"]
+  images, names = test.images[rows], np.asarray(task.class_names)
+  columns: dict[str, Any] = {"id": np.asarray(test.ids)[rows]}
+  if isinstance(test.images, Stored):
+    columns["file"] = [test.images.name(int(n)) for n in rows]
+  columns |= {"true": labels, "at_end": classes[-1], "fused": now}
+  for name in ("true", "at_end", "fused"):
+    columns[name] = names[columns[name]]
   return {
+    "rows": forgotten_rows(correct, epochs, columns),
     "num": int(lost.sum()),
     "num_back": int((lost & (now == labels)).sum()),
     "epochs": epochs,
@@ -354,6 +366,34 @@ def _forgotten(space: Workspace, task: tasks.Task) -> dict[str, Any]:
       for n in plots.most_forgotten(correct, space.config.report.num_examples)
     ],
   }
+
+
+def forgotten_rows(
+  correct: np.ndarray,
+  epochs: Sequence[float],
+  columns: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+  """Points once right and wrong at the end, the most often right first.
+
+  Args:
+    correct: `bool[C, N]`.
+    epochs: C numbers.
+    columns: `[N]` each, what is said of a point before when it was right.
+  """
+  correct = np.asarray(correct, bool)
+  said = {
+    **columns,
+    "times_right": correct.sum(0),
+    "last_right": np.asarray(epochs)[
+      len(correct) - 1 - correct[::-1].argmax(0)
+    ],
+  }
+  order = plots.most_forgotten(correct, correct.shape[1])
+  listed = {name: np.asarray(x)[order].tolist() for name, x in said.items()}
+  return [
+    dict(zip(listed, row, strict=True))
+    for row in zip(*listed.values(), strict=True)
+  ]
 
 
 def picture(image: np.ndarray) -> str:

@@ -525,6 +525,23 @@ def test_forgotten_examples_are_those_forgotten_most(made, page):
   text = parse(page).text
   back = sum(now[n] == store.labels[n] for _, n in forgotten)
   assert f"has {back} of all {len(forgotten)} forgotten points" in text
+  table = report.render(Workspace(made.config, made.workdir)).tables
+  ids = made.task.splits["test"].ids
+  assert [
+    (r["id"], r["true"], r["at_end"], r["fused"], r["times_right"])
+    for r in table["forgotten"]
+  ] == [
+    (
+      ids[n], names[store.labels[n]], names[classes[-1, n]], names[now[n]],
+      -times,
+    )
+    for times, n in sorted(forgotten)
+  ]  # fmt: skip
+  for row in table["forgotten"]:
+    right = classes[
+      :, list(ids).index(row["id"])
+    ] == made.task.class_names.index(row["true"])
+    assert row["last_right"] == 1 + np.flatnonzero(right)[-1]
 
 
 def assert_pixels(img, image):
