@@ -81,5 +81,5 @@ def forgotten_points(
   if now is not None:
     columns["fused"] = now
   return run_page.forgotten_rows(
-    measured.correct, measured.epochs, {"id": measured.ids, **columns}
+    measured.correct, measured.epochs.tolist(), {"id": measured.ids, **columns}
   )
