@@ -7,6 +7,8 @@ What was forgotten, from predictions `probs[C, N, K]` and `labels[N]`:
 `correctness`, `forget_fractions`, `learn_fractions`, `forgetting_curves`,
 `last_right`.
 
+Noted in a training loop of your own, of any framework: `Recorder`.
+
 Weights over the checkpoints, `weights[C]`:
 `knowledge_fusion`, `mixture_fusion`, `final_only`, `best_checkpoint`,
 `horizontal`, `fixed_jumps`, `random_checkpoints`; `fuse` applies them.
@@ -97,9 +99,11 @@ with (
     calibration_error,
     negative_log_likelihood,
   )
+  from kfkd_jax.recording import Recorder
   from kfkd_jax.sets import risk_coverage, set_scores, set_threshold
 
 __all__ = [
+  "Recorder",
   "accuracy",
   "asymmetric",
   "audit",

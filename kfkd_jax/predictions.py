@@ -234,13 +234,15 @@ def read_any(path: epath.Path) -> Predictions | answers.Answers:
   Args:
     path: an `.npz` with one of `probs[C,N,K]`, `correct[C,N]` (booleans) and
       `answers[C,N]` (integers or strings), `labels[N]` but for `correct`, and
-      optionally `epochs[C]` and `ids[N]`; or a `.csv` or `.jsonl` with a row
-      for every checkpoint and example: `epoch,example,correct` or
-      `epoch,example,answer,label`.
+      optionally `epochs[C]` and `ids[N]`; a folder that `PredictionStore` or a
+      `Recorder` wrote; or a `.csv` or `.jsonl` with a row for every checkpoint
+      and example: `epoch,example,correct` or `epoch,example,answer,label`.
   """
   path = epath.Path(path)
   if path.suffix in (".csv", ".jsonl"):
     return answers.read_rows(path)
+  if path.is_dir():
+    return _read_store(path)
   arrays = files.read_foreign_npz(path, _FOREIGN)
   kinds = [name for name in _KINDS if name in arrays]
   if not kinds:
@@ -253,7 +255,7 @@ def read_any(path: epath.Path) -> Predictions | answers.Answers:
     if kinds != ["probs"]:
       return answers.of_arrays(arrays)
     probs = answers.native(arrays["probs"])
-    _check_probabilities(probs)
+    check_probabilities(probs)
     labels = _checked_labels(arrays["labels"], probs.shape)
     epochs = arrays.get("epochs", np.arange(1, len(probs) + 1))
     return Predictions(
@@ -264,6 +266,21 @@ def read_any(path: epath.Path) -> Predictions | answers.Answers:
     )
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
+
+
+def _read_store(path: epath.Path) -> Predictions:
+  if not files.exists(path / "examples.npz"):
+    raise ValueError(
+      f"{path} is a folder without examples.npz, so that no Recorder wrote it; "
+      "name a file"
+    )
+  store = PredictionStore(path)
+  if not len(store):
+    raise ValueError(f"{path} holds no epochs yet")
+  probs = np.stack([store[c] for c in range(len(store))])
+  check_probabilities(probs)
+  labels = _checked_labels(store.labels, probs.shape)
+  return Predictions(probs, labels, np.array(store.epochs), store.ids)
 
 
 def of_probabilities(found: Predictions) -> answers.Answers:
@@ -290,7 +307,8 @@ def _checked_labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   return labels.astype(np.int32)
 
 
-def _check_probabilities(probs: np.ndarray) -> None:
+def check_probabilities(probs: np.ndarray) -> None:
+  """Refuses what is not `[C, N, K]` and sums to one over classes."""
   if probs.ndim != 3:
     raise ValueError(
       f"probs must be [checkpoints, examples, classes], got shape {probs.shape}"

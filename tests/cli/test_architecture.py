@@ -49,6 +49,7 @@ ROOMS = (
   "report",
   "export",
   "stages",
+  "recording",
   "lab",
   "options",
   "cli",
