@@ -124,6 +124,7 @@ def test_pytorch_predicts_without_dropout_and_trains_on(tmp_path):
   assert not net.training
 
 
+@pytest.mark.filterwarnings("ignore")  # of theirs
 def test_lightning_notes_every_epoch(tmp_path):
   lightning, torch = map(pytest.importorskip, ("lightning", "torch"))
 
@@ -166,6 +167,7 @@ def test_lightning_notes_every_epoch(tmp_path):
   assert not np.allclose(record.store[0], last, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore")  # of theirs
 def test_the_hugging_face_trainer_notes_every_epoch(tmp_path):
   names = ("transformers", "torch", "accelerate")
   transformers, torch, _ = map(pytest.importorskip, names)
