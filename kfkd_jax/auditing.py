@@ -177,12 +177,16 @@ def audit(probs: Any, labels: ArrayLike) -> Audit:
   >>> np.flatnonzero(found.accused).tolist(), found.suggested.tolist()
   ([4], [0, 0, 0, 0, 1, 1, 1, 1, 1])
   """
+  return audit_finish(_summed(probs, labels))
+
+
+def _summed(probs: Any, labels: ArrayLike) -> AuditSums:
   num_epochs, labels = stacks.check(probs, labels)
   shape = stacks.checked_shape(probs)
   sums = audit_init(labels, shape[2])
   for c in range(num_epochs):
     _add(sums, stacks.slab_of(probs, c, shape), f"probs[{c}]")
-  return audit_finish(sums)
+  return sums
 
 
 def audit_init(labels: ArrayLike, num_classes: int) -> AuditSums:
@@ -392,8 +396,9 @@ def estimated_noise(probs: Any, labels: ArrayLike) -> np.ndarray:
     labels: int[N] as given.
 
   Returns:
-    f64[K, K] share of each right class, as `audit` suggests it, down, that was
-    given each class, drawn towards even noise as `noise_of` does; nothing is 0.
+    f64[K, K] share of each right class, down, that was given each class, drawn
+    towards even noise as `noise_of` does; nothing is 0. The right class is told
+    by the plain mean of the predictions, divided as in `audit`.
 
   >>> told = estimated_noise(
   ...   [np.asarray([[0.9, 0.1]] * 9 + [[0.1, 0.9]] * 9)], [0] * 8 + [1] * 10
@@ -401,9 +406,10 @@ def estimated_noise(probs: Any, labels: ArrayLike) -> np.ndarray:
   >>> told.argmax(axis=1).tolist()
   [0, 1]
   """
-  found = audit(probs, labels)
-  num_classes = len(found.noise_matrix)
-  return noise_of(_counted(found.suggested, np.asarray(labels), num_classes))
+  sums = _summed(probs, labels)
+  means = _class_means(sums.probs, sums.labels, int(sums.num_epochs))
+  believed, _ = _beliefs(sums.probs, means)
+  return noise_of(_counted(believed, sums.labels, len(means)))
 
 
 def noise_of(counts: np.ndarray) -> np.ndarray:
