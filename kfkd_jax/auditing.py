@@ -36,6 +36,7 @@ class AuditSums(NamedTuple):
     probs: f32[N, K] sum of the probabilities.
     early: f32[N, K] sum of the probabilities, weighted by epoch.
     weight: f32[] sum of the epochs' weights.
+    learnt: f32[] sum over the epochs of what they gave the labels above chance.
     deviation: f32[N] squared deviations of the label's probability, summed.
     margin: f32[N] sum of the label's probability less the best other one.
     log_margin: f32[N] the same of log-probabilities.
@@ -53,6 +54,7 @@ class AuditSums(NamedTuple):
   probs: Any
   early: Any
   weight: Any
+  learnt: Any
   deviation: Any
   margin: Any
   log_margin: Any
@@ -111,15 +113,14 @@ class Audit(NamedTuple):
     score: f32[N] higher for a more suspect label: the log of how much more
       another class is believed than the given one.
     suggested: i32[N] where the label is accused, the class of the highest mean
-      probability beside it, measured as `believed`; the given one elsewhere.
+      probability beside it, each divided by its mean over the points given as
+      that class; the given one elsewhere.
     accused: bool[N] the labels called wrong, those of the highest scores.
     kind: i8[N] places in `KINDS`: how an accused label stands out.
-    believed: i32[N] the class of the highest mean probability, each divided by
-      its mean over the points given as that class.
     other: f32[N] mean probability of `suggested`, or of the best other class.
     num_right: i32[N] epochs that had the given label.
     num_epochs: C.
-    noise_matrix: f64[K, K] share of each believed class, down, by given class.
+    noise_matrix: f64[K, K] share of each suggested class, down, by given class.
     confident_joint: f64[K, K] share of the points of a true and a given class,
       by confident learning from mean probabilities (Northcutt et al. 2021).
     scores: of others, to compare with.
@@ -129,7 +130,6 @@ class Audit(NamedTuple):
   suggested: np.ndarray
   accused: np.ndarray
   kind: np.ndarray
-  believed: np.ndarray
   other: np.ndarray
   num_right: np.ndarray
   num_epochs: int
@@ -141,20 +141,25 @@ class Audit(NamedTuple):
 def audit(probs: Any, labels: ArrayLike) -> Audit:
   """Finds the labels that the history of a training run speaks against.
 
-  The score is our own. An epoch that gives the labels a mean probability m
-  weighs (m - 1/K)^2 (1 - m)^4: it says nothing before it has learnt, nor once
-  it has memorised. The weighted mean of the predictions is what the history
-  believes; n_k is its class k divided by the mean of that over the
+  The score is our own. An epoch that gives the labels a mean probability m has
+  learnt l = m - 1/K, and weighs l (1 - m), divided by .02 and the sum of l up
+  to it: it says nothing before it has learnt, nor once it has memorised, and
+  less the more was learnt before. The weighted mean of the predictions is what
+  the history believes; n_k is its class k divided by the mean of that over the
   points given as k, so that easy classes and hard ones are asked alike.
   Counting argmax n against the given labels makes a noise matrix T
   (`noise_of`). A point given as j scores
 
     max_{k != j} log(n_k T_kj) - log(n_j T_jj).
 
-  How many labels are accused is another question, to which a network that
-  learnt slowly and one that memorised give the same early answers. As many are
-  as the plain mean of all predictions, divided alike, gives another class than
-  given: few where nothing is wrong, and too few where all was memorised.
+  How many labels are accused is another question. A share d of them differs
+  from argmax n, also where the network had not learnt enough; but then it was
+  unsure. So d counts in full where the surer half of the points of each class
+  differs by d / 2 or more, not at all where it does by .3 d or less, and in
+  proportion between. As many are accused, and no fewer than the plain mean of
+  all predictions, divided alike, differs in. They are few where nothing is
+  wrong, and too few where wrong labels are memorised nearly as soon as right
+  ones are learnt.
 
   Args:
     probs: [C, N, K] predictions of the training points, an array, a memory map,
@@ -172,12 +177,16 @@ def audit(probs: Any, labels: ArrayLike) -> Audit:
   >>> np.flatnonzero(found.accused).tolist(), found.suggested.tolist()
   ([4], [0, 0, 0, 0, 1, 1, 1, 1, 1])
   """
+  return audit_finish(_summed(probs, labels))
+
+
+def _summed(probs: Any, labels: ArrayLike) -> AuditSums:
   num_epochs, labels = stacks.check(probs, labels)
   shape = stacks.checked_shape(probs)
   sums = audit_init(labels, shape[2])
   for c in range(num_epochs):
     _add(sums, stacks.slab_of(probs, c, shape), f"probs[{c}]")
-  return audit_finish(sums)
+  return sums
 
 
 def audit_init(labels: ArrayLike, num_classes: int) -> AuditSums:
@@ -210,6 +219,7 @@ def audit_init(labels: ArrayLike, num_classes: int) -> AuditSums:
     probs=np.zeros((num, num_classes), np.float32),
     early=np.zeros((num, num_classes), np.float32),
     weight=np.zeros((), np.float32),
+    learnt=np.zeros((), np.float32),
     is_right=np.zeros(num, bool),
     **numbers,
     **counts,
@@ -245,7 +255,7 @@ def audit_update(sums: AuditSums, probs: ArrayLike) -> AuditSums:
     probs = jnp.asarray(probs, jnp.float32)
     labels = jnp.asarray(sums.labels)[:, None]
     told = jnp.take_along_axis(probs, labels, axis=1).mean()
-    return _added(sums, probs, _weight(told, probs.shape[1], jnp), jnp)
+    return _added(sums, probs, _learnt(told, probs.shape[1], jnp), jnp)
   stacks.check_rows("probs", probs)
   fresh = AuditSums(*(np.array(part) for part in sums))
   _add(fresh, np.asarray(probs), "probs")
@@ -255,36 +265,38 @@ def audit_update(sums: AuditSums, probs: ArrayLike) -> AuditSums:
 def _add(sums: AuditSums, probs: np.ndarray, name: str) -> None:
   """Adds an epoch to NumPy arrays, in place and some rows at a time."""
   told = probs[np.arange(len(probs)), sums.labels].mean(dtype=np.float64)
-  weight = _weight(np.float32(told), probs.shape[1], np)
+  learnt = _learnt(np.float32(told), probs.shape[1], np)
   for rows in stacks.row_slices(*probs.shape):
     part = stacks.as_float32(probs[rows])
     before = AuditSums(*(x[rows] if np.ndim(x) else x for x in sums))
-    after = _added(before, part, weight, np)
+    after = _added(before, part, learnt, np)
     if np.isnan(after.margin).any():
       raise ValueError(f"{name} must hold probabilities; it holds nan.")
     for old, new in zip(before, after, strict=True):
       if np.ndim(old):
         old[...] = new
-  sums.num_epochs[...] += 1
-  sums.weight[...] += weight
+  for old, new in zip(sums, after, strict=True):
+    if not np.ndim(old):
+      old[...] = new
 
 
-def _weight(told: Any, num_classes: int, xp: Any) -> Any:
-  """What an epoch weighs that gives the labels so much, never nothing."""
-  learnt = xp.maximum(told - 1 / num_classes, 1e-3)
-  return learnt**2 * xp.maximum(1 - told, 1e-4) ** 4
+def _learnt(told: Any, num_classes: int, xp: Any) -> Any:
+  """How far an epoch that gives the labels so much is above chance, above 0."""
+  return xp.maximum(told - 1 / num_classes, 1e-3)
 
 
-def _added(sums: AuditSums, probs: Any, weight: Any, xp: Any) -> AuditSums:
+def _added(sums: AuditSums, probs: Any, learnt: Any, xp: Any) -> AuditSums:
   """The sums and one epoch more, in NumPy or in JAX.
 
   Args:
     sums: so far.
     probs: f32[N, K].
-    weight: of the epoch.
+    learnt: by the epoch, of all points.
     xp: `numpy` or `jax.numpy`.
   """
   epoch = sums.num_epochs + 1
+  unlearnt = xp.maximum(1 - 1 / probs.shape[1] - learnt, 1e-4)
+  weight = learnt * unlearnt / (0.02 + sums.learnt + learnt)
   column = sums.labels[:, None]
   own = xp.take_along_axis(probs, column, axis=1)[:, 0]
   is_own = xp.arange(probs.shape[1])[None] == column
@@ -305,6 +317,7 @@ def _added(sums: AuditSums, probs: Any, weight: Any, xp: Any) -> AuditSums:
     probs=sums.probs + probs,
     early=sums.early + weight * probs,
     weight=sums.weight + weight,
+    learnt=sums.learnt + learnt,
     deviation=sums.deviation + (own - mean) * (own - after),
     margin=sums.margin + own - other,
     log_margin=sums.log_margin - loss - xp.log(xp.maximum(other, _LEAST)),
@@ -337,11 +350,10 @@ def audit_finish(sums: AuditSums) -> Audit:
     raise ValueError("nothing was added to this audit; audit_update adds.")
   num_classes = sums.probs.shape[1]
   levels = _class_means(sums.early, labels, float(sums.weight))
-  early = _counted(_best(sums.early, levels), labels, num_classes)
-  log_odds = np.log(noise_of(early)) - np.log(levels)[:, None]
+  believed, is_sure = _beliefs(sums.early, levels)
+  noise = noise_of(_counted(believed, labels, num_classes))
+  log_odds = np.log(noise) - np.log(levels)[:, None]
   means = _class_means(sums.probs, labels, num_epochs)
-  believed = _best(sums.probs, means)
-  counts = _counted(believed, labels, num_classes)
   score = np.empty(len(labels), np.float32)
   suggested, other = np.empty_like(labels), np.empty_like(score)
   for rows in stacks.row_slices(*sums.probs.shape):
@@ -356,19 +368,21 @@ def audit_finish(sums: AuditSums) -> Audit:
     told[each, given] = -1
     suggested[rows] = best = told.argmax(axis=1)
     other[rows] = sums.probs[rows][each, best] / num_epochs
+  plain, _ = _beliefs(sums.probs, means)
+  share = _share_wrong(believed != labels, is_sure, plain != labels)
   accused = np.zeros(len(labels), bool)
-  num_accused = np.count_nonzero(believed != labels)
-  accused[np.argsort(-score, kind="stable")[:num_accused]] = True
+  first = np.argsort(-score, kind="stable")
+  accused[first[: round(share * len(labels))]] = True
+  suggested = np.where(accused, suggested, labels)
   return Audit(
     score=score,
-    suggested=np.where(accused, suggested, labels),
+    suggested=suggested,
     accused=accused,
     kind=_kinds(sums, accused),
-    believed=believed,
     other=other,
     num_right=sums.num_right,
     num_epochs=num_epochs,
-    noise_matrix=_rows_of(counts),
+    noise_matrix=_rows_of(_counted(suggested, labels, num_classes)),
     confident_joint=_confident_joint(sums, num_epochs),
     scores=_scores(sums, num_epochs),
   )
@@ -383,7 +397,8 @@ def estimated_noise(probs: Any, labels: ArrayLike) -> np.ndarray:
 
   Returns:
     f64[K, K] share of each right class, down, that was given each class, drawn
-    towards even noise as `noise_of` does; nothing is 0.
+    towards even noise as `noise_of` does; nothing is 0. The right class is told
+    by the plain mean of the predictions, divided as in `audit`.
 
   >>> told = estimated_noise(
   ...   [np.asarray([[0.9, 0.1]] * 9 + [[0.1, 0.9]] * 9)], [0] * 8 + [1] * 10
@@ -391,9 +406,10 @@ def estimated_noise(probs: Any, labels: ArrayLike) -> np.ndarray:
   >>> told.argmax(axis=1).tolist()
   [0, 1]
   """
-  found = audit(probs, labels)
-  num_classes = len(found.noise_matrix)
-  return noise_of(_counted(found.believed, np.asarray(labels), num_classes))
+  sums = _summed(probs, labels)
+  means = _class_means(sums.probs, sums.labels, int(sums.num_epochs))
+  believed, _ = _beliefs(sums.probs, means)
+  return noise_of(_counted(believed, sums.labels, len(means)))
 
 
 def noise_of(counts: np.ndarray) -> np.ndarray:
@@ -455,12 +471,45 @@ def _class_means(
   return np.maximum(np.where(sizes > 0, means, means.max()), _LEAST)
 
 
-def _best(probs: np.ndarray, levels: np.ndarray) -> np.ndarray:
-  """The classes highest above their levels, i32[N]."""
-  best = np.empty(len(probs), np.int32)
-  for rows in stacks.row_slices(*probs.shape):
-    best[rows] = (probs[rows] / levels).argmax(axis=1)
-  return best
+def _beliefs(
+  probs: np.ndarray, levels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """The classes highest above their levels, and the surer half of each.
+
+  Args:
+    probs: [N, K] a sum over epochs.
+    levels: f64[K] above 0.
+
+  Returns:
+    i32[N] the classes, and bool[N] the points whose class has no smaller share
+    of all classes than the median point of that class.
+  """
+  num, num_classes = probs.shape
+  best, share = np.empty(num, np.int32), np.empty(num, np.float32)
+  for rows in stacks.row_slices(num, num_classes):
+    told = probs[rows] / levels
+    best[rows] = told.argmax(axis=1)
+    share[rows] = told.max(axis=1) / told.sum(axis=1)
+  order = np.lexsort((share, best))
+  ends = np.cumsum(np.bincount(best, minlength=num_classes))
+  middles = (ends - 1 + np.append(0, ends[:-1])) // 2
+  # A class that nobody believes in has another's middle, which nobody asks.
+  medians = share[order][np.clip(middles, 0, num - 1)]
+  return best, share >= medians[best]
+
+
+def _share_wrong(
+  early: np.ndarray, is_sure: np.ndarray, plain: np.ndarray
+) -> float:
+  """The share of the labels to accuse, as `audit` says.
+
+  Args:
+    early: bool[N] the points that early beliefs have in another class.
+    is_sure: bool[N] the surer half of all points.
+    plain: bool[N] the points that the plain mean has in another class.
+  """
+  differs, sure = early.mean(), early[is_sure].mean()
+  return max(min(differs, 5 * sure - 1.5 * differs), plain.mean())
 
 
 def _confident_joint(sums: AuditSums, num_epochs: int) -> np.ndarray:

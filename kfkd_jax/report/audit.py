@@ -96,7 +96,7 @@ def summarise(
     drawn = generator.binomial(total, count / max(total, 1), num_samples)
     return [float(q) for q in np.quantile(drawn / max(total, 1), tails)]
 
-  believed = np.bincount(found.believed, minlength=num_classes)
+  suggested = np.bincount(found.suggested, minlength=num_classes)
   sizes = np.bincount(given, minlength=num_classes)
   accused = np.bincount(given[found.accused], minlength=num_classes)
   kinds = np.bincount(found.kind, minlength=len(auditing.KINDS))
@@ -116,7 +116,7 @@ def summarise(
       {
         "name": name,
         "given": int(sizes[k]),
-        "believed": int(believed[k]),
+        "suggested": int(suggested[k]),
         "accused": int(accused[k]),
         "rate_interval": interval(int(accused[k]), int(sizes[k])),
       }

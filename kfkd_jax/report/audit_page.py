@@ -78,7 +78,7 @@ def _matrix(subject: Subject) -> dict[str, page.Drawn]:
 
 
 def _classes(summary: dict[str, Any]) -> list[dict[str, Any]]:
-  keys = ("name", "given", "believed", "accused", "rate_interval")
+  keys = ("name", "given", "suggested", "accused", "rate_interval")
   return [page.flat(row, keys) for row in summary["classes"]]
 
 
