@@ -1,4 +1,7 @@
-"""Finds wrong labels: `audit.csv`, `audit.json` and a page."""
+"""Finds wrong labels: `audit.csv`, `audit.json` and a page.
+
+With `audit.folds`, `out_of_sample.npz` too, which others can read as well.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from kfkd_jax.run import (
 from kfkd_jax.run.workspace import Workspace
 
 FOLDER = "audit"
+OUT_OF_SAMPLE = "out_of_sample.npz"
 
 
 def plans(space: Workspace) -> list[networks.Plan]:
@@ -94,6 +98,13 @@ def write_of_run(space: Workspace, folder: epath.Path) -> list[str]:
   that are left, where there is one: a run takes one table of corrections.
   """
   subject = of_run(space)
+  told = folder / OUT_OF_SAMPLE
+  if space.config.audit.folds is None:
+    told.unlink(missing_ok=True)  # of an audit before
+  else:
+    files.write_npz(
+      told, probs=subject.probs, labels=subject.given, ids=subject.ids
+    )
   lines = [write(subject, folder, space.config)]
   if subject.found.accused.any() and space.config.noise.corrections is None:
     anew = shlex.join([
@@ -187,5 +198,7 @@ def write(
     subject, summary, num_examples=config.report.num_examples
   )
   written = page.write(made, folder / "index.html")
-  seals.write_sums(folder, ["audit.csv", "audit.json", *written.names])
+  seals.write_sums(folder, [
+    "audit.csv", "audit.json", OUT_OF_SAMPLE, *written.names,
+  ])  # fmt: skip
   return audit.headline(summary)

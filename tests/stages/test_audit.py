@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from tiny import tiny_config
 
-from kfkd_jax import auditing, cli, stages
+from kfkd_jax import auditing, cli, predictions, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax import options as options_lib
 from kfkd_jax.data import splits
@@ -137,11 +137,20 @@ def test_out_of_sample_each_point_is_judged_by_who_never_saw_it(tmp_path):
     assert float(row["score"]) == pytest.approx(found.score[n], abs=1e-5)
     margin = found.scores.class_margin[n]
     assert float(row["class_margin"]) == pytest.approx(margin, abs=1e-5)
+  told = space.path / "audit" / "out_of_sample.npz"
+  assert told.name in (told.parent / "SHA256SUMS").read_text()
+  read = predictions.read_foreign(told)
+  np.testing.assert_array_equal(read.probs, expected)
+  np.testing.assert_array_equal(read.labels, task.given)
+  with np.load(told) as arrays:
+    assert arrays["ids"].tolist() == ids
   page = (space.path / "audit" / "index.html").read_text()
   assert "digits, out of sample in 3 folds" in page
   assert any("3 networks, a fold apart each: at most 3" in s for s in said)
   stages.run_stage(config, space.path, "audit", said.append)
   assert said[-1] == "audit: up to date"
+  audit.write_of_run(space.changed({"audit.folds": None}), told.parent)
+  assert not told.exists()
 
 
 def test_folds_need_predictions_of_the_training_points():
