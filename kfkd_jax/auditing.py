@@ -538,6 +538,23 @@ def _kinds(sums: AuditSums, accused: np.ndarray) -> np.ndarray:
   return np.select(stories, range(4), default=4).astype(np.int8)
 
 
+def trust(found: Audit) -> np.ndarray:
+  """What each given label is believed beside the best other one, 0 to 1.
+
+  Args:
+    found: an audit, whose score is the log of the odds of the two.
+
+  Returns:
+    f32[N], 1 where the label is not accused.
+
+  >>> found = audit([np.asarray([[0.9, 0.1]] * 9 + [[0.1, 0.9]])], [0] * 10)
+  >>> bool((trust(found)[~found.accused] == 1).all())
+  True
+  """
+  odds = np.exp(-np.logaddexp(0, found.score))
+  return np.where(found.accused, odds, 1).astype(np.float32)
+
+
 class Judged(NamedTuple):
   """How well scores tell wrong labels, where it is known which are wrong.
 

@@ -45,11 +45,9 @@ def _fold_plan(space: Workspace, number: int) -> networks.Plan:
   def lesson() -> networks.Lesson:
     task = space.task
     rest = np.flatnonzero(folds_of(space) != number)
-    own: dict[str, Any] = {
-      "image": take(task.images, rest), "label": task.given[rest]
-    }  # fmt: skip
+    images: Any = take(task.images, rest)
     taught = networks.supervised(space.changed(changes).config)
-    return taught._replace(extra=own)
+    return taught._replace(extra={"image": images, **task.taught(rest)})
 
   return networks.Plan(
     f"fold_{number}",
