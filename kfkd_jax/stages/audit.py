@@ -155,7 +155,8 @@ def _out_of_sample(space: Workspace, plans: list[networks.Plan]) -> np.ndarray:
     if not results.is_whole(results.run_path(space.path, plan.name)):
       raise ConfigError(
         f"audit.folds={len(plans)} needs networks that {space.path} has not; "
-        "run kfkd audit without --output first"
+        "run kfkd audit without --output first, or give "
+        "--config.audit.folds=None to read the teacher's history"
       )
     store = results.predictions(space.path, plan.name, "train")
     held_out = folds == number

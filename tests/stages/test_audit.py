@@ -114,7 +114,9 @@ def test_out_of_sample_each_point_is_judged_by_who_never_saw_it(tmp_path):
   space = Workspace(config, epath.Path(tmp_path))
   task, said = Workspace(config).task, []
   stages.run_stage(config, space.path, "train", said.append)
-  with pytest.raises(config_lib.ConfigError, match=r"without --output first"):
+  with pytest.raises(
+    config_lib.ConfigError, match=r"output first, or .*folds=None"
+  ):
     audit.write_of_run(space, space.path / "elsewhere")
   stages.run_stage(config, space.path, "audit", said.append)
   folds = audit.folds_of(space)
