@@ -539,20 +539,22 @@ def _kinds(sums: AuditSums, accused: np.ndarray) -> np.ndarray:
 
 
 def trust(found: Audit) -> np.ndarray:
-  """What each given label is believed beside the best other one, 0 to 1.
-
-  Args:
-    found: an audit, whose score is the log of the odds of the two.
+  """What each given label is believed beside the suggested one, 0 to 1.
 
   Returns:
-    f32[N], 1 where the label is not accused.
+    f32[N] the mean probability of the given label, divided by that of the two;
+    1 where it is not accused.
 
-  >>> found = audit([np.asarray([[0.9, 0.1]] * 9 + [[0.1, 0.9]])], [0] * 10)
-  >>> bool((trust(found)[~found.accused] == 1).all())
-  True
+  >>> found = audit(
+  ...   [np.asarray([[0.9, 0.1]] * 9 + [[0.1, 0.9]] * 9)],
+  ...   [0] * 9 + [1] * 8 + [0],
+  ... )
+  >>> (trust(found)[-2:] < 1).tolist()
+  [False, True]
   """
-  odds = np.exp(-np.logaddexp(0, found.score))
-  return np.where(found.accused, odds, 1).astype(np.float32)
+  own = -found.scores.confidence
+  share = own / np.maximum(own + found.other, _LEAST)
+  return np.where(found.accused, share, 1).astype(np.float32)
 
 
 class Judged(NamedTuple):
