@@ -587,6 +587,25 @@ def _kinds(sums: AuditSums, accused: np.ndarray) -> np.ndarray:
   return np.select(stories, range(4), default=4).astype(np.int8)
 
 
+def trust(found: Audit) -> np.ndarray:
+  """What each given label is believed beside the suggested one, 0 to 1.
+
+  Returns:
+    f32[N] the mean probability of the given label, divided by that of the two;
+    1 where it is not accused.
+
+  >>> found = audit(
+  ...   [np.asarray([[0.9, 0.1]] * 9 + [[0.1, 0.9]] * 9)],
+  ...   [0] * 9 + [1] * 8 + [0],
+  ... )
+  >>> (trust(found)[-2:] < 1).tolist()
+  [False, True]
+  """
+  own = -found.scores.confidence
+  share = own / np.maximum(own + found.other, _LEAST)
+  return np.where(found.accused, share, 1).astype(np.float32)
+
+
 class Judged(NamedTuple):
   """How well scores tell wrong labels, where it is known which are wrong.
 

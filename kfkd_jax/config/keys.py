@@ -163,7 +163,8 @@ KEYS = (
       "A table of wrong training labels, such as an audit.csv.", _TRAIN, str,
       later=True),
   Key("noise.correct", "drop", one_of(corrections.WAYS),
-      "What is done about them: dropped, or relabelled as suggested.", _TRAIN,
+      "What is done about them: dropped, relabelled as suggested, or taken as "
+      "given to count in the loss by the table's column weight.", _TRAIN,
       later=True),
 
   Key("selection.source", "train", one_of(("train", "test")),

@@ -34,16 +34,20 @@ DISTILLED = "audit_retrain_kd"
 
 
 def _lesson(space: Workspace) -> networks.Lesson:
-  """The labels that an audit leaves, or as it suggests them."""
+  """The labels that an audit leaves, as it suggests or as it trusts them."""
   task = space.task
   store = results.predictions(space.path, workspace.TEACHER, "train")
   found = auditing.audit(store, task.given)
   lesson = networks.supervised(space.config)
-  if space.config.baselines.audit_correct == "relabel":
-    return lesson._replace(extra={"label": found.suggested})
+  way, labels = space.config.baselines.audit_correct, task.taught()
+  if way == "relabel":
+    return lesson._replace(extra={**labels, "label": found.suggested})
+  if way == "weight":
+    trust = auditing.trust(found) * labels.get("trust", np.float32(1))
+    return lesson._replace(extra={**labels, "trust": trust})
   kept = np.flatnonzero(~found.accused)
   images: Any = take(task.images, kept)
-  return lesson._replace(extra={"image": images, "label": task.given[kept]})
+  return lesson._replace(extra={"image": images, **task.taught(kept)})
 
 
 def _plan(space: Workspace) -> networks.Plan:
@@ -78,9 +82,10 @@ def _student_lesson(space: Workspace) -> networks.Lesson:
   weights = _weights(space, space.task.folds[0])
   stacked, weights = results.read_members(space, weights, name=NAME)
   probs = students.teacher_probs(space, stacked, weights, space.task.images)
-  return networks.Lesson(
-    objective.cached_distillation(), extra={"teacher_probs": np.asarray(probs)}
-  )
+  # With labels, which the objective does not read: what a table of corrections
+  # says that they count is not said of a teacher's.
+  extra = {"label": space.task.given, "teacher_probs": np.asarray(probs)}
+  return networks.Lesson(objective.cached_distillation(), extra=extra)
 
 
 def _student_plan(space: Workspace) -> networks.Plan:

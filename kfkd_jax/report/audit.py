@@ -161,13 +161,17 @@ def _held_against(subject: Subject, clean: np.ndarray) -> dict[str, Any]:
 def to_csv(subject: Subject) -> Iterator[str]:
   """`audit.csv`, most suspect first, a piece at a time."""
   order = np.argsort(-subject.found.score, kind="stable")
+  trust = auditing.trust(subject.found)
   for start in range(0, len(order), _ROWS):
-    rows = [_row(subject, int(n)) for n in order[start : start + _ROWS]]
+    rows = [
+      _row(subject, int(n), float(trust[n]))
+      for n in order[start : start + _ROWS]
+    ]
     piece = text.to_csv(rows)
     yield piece if not start else piece.partition("\n")[2]
 
 
-def _row(subject: Subject, n: int) -> dict[str, Any]:
+def _row(subject: Subject, n: int, trust: float) -> dict[str, Any]:
   found = subject.found
   given, suggested = int(subject.given[n]), int(found.suggested[n])
   return {
@@ -178,6 +182,7 @@ def _row(subject: Subject, n: int) -> dict[str, Any]:
     "score": round(float(found.score[n]), 5),
     "class_margin": round(float(found.scores.class_margin[n]), 5),
     "accused": int(found.accused[n]),
+    "weight": round(trust, 5),
     "given_name": subject.class_names[given],
     "suggested_name": subject.class_names[suggested],
     "kind": auditing.KINDS[found.kind[n]],

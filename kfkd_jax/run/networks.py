@@ -42,7 +42,8 @@ class Lesson(NamedTuple):
   Attributes:
     objective: what it learns.
     extra: more arrays `[N, ...]` of the training set that the loss reads, and
-      `image` and `label` where it is not the task's.
+      `image` and `label` where it is not the task's; who brings labels says
+      what they count as well, by `trust`.
     frozen: arrays for the objective's targets.
     review: what to learn from next, given what was predicted so far.
   """
@@ -128,11 +129,9 @@ def train(space: Workspace, plan: Plan) -> None:
     return
   task = space.task
   lesson = plan.lesson()
-  examples = {
-    "image": task.images,
-    "label": task.given,
-    **(lesson.extra or {}),
-  }
+  extra = lesson.extra or {}
+  labels = {} if "label" in extra else task.taught()
+  examples = {"image": task.images, **labels, **extra}
   recipe = build.make_recipe(
     space,
     keep_history=plan.keep_history,

@@ -107,21 +107,25 @@ def student_examples(
       there is none.
 
   Returns:
-    `image`, `label`, and `unlabelled` where some are.
+    `image`, `label`, and `unlabelled` where some are, or where labels do not
+    count whole: what they lack the teacher says.
   """
   task = space.task
+  doubt = None if task.trust is None else 1 - task.trust
   if space.config.distill.inputs == "train":
-    return {"image": task.images, "label": task.given}
+    examples = {"image": task.images, "label": task.given}
+    return examples if doubt is None else {**examples, "unlabelled": doubt}
   extra = extra_images(space)
   guessed = taught(extra).argmax(-1).astype(np.int32)
   if space.config.distill.inputs == "extra":
     unlabelled = np.ones(len(extra), np.float32)
     return {"image": extra, "label": guessed, "unlabelled": unlabelled}
-  counts = (len(task.images), len(extra))
+  if doubt is None:
+    doubt = np.zeros(len(task.images), np.float32)
   return {
     "image": np.concatenate([task.images[:], extra[:]]),
     "label": np.concatenate([task.given, guessed]),
-    "unlabelled": np.repeat(np.array([0, 1], np.float32), counts),
+    "unlabelled": np.concatenate([doubt, np.ones(len(extra), np.float32)]),
   }
 
 

@@ -51,6 +51,8 @@ class Task(NamedTuple):
     class_names: K names.
     images: `u8[N, H, W, Ch]` training images, in memory or `Stored`.
     given: `i32[N]` their labels as the network sees them.
+    trust: `f32[N]` what each of these counts in the loss, 0 to 1; None where
+      all count whole.
     ledger: every noisy split's clean and given labels.
     statistics: mean and deviation of each channel of the training images.
     transition: `f32[K, K]` of the noise, None where it has no matrix.
@@ -72,10 +74,21 @@ class Task(NamedTuple):
   folds: tuple[Fold, ...]
   rest: np.ndarray | data_lib.Stored
   fingerprint: Mapping[str, str] = types.MappingProxyType({})
+  trust: np.ndarray | None = None
 
   @property
   def num_classes(self) -> int:
     return len(self.class_names)
+
+  def taught(self, rows: Any = slice(None)) -> dict[str, np.ndarray]:
+    """The labels of some training points, and what they count, as a step reads.
+
+    Args:
+      rows: their places; all.
+    """
+    if self.trust is None:
+      return {"label": self.given[rows]}
+    return {"label": self.given[rows], "trust": self.trust[rows]}
 
 
 def load_task(config: ml_collections.ConfigDict) -> Task:
@@ -95,9 +108,9 @@ def _load_task(config_json: str) -> Task:
   _check_fits(config, parts["train"].images)
   rest = _rest(dataset, parts)
   ledger, transition = _corrupted(config, dataset, parts)
-  fingerprint = dict(dataset.fingerprint)
+  fingerprint, trust = dict(dataset.fingerprint), None
   if config.noise.corrections is not None:
-    parts["train"], ledger, fingerprint["corrections"] = _corrected(
+    parts["train"], ledger, trust, fingerprint["corrections"] = _corrected(
       config, parts["train"], ledger, len(dataset.class_names)
     )
   return Task(
@@ -115,6 +128,7 @@ def _load_task(config_json: str) -> Task:
     folds=_folds(config, parts),
     rest=rest,
     fingerprint=fingerprint,
+    trust=trust,
   )
 
 
@@ -260,25 +274,35 @@ def _corrupted(config, dataset, parts):
 
 def _corrected(
   config, train: data_lib.Examples, ledger: splits.NoiseLedger, num_classes: int
-) -> tuple[data_lib.Examples, splits.NoiseLedger, str]:
+) -> tuple[data_lib.Examples, splits.NoiseLedger, np.ndarray | None, str]:
   """The training part and the ledger once labels are corrected.
 
   Returns:
-    Both, and a digest of the corrections.
+    Both, what labels count, and a digest of the corrections.
   """
   path = epath.Path(config.noise.corrections).expanduser()
-  found = corrections.read(path, num_classes)
+  way = config.noise.correct
+  found = corrections.read(path, num_classes, way)
   rows = np.flatnonzero(ledger.split == "train")
   here = corrections.places(path, found, train.ids, ledger.given[rows])
   digest = files.digest(files.read_bytes(path))
-  if config.noise.correct == "relabel":
+  if way == "weight":
+    trust = np.ones(len(rows), np.float32)
+    trust[here] = found.weights
+    if not trust.any():
+      raise config_lib.ConfigError(
+        f"noise.corrections={config.noise.corrections} gives all {len(rows)} "
+        "training points a weight of 0"
+      )
+    return train, ledger, trust, digest
+  if way == "relabel":
     given = ledger.given.copy()
     given[rows[here]] = found.suggested
     if config.noise.kind != "none":
-      return train, dataclasses.replace(ledger, given=given), digest
+      return train, dataclasses.replace(ledger, given=given), None, digest
     # Nothing is known that is truer than the corrected labels.
     ledger = dataclasses.replace(ledger, given=given, clean=given)
-    return train._replace(labels=given[rows]), ledger, digest
+    return train._replace(labels=given[rows]), ledger, None, digest
   if len(here) == len(rows):
     raise config_lib.ConfigError(
       f"noise.corrections={config.noise.corrections} drops all {len(rows)} "
@@ -287,7 +311,7 @@ def _corrected(
   kept = np.setdiff1d(np.arange(len(rows)), here)
   left = np.setdiff1d(np.arange(len(ledger.split)), rows[here])
   columns = (v[left] for v in vars(ledger).values())
-  return train.take(kept), splits.NoiseLedger(*columns), digest
+  return train.take(kept), splits.NoiseLedger(*columns), None, digest
 
 
 def _folds(config, parts) -> tuple[Fold, ...]:

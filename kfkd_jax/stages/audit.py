@@ -1,4 +1,7 @@
-"""Finds wrong labels: `audit.csv`, `audit.json` and a page."""
+"""Finds wrong labels: `audit.csv`, `audit.json` and a page.
+
+With `audit.folds`, `out_of_sample.npz` too, which others can read as well.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ from kfkd_jax.run import (
 from kfkd_jax.run.workspace import Workspace
 
 FOLDER = "audit"
+OUT_OF_SAMPLE = "out_of_sample.npz"
 
 
 def plans(space: Workspace) -> list[networks.Plan]:
@@ -41,11 +45,9 @@ def _fold_plan(space: Workspace, number: int) -> networks.Plan:
   def lesson() -> networks.Lesson:
     task = space.task
     rest = np.flatnonzero(folds_of(space) != number)
-    own: dict[str, Any] = {
-      "image": take(task.images, rest), "label": task.given[rest]
-    }  # fmt: skip
+    images: Any = take(task.images, rest)
     taught = networks.supervised(space.changed(changes).config)
-    return taught._replace(extra=own)
+    return taught._replace(extra={"image": images, **task.taught(rest)})
 
   return networks.Plan(
     f"fold_{number}",
@@ -94,6 +96,13 @@ def write_of_run(space: Workspace, folder: epath.Path) -> list[str]:
   that are left, where there is one: a run takes one table of corrections.
   """
   subject = of_run(space)
+  told = folder / OUT_OF_SAMPLE
+  if space.config.audit.folds is None:
+    told.unlink(missing_ok=True)  # of an audit before
+  else:
+    files.write_npz(
+      told, probs=subject.probs, labels=subject.given, ids=subject.ids
+    )
   lines = [write(subject, folder, space.config)]
   if subject.found.accused.any() and space.config.noise.corrections is None:
     anew = shlex.join([
@@ -146,7 +155,8 @@ def _out_of_sample(space: Workspace, plans: list[networks.Plan]) -> np.ndarray:
     if not results.is_whole(results.run_path(space.path, plan.name)):
       raise ConfigError(
         f"audit.folds={len(plans)} needs networks that {space.path} has not; "
-        "run kfkd audit without --output first"
+        "run kfkd audit without --output first, or give "
+        "--config.audit.folds=None to read the teacher's history"
       )
     store = results.predictions(space.path, plan.name, "train")
     held_out = folds == number
@@ -189,5 +199,7 @@ def write(
     subject, summary, num_examples=config.report.num_examples
   )
   written = page.write(made, folder / "index.html")
-  seals.write_sums(folder, ["audit.csv", "audit.json", *written.names])
+  seals.write_sums(folder, [
+    "audit.csv", "audit.json", OUT_OF_SAMPLE, *written.names,
+  ])  # fmt: skip
   return audit.headline(summary)

@@ -3,7 +3,8 @@
 A training batch is a dict of per-example arrays: `image`, `label`, `index` (the
 row in the training set), `weight` (0 for fill rows), `position` (the row in the
 global batch) and whatever else the training set carries, such as cached
-`teacher_probs`.
+`teacher_probs`. Where it carries `trust`, an example's loss counts so much,
+which no objective has to know.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def cached_distillation(
   """Distils `teacher_probs` that the training set carries.
 
   Where it carries `unlabelled` too, examples whose entry is 1 learn from the
-  teacher alone, whatever alpha is.
+  teacher alone, whatever alpha is, and others so far as it says.
 
   Args:
     alpha: weight of the teacher's term; the rest goes to the labels.

@@ -53,7 +53,7 @@ class StepMetrics(NamedTuple):
   by the piece.
 
   Attributes:
-    loss: of the real rows.
+    loss: of the real rows, each as often as it counts.
     correct: real rows whose given label was predicted.
     count: real rows.
     broken: devices whose loss or new network is not finite.
@@ -103,7 +103,8 @@ def make_train_step(
   they are not resident), each `[R, B, ...]`, of which step s takes number
   `s % R`. So an epoch's rows are put on the devices once, and a step has
   nothing to send. The loss is the mean over the real rows of the global batch,
-  so any number of devices takes the same step.
+  so any number of devices takes the same step: a weighted mean where the
+  training set says by `trust` what its examples count.
 
   With `micro_batches` above 1 the share is learnt piece by piece and the
   gradients are added up: the same step in less memory, except that BatchNorm
@@ -122,10 +123,9 @@ def make_train_step(
     if objective.memory is not None:
       remembered = memory.read(state.memory, batch["index"])
       batch = {**batch, "memory": remembered}
-    # Per device, so that the mean over devices is the mean over real rows.
-    real_rows = lax.pmean(jnp.sum(batch["weight"]), DATA_AXIS)
+    batch, total = _weighed(batch)
     learnt = _in_pieces(
-      lambda stats, piece: learn(state.params, stats, frozen, piece, real_rows),
+      lambda stats, piece: learn(state.params, stats, frozen, piece, total),
       state.batch_stats,
       batch,
       micro_batches,
@@ -172,7 +172,7 @@ def map_train_step(
 
 
 def _make_learner(module: nn.Module, objective: Objective):
-  """Builds `learn(params, batch_stats, frozen, batch, real_rows)`."""
+  """Builds `learn(params, batch_stats, frozen, batch, total_worth)`."""
   # A gate compares two gradients, so its term needs one of its own.
   terms = [objective.loss]
   if objective.gate is not None:
@@ -181,7 +181,7 @@ def _make_learner(module: nn.Module, objective: Objective):
   if objective.features:
     collections.append("intermediates")
 
-  def learn(params, batch_stats, frozen, batch, real_rows):
+  def learn(params, batch_stats, frozen, batch, total_worth):
     # Outside what is differentiated: no gradient flows into a target.
     batch = objective.targets(frozen, batch["image"], batch)
 
@@ -196,10 +196,11 @@ def _make_learner(module: nn.Module, objective: Objective):
       if objective.features:
         # Every `sow` makes a tuple, of as many entries as it was called.
         seen = {**batch, "features": updates["intermediates"]["features"][0]}
-      # Weight 0 keeps a fill row out of the loss; BatchNorm still sees it, so
+      # Worth 0 keeps a fill row out of the loss; BatchNorm still sees it, so
       # that its statistics are always of full batches.
-      totals = [jnp.sum(term(logits, seen) * seen["weight"]) for term in terms]
-      return [total / real_rows for total in totals], (totals, logits, updates)
+      totals = [jnp.sum(term(logits, seen) * seen["worth"]) for term in terms]
+      means = [total / total_worth for total in totals]
+      return means, (totals, logits, updates)
 
     # One forward pass for all terms. `pull` takes a cotangent for every total:
     # a row of the identity picks one, so each pull is the gradient of one term.
@@ -213,6 +214,17 @@ def _make_learner(module: nn.Module, objective: Objective):
     return _Learnt(tuple(grads), statistics, sum(totals), logits, rows)
 
   return learn
+
+
+def _weighed(batch: Batch) -> tuple[Batch, chex.Array]:
+  """The batch with what its rows count in the loss; a device's sum."""
+  worth = batch["weight"]
+  if "trust" in batch:
+    worth = worth * batch["trust"]
+  # Rows that together count for less than one are not blown up to one.
+  total = jnp.maximum(lax.psum(jnp.sum(worth), DATA_AXIS), 1)
+  # Per device, so that the mean over devices is the mean over real rows.
+  return {**batch, "worth": worth}, total / lax.psum(1, DATA_AXIS)
 
 
 def _in_pieces(learn, batch_stats, batch: Batch, pieces: int) -> _Learnt:
@@ -354,7 +366,7 @@ def _mixed(
   everyone = {
     name: lax.all_gather(value, DATA_AXIS, tiled=True)
     for name, value in batch.items()
-    if name in ("image", "label", "teacher_probs", "unlabelled")
+    if name in ("image", "label", "teacher_probs", "unlabelled", "trust")
   }
   size = everyone["image"].shape[0]
   # Of the global batch, or the pairs would depend on the number of devices.

@@ -263,7 +263,8 @@ def test_scores_are_held_against_the_labels_that_noise_changed(tmp_path):
   assert list(by_score) == ["ours", *auditing.Scores._fields]
   perfect = {"auroc": 1.0, "average_precision": 1.0, "missed": 0.0}
   for name in ("ours", "aum", "first_learnt"):
-    assert by_score[name] == {"score": name, **perfect}
+    found = {key: by_score[name][key] for key in perfect}
+    assert found == perfect
   # The end says every label alike, so that nothing is told from it.
   assert by_score["last_loss"]["auroc"] == 0.5
   share = pytest.approx(wrong.mean())
@@ -274,7 +275,7 @@ def test_scores_are_held_against_the_labels_that_noise_changed(tmp_path):
     [{**point, **row} for row in rows], (*point, *study.by)
   )
   made = studies.render("audit", study, table, [*point])
-  assert set(made.figures) == {"auroc", "missed"}
+  assert set(made.figures) == {"auroc", "average_precision", "missed"}
   assert "| pair | 0.4 | ours | 1 | 100.0 |" in studies.to_markdown(table)
 
 
@@ -282,6 +283,8 @@ def test_without_wrong_labels_scores_have_nothing_to_find(tmp_path):
   rows, wrong = audited(tmp_path, noise__kind="none")
   assert not wrong.any()
   assert np.isnan([row["auroc"] for row in rows]).all()
+  table = studies.summarise(rows, ("score",))
+  assert "| ours | 1 | 0.0 |" in studies.to_markdown(table)
 
 
 def test_gains_of_a_cell_are_means_over_folds():

@@ -263,7 +263,7 @@ def test_online_fusion_learns_from_the_stores(tmp_path):
   assert 0 < past.share < 1
 
 
-@pytest.mark.parametrize("correct", ["drop", "relabel"])
+@pytest.mark.parametrize("correct", ["drop", "relabel", "weight"])
 def test_the_audited_row_learns_what_the_teachers_history_leaves(
   tmp_path, correct
 ):
@@ -280,6 +280,10 @@ def test_the_audited_row_learns_what_the_teachers_history_leaves(
   if correct == "relabel":
     assert taught.keys() == {"label"}
     np.testing.assert_array_equal(taught["label"], found.suggested)
+  elif correct == "weight":
+    np.testing.assert_array_equal(taught["label"], space.task.given)
+    np.testing.assert_array_equal(taught["trust"], auditing.trust(found))
+    assert taught["trust"].min() < 1
   else:
     np.testing.assert_array_equal(
       taught["image"], space.task.images[~found.accused]
@@ -288,6 +292,30 @@ def test_the_audited_row_learns_what_the_teachers_history_leaves(
   assert OPTIONAL["audit_retrain"].ensembles(space, space.task.folds[0])[
     0
   ].train_cost == pytest.approx(2 + 1 / 3)
+
+
+@pytest.mark.parametrize("correct", ["drop", "relabel", "weight"])
+def test_labels_of_little_weight_keep_it_whatever_an_audit_says(
+  tmp_path, correct
+):
+  table = tmp_path / "weights.csv"
+  before = Workspace(tiny_config()).task
+  ids, given = before.splits["train"].ids, before.given
+  rows = [f"{n},{k},0.5" for n, k in zip(ids, given, strict=True)]
+  table.write_text("\n".join(["index,given,weight", *rows]))
+  config = tiny_config(
+    noise__corrections=str(table), noise__correct="weight",
+    baselines__audit_correct=correct, train__epochs="2",
+  )  # fmt: skip
+  stages.run_stage(config, tmp_path / "w", "train", lambda line: None)
+  space = Workspace(config, epath.Path(tmp_path / "w"))
+  (plan,) = OPTIONAL["audit_retrain"].plans(space)
+  taught = plan.lesson().extra
+  store = results.predictions(space.path, "teacher", "train")
+  found = auditing.audit(store, given)
+  own = auditing.trust(found) if correct == "weight" else np.ones(120)
+  kept = ~found.accused if correct == "drop" else slice(None)
+  np.testing.assert_array_equal(taught["trust"], own[kept] / 2)
 
 
 def test_the_audited_network_is_trained_once_fused_and_distilled(tmp_path):

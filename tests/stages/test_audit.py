@@ -10,11 +10,11 @@ import pytest
 from etils import epath
 from tiny import tiny_config
 
-from kfkd_jax import auditing, cli, stages
+from kfkd_jax import auditing, cli, predictions, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax import options as options_lib
 from kfkd_jax.data import splits
-from kfkd_jax.run import provenance, results, tasks
+from kfkd_jax.run import provenance, results, students, tasks
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.stages import audit
 
@@ -114,7 +114,9 @@ def test_out_of_sample_each_point_is_judged_by_who_never_saw_it(tmp_path):
   space = Workspace(config, epath.Path(tmp_path))
   task, said = Workspace(config).task, []
   stages.run_stage(config, space.path, "train", said.append)
-  with pytest.raises(config_lib.ConfigError, match=r"without --output first"):
+  with pytest.raises(
+    config_lib.ConfigError, match=r"output first, or .*folds=None"
+  ):
     audit.write_of_run(space, space.path / "elsewhere")
   stages.run_stage(config, space.path, "audit", said.append)
   folds = audit.folds_of(space)
@@ -137,11 +139,20 @@ def test_out_of_sample_each_point_is_judged_by_who_never_saw_it(tmp_path):
     assert float(row["score"]) == pytest.approx(found.score[n], abs=1e-5)
     margin = found.scores.class_margin[n]
     assert float(row["class_margin"]) == pytest.approx(margin, abs=1e-5)
+  told = space.path / "audit" / "out_of_sample.npz"
+  assert told.name in (told.parent / "SHA256SUMS").read_text()
+  read = predictions.read_foreign(told)
+  np.testing.assert_array_equal(read.probs, expected)
+  np.testing.assert_array_equal(read.labels, task.given)
+  with np.load(told) as arrays:
+    assert arrays["ids"].tolist() == ids
   page = (space.path / "audit" / "index.html").read_text()
   assert "digits, out of sample in 3 folds" in page
   assert any("3 networks, a fold apart each: at most 3" in s for s in said)
   stages.run_stage(config, space.path, "audit", said.append)
   assert said[-1] == "audit: up to date"
+  audit.write_of_run(space.changed({"audit.folds": None}), told.parent)
+  assert not told.exists()
 
 
 def test_folds_need_predictions_of_the_training_points():
@@ -303,6 +314,91 @@ def test_corrections_that_do_not_fit_are_said_in_a_line(
     rows = [row.replace(word, str(number)) for row in rows]
   with pytest.raises(ValueError, match=message):
     tasks.load_task(corrected(rows))
+
+
+@pytest.mark.parametrize("columns", ["given,weight", "given,weight,accused"])
+def test_weighted_labels_stay_and_count_less(corrected, columns):
+  before = given_labels(tiny_config())
+  one, two = sorted(before)[:2]
+  rows = [f"{one},{before[one]},0.25,1", f"{two},{before[two]},0.5,0"]
+  config = corrected(rows, "weight", columns=f"index,{columns}")
+  task = tasks.load_task(config)
+  assert given_labels(config) == before
+  expected = np.ones(120, np.float32)
+  ids = task.splits["train"].ids
+  expected[ids == one] = 0.25
+  if "accused" not in columns:
+    expected[ids == two] = 0.5
+  np.testing.assert_array_equal(task.trust, expected)
+  assert "(weight)" in tasks.first_line(config, task)
+  kept = np.arange(0, 120, 7)
+  np.testing.assert_array_equal(task.taught(kept)["trust"], expected[kept])
+
+
+@pytest.mark.parametrize("weight", ["1.5", "-0.1", "nan", "much", ""])
+def test_a_weight_that_is_none_is_said_in_a_line(corrected, weight):
+  before = given_labels(tiny_config())
+  one = min(before)
+  config = corrected(
+    [f"{one},{before[one]},{weight}"], "weight", columns="index,given,weight"
+  )
+  with pytest.raises(
+    ValueError, match=r"csv, line 2: weight must be .* 0 to 1, got '" + weight
+  ):
+    tasks.load_task(config)
+
+
+def test_tables_that_weigh_nothing_are_refused(corrected):
+  before = given_labels(tiny_config())
+  rows = [f"{n},{label},0" for n, label in before.items()]
+  with pytest.raises(ValueError, match="all 120 training points a weight of 0"):
+    tasks.load_task(corrected(rows, "weight", columns="index,given,weight"))
+  with pytest.raises(ValueError, match=r"'weight'; noise\.correct='weight' ne"):
+    tasks.load_task(corrected(["1,2,3"], "weight"))
+
+
+def test_an_audit_weighs_what_it_accuses(trained, tmp_path):
+  """The next run takes the column; whole weights change no bit of it."""
+  said = []
+  stages.run_stage(tiny_config(), trained, "audit", said.append)
+  path = trained / "audit" / "audit.csv"
+  rows = rows_of(path)
+  store = results.predictions(trained, "teacher", "train")
+  mean = np.mean([store[c] for c in range(len(store))], axis=0)
+  for row in rows:
+    n = store.ids.tolist().index(int(row["index"]))
+    own, other = mean[n, int(row["given"])], mean[n, int(row["suggested"])]
+    expected = own / (own + other) if row["accused"] == "1" else 1
+    assert float(row["weight"]) == pytest.approx(expected, abs=1e-4)
+  table = tmp_path / "weights.csv"
+  ones = [f"{row['index']},{row['given']},1" for row in rows]
+  table.write_text("\n".join(["index,given,weight", *ones]))
+  found = {}
+  for name, source in (("whole", table), ("less", path)):
+    config = tiny_config(
+      noise__corrections=str(source), noise__correct="weight"
+    )
+    stages.run_stage(config, tmp_path / name, "train", said.append)
+    store = results.predictions(tmp_path / name, "teacher", "test")
+    found[name] = store[len(store) - 1]
+  store = results.predictions(trained, "teacher", "test")
+  np.testing.assert_array_equal(found["whole"], store[len(store) - 1])
+  assert not np.array_equal(found["less"], found["whole"])
+
+
+def test_a_student_hears_its_teacher_where_labels_are_not_trusted(corrected):
+  before = given_labels(tiny_config())
+  one = min(before)
+  config = corrected(
+    [f"{one},{before[one]},0.25"], "weight", columns="index,given,weight"
+  )
+  space = Workspace(config)
+  seen = students.student_examples(space, None)
+  assert "trust" not in seen
+  place = space.task.splits["train"].ids == one
+  np.testing.assert_array_equal(seen["unlabelled"], np.where(place, 0.75, 0))
+  plain = students.student_examples(Workspace(tiny_config()), None)
+  assert "unlabelled" not in plain
 
 
 def test_a_table_without_the_columns_is_refused(corrected):

@@ -81,6 +81,7 @@ def train(
   num_train=NUM_TRAIN,
   lesson=objective.supervised(),  # noqa: B008
   review=None,
+  trust=None,
 ):
   def observe(report):
     if report.epoch == stop_at:
@@ -88,6 +89,8 @@ def train(
 
   training, splits = make_data()
   training = {name: values[:num_train] for name, values in training.items()}
+  if trust is not None:
+    training["trust"] = trust
   return loop.train(
     epath.Path(run),
     recipe or make_recipe(),
@@ -201,6 +204,16 @@ def test_stopped_and_continued_ends_with_the_same_bits(
   assert_same(trained, whole[0])
   assert contents(tmp_path)["metrics"] == whole[1]["metrics"]
   assert_same(contents(tmp_path)["probs"], whole[1]["probs"])
+
+
+def test_rows_that_count_less_resume_to_the_same_bits(whole, tmp_path):
+  trust = np.linspace(0, 1, NUM_TRAIN, dtype=np.float32)
+  expected = train(tmp_path / "whole", trust=trust)
+  with pytest.raises(StopError):
+    train(tmp_path / "parts", trust=trust, stop_at=3)
+  assert_same(train(tmp_path / "parts", trust=trust), expected)
+  plain = contents(whole[2])["probs"]
+  assert not np.array_equal(contents(tmp_path / "parts")["probs"], plain)
 
 
 def test_finished_run_is_read_not_trained_again(whole):

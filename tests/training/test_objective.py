@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from kfkd_jax import fusion, history, losses, parallel
-from kfkd_jax.training import memory, objective, step
+from kfkd_jax.training import memory, objective, self_taught, step
 from kfkd_jax.training.state import init_state, put
 
 BATCH, CLASSES = 8, 3
@@ -284,6 +284,83 @@ def test_rows_that_fill_up_teach_nothing_and_do_not_count(num_devices):
   np.testing.assert_allclose(sums.loss, len(real) * expected, rtol=1e-5)
   assert sums.count == len(real)
   assert sums.correct == right[real].sum()
+
+
+TRUST = np.array([1, 0.25, 0, 1, 0.5, 0.75, 0, 1], np.float32)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+@pytest.mark.parametrize("trust", [TRUST, TRUST / 8])
+def test_the_loss_is_the_mean_of_the_rows_as_they_are_trusted(
+  trust, num_devices
+):
+  """By its definition; what counts for less than one row stays less."""
+  resident, rows = make_data()
+  rows["weight"][0, 3] = 0
+  worth = trust * rows["weight"][0]
+  start = init_state(
+    PlainNet(), optax.sgd(0.2), jax.random.key(1), resident["image"][:1]
+  ).params
+  images = PLAIN.clean(resident["image"])
+
+  def loss(params):
+    logits = PlainNet().apply({"params": params}, images)
+    each = losses.cross_entropy(logits, resident["label"])
+    return (worth * each).sum() / max(worth.sum(), 1)
+
+  expected, grads = jax.value_and_grad(loss)(start)
+  states, sums = run(
+    objective.supervised(), PLAIN, {**resident, "trust": trust}, num_steps=1,
+    module=PlainNet(), num_devices=num_devices, rows=rows,
+  )  # fmt: skip
+  moved = jax.tree.map(lambda x, g: x - 0.2 * g, start, grads)
+  assert_close(states[-1].params, moved)
+  np.testing.assert_allclose(sums.loss / max(worth.sum(), 1), expected, 1e-5)
+  assert sums.count == BATCH - 1  # who is trusted less was seen all the same
+
+
+@pytest.mark.parametrize(
+  "lesson, mixup",
+  [
+    (objective.supervised(), 0.0),
+    (objective.supervised(), 1.0),
+    (objective.early_learning(3.0, 0.7), 0.0),
+    (self_taught.air(), 0.0),
+    (self_taught.self_adaptive(1), 0.0),
+  ],
+)
+def test_whole_trust_is_none_to_the_bit_and_less_is_another_network(
+  lesson, mixup
+):
+  resident, _ = make_data()
+  views = PLAIN._replace(mixup=mixup)
+  plain, sums = run(lesson, views, resident)
+  ones = {**resident, "trust": np.ones(BATCH, np.float32)}
+  whole, same_sums = run(lesson, views, ones)
+  jax.tree.map(np.testing.assert_array_equal, (plain, sums), (whole, same_sums))
+  less, _ = run(lesson, views, {**resident, "trust": TRUST})
+  moved = np.abs(
+    less[-1].params["Dense_0"]["kernel"] - plain[-1].params["Dense_0"]["kernel"]
+  )
+  assert moved.max() > 1e-3
+
+
+def test_what_is_remembered_of_an_example_does_not_go_by_its_trust():
+  resident, _ = make_data()
+  states, _ = run(remembering(), PLAIN, {**resident, "trust": TRUST})
+  np.testing.assert_array_equal(states[-1].memory["seen"][:BATCH, 0], 3)
+
+
+def test_mixed_rows_are_trusted_as_their_parts_are():
+  """With alpha huge, half of each."""
+  resident, _ = make_data()
+  lesson = objective.Objective(
+    lambda logits, batch: batch["position"] + 0 * logits[:, 0]
+  )
+  views = PLAIN._replace(mixup=1e6)
+  _, sums = run(lesson, views, {**resident, "trust": TRUST}, num_steps=1)
+  halves = (TRUST + np.roll(TRUST, -1)) / 2
+  np.testing.assert_allclose(sums.loss, np.arange(BATCH) @ halves, rtol=2e-3)
 
 
 def test_a_batch_is_seen_differently_at_every_step():

@@ -177,7 +177,7 @@ STUDIES: dict[str, Study] = {
     "noise", _CHEAP,
     ("noise.kind=pair,symmetric,instance", "noise.rate=0.2,0.4"),
     measures.audits, "noise.rate",
-    {"auroc": ("auroc",), "missed": ("missed",)},
+    {key: (key,) for key in ("auroc", "average_precision", "missed")},
     line="score", by=("score",),
   ),
 }  # fmt: skip
@@ -209,6 +209,7 @@ _VALUE_NAMES = {
   "auroc": "AUROC",
   "average_precision": "average precision",
   "missed": "wrong labels missed",
+  "accused": "labels accused",
 }
 
 

@@ -85,13 +85,21 @@ def epochs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
 
 
 def audits(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
-  """One row a score: how well it tells the labels that noise changed."""
+  """One row a score: how well it tells the labels that noise changed.
+
+  `accused` is the share that our score calls wrong, few where nothing is.
+  """
   given = Workspace(config, workdir).task.given
   store = results.predictions(workdir, workspace.TEACHER, "train")
   found = auditing.audit(store, given)
   wrong = given != store.labels
+  accused = {"ours": float(found.accused.mean())}
   return [
-    {"score": name, **auditing.judge(scores, wrong)._asdict()}
+    {
+      "score": name,
+      **auditing.judge(scores, wrong)._asdict(),
+      "accused": accused.get(name, float("nan")),
+    }
     for name, scores in {"ours": found.score, **found.scores._asdict()}.items()
   ]
 
