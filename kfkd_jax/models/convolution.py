@@ -93,20 +93,14 @@ def _is_slow(x, kernel, strides, pads, groups) -> bool:
   # |   725 | [128, 28, 28, 32]  | 3x3 -> 32     |   456 |   63 |
   # |       | [16, 8, 8, 96]     | 7x7 depthwise |    22 |    5 |
   # |       | [32, 32, 32, 96]   | 7x7 depthwise |  3141 |  177 |
-  height, width = _sides(x, kernel, strides, pads)
-  multiplications = x.shape[0] * height * width * kernel.size
-  return multiplications * height * width >= _SLOW
-
-
-def _sides(x, kernel, strides, pads) -> Pair:
-  """Height and width of what the convolution returns."""
   height, width = (
     (side + sum(pad) - window) // stride + 1
     for side, pad, window, stride in zip(
       x.shape[1:3], pads, kernel.shape[:2], strides, strict=True
     )
   )
-  return height, width
+  multiplications = x.shape[0] * height * width * kernel.size
+  return multiplications * height * width >= _SLOW
 
 
 def _xla(x, kernel, strides, pads, groups):
