@@ -331,6 +331,7 @@ def _foreign(options, config) -> str:
   from etils import epath
 
   from kfkd_jax import files, predictions
+  from kfkd_jax.run import workspace
   from kfkd_jax.stages import audit, diagnose, fuse
 
   if options.stage == "audit":
@@ -359,7 +360,7 @@ def _foreign(options, config) -> str:
   else:
     found = predictions.read_foreign(source)
     epochs = found.epochs.tolist()
-    told = fuse.told_noise(config, None, found.probs, found.labels)
+    told = workspace.told_noise(config, None, found.probs, found.labels)
     methods = fuse.fuse(config, found.probs, found.labels, transition=told)
     fold = {
       "selected_on": str(options.predictions),

@@ -311,7 +311,11 @@ def read_foreign_npz(
   with _foreign_npz(path, wanted) as (archive, members):
     found = {name: members[name] for name in names if name in members}
     _check_memory(sum(_declared(archive, i).nbytes for i in found.values()))
-    return {name: _array(archive, info) for name, info in found.items()}
+    arrays = {}
+    for name, info in found.items():
+      with archive.open(info) as member:
+        arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+  return arrays
 
 
 class Declared(NamedTuple):
@@ -406,11 +410,6 @@ def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Declared:
   if info.file_size > _MOST_DEFLATED * info.compress_size + _HEADER_BYTES:
     raise RefusedError(f"{name} declares {size} bytes, more than are there")
   return declared
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-  with archive.open(info) as member:
-    return np.lib.format.read_array(member, allow_pickle=False)
 
 
 def _check_memory(size: int) -> None:

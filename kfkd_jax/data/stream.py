@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import grain
@@ -86,15 +86,20 @@ class TrainingBatches:
   def __getitem__(self, step: int) -> np.ndarray:
     """uint8[R, H, W, Ch] of a step, counted from the start of training."""
     count = len(self.images)
-    epoch, number = divmod(step, order.num_batches(count, self.batch_size))
+    epoch, place = divmod(step, order.num_batches(count, self.batch_size))
     index = _epoch_index(self.order_seed, epoch, count, self.batch_size)
     view = functools.partial(self._view, step)
-    return self.images.batch(index[number, self.places], view, self.places)
+    return self.images.batch(index[place, self.places], view, self.places)
 
   def _view(self, step: int, row: int, place: int) -> np.ndarray:
     """uint8[H, W, Ch]: a random view, keyed by step and place."""
     views, picture = self.views, self.images.picture(row)
-    draw = _draws(self.view_seed, step, int(place))
+    sequence = np.random.SeedSequence(
+      (self.view_seed, _VIEW_STREAM, step, int(place))
+    )
+    # Raw words: the same numbers in [0, 1) on every version of NumPy.
+    words = np.random.Philox(sequence).random_raw(_NUM_DRAWS)
+    draw = iter(((words >> np.uint64(11)) * 2.0**-53).tolist()).__next__
     if views.crop_scale is None:
       picture = self.images.fitted(picture)
     else:
@@ -179,14 +184,6 @@ def _epoch_index(
   return order.epoch_batches(permutation, batch_size)[0]
 
 
-def _draws(seed: int, step: int, place: int) -> Callable[[], float]:
-  """Gives one random number in [0, 1) after another."""
-  sequence = np.random.SeedSequence((seed, _VIEW_STREAM, step, place))
-  # Raw words: the same on every version of NumPy.
-  words = np.random.Philox(sequence).random_raw(_NUM_DRAWS)
-  return iter(((words >> np.uint64(11)) * 2.0**-53).tolist()).__next__
-
-
 def _init_worker(index: int, count: int) -> None:
   """Lets the parent alone decide when a worker ends."""
   del index, count
@@ -194,12 +191,12 @@ def _init_worker(index: int, count: int) -> None:
   # end, and needs them until it has ended its step.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  threading.Thread(target=_leave_with_parent, daemon=True).start()
 
+  def leave_with_parent() -> None:
+    """A killed parent asks nobody, and a worker would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+      parent.join()
+      os._exit(1)
 
-def _leave_with_parent() -> None:
-  """A killed parent asks nobody, and a worker would wait for it for ever."""
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    parent.join()
-    os._exit(1)
+  threading.Thread(target=leave_with_parent, daemon=True).start()

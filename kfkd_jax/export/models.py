@@ -97,7 +97,10 @@ def _export(space: Workspace, found: Sequence[Model]) -> str:
   folder = epath.Path(space.path) / "export"
   programs = {m.method: serialise(m) for m in found}
   gaps = check_parity(space, found, programs)
-  _clear(folder)
+  # Models of an earlier export go, and nothing else.
+  for method, suffix in itertools.product(catalogue.EXPORTABLE, _SUFFIXES):
+    if (folder / f"{method}{suffix}").exists():
+      formats.remove(folder / f"{method}{suffix}")
   written = {m.method: _write(folder, m, programs) for m in found}
   said = _other_formats(space, found, folder)
   card = make_card(space, found, written, gaps)
@@ -371,7 +374,7 @@ def render_card(card: Mapping[str, Any]) -> str:
     keep_trailing_newline=True,
   )
   environment.filters["text"] = text.to_markdown
-  environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+  environment.filters["percent"] = lambda fraction: f"{100 * fraction:.1f}"
   source = importlib.resources.files("kfkd_jax.export").joinpath("card.md")
   return environment.from_string(source.read_text("utf-8")).render(card)
 
@@ -406,14 +409,6 @@ def _other_formats(space: Workspace, found, folder) -> str:
   return formats.write(
     space.config, folder, shipped, images, tolerance=tolerance
   )
-
-
-def _clear(folder: epath.Path) -> None:
-  """Removes models of an earlier export, and nothing else."""
-  for method, suffix in itertools.product(catalogue.EXPORTABLE, _SUFFIXES):
-    path = folder / f"{method}{suffix}"
-    if path.exists():
-      formats.remove(path)
 
 
 def _image_shape(space: Workspace) -> tuple[int, ...]:

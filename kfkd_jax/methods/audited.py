@@ -33,24 +33,23 @@ FUSED = "audit_retrain_kf"
 DISTILLED = "audit_retrain_kd"
 
 
-def _lesson(space: Workspace) -> networks.Lesson:
-  """The labels that an audit leaves, or as it suggests them."""
-  task = space.task
-  store = results.predictions(space.path, workspace.TEACHER, "train")
-  found = auditing.audit(store, task.given)
-  lesson = networks.supervised(space.config)
-  if space.config.baselines.audit_correct == "relabel":
-    return lesson._replace(extra={"label": found.suggested})
-  kept = np.flatnonzero(~found.accused)
-  images: Any = take(task.images, kept)
-  return lesson._replace(extra={"image": images, "label": task.given[kept]})
-
-
 def _plan(space: Workspace) -> networks.Plan:
+  def lesson() -> networks.Lesson:
+    """The labels that an audit leaves, or as it suggests them."""
+    task = space.task
+    store = results.predictions(space.path, workspace.TEACHER, "train")
+    found = auditing.audit(store, task.given)
+    given = networks.supervised(space.config)
+    if space.config.baselines.audit_correct == "relabel":
+      return given._replace(extra={"label": found.suggested})
+    kept = np.flatnonzero(~found.accused)
+    images: Any = take(task.images, kept)
+    return given._replace(extra={"image": images, "label": task.given[kept]})
+
   teacher = results.run_path(space.path, workspace.TEACHER)
   return networks.Plan(
     NAME,
-    lambda: _lesson(space),
+    lesson,
     inputs={
       **objectives.inputs(space.config, NAME),
       "teacher": processes.on_main(results.origin_of, teacher),
@@ -73,20 +72,20 @@ def _weights(space: Workspace, fold: Fold) -> np.ndarray:
   return results.over_all(chosen.weights, kept, len(store))
 
 
-def _student_lesson(space: Workspace) -> networks.Lesson:
-  """What the fusion says of every training point, dropped ones too."""
-  weights = _weights(space, space.task.folds[0])
-  stacked, weights = results.read_members(space, weights, name=NAME)
-  probs = students.teacher_probs(space, stacked, weights, space.task.images)
-  return networks.Lesson(
-    objective.cached_distillation(), extra={"teacher_probs": np.asarray(probs)}
-  )
-
-
 def _student_plan(space: Workspace) -> networks.Plan:
+  def lesson() -> networks.Lesson:
+    """What the fusion says of every training point, dropped ones too."""
+    weights = _weights(space, space.task.folds[0])
+    stacked, weights = results.read_members(space, weights, name=NAME)
+    probs = students.teacher_probs(space, stacked, weights, space.task.images)
+    return networks.Lesson(
+      objective.cached_distillation(),
+      extra={"teacher_probs": np.asarray(probs)},
+    )
+
   return networks.Plan(
     DISTILLED,
-    lambda: _student_lesson(space),
+    lesson,
     inputs={
       "student": networks.origin(space.config, _plan(space)),
       "fuse": config_lib.deciding(space.config, "fuse"),
@@ -99,10 +98,6 @@ def _cost(space: Workspace) -> float:
   """Two trainings, and predicting the training points at every checkpoint."""
   store = results.predictions(space.path, workspace.TEACHER, "train")
   return 2 + len(store) / (3 * space.config.train.epochs)
-
-
-def _retrained(space: Workspace) -> list[Ensemble]:
-  return [of_runs(NAME, [NAME], _cost(space))]
 
 
 def _fused(space: Workspace, fold: Fold) -> list[Ensemble]:
@@ -125,7 +120,10 @@ def _distilled(space: Workspace) -> list[Ensemble]:
 
 
 AUDITED = {
-  NAME: Method(on_all_folds(_retrained), lambda space: [_plan(space)]),
+  NAME: Method(
+    on_all_folds(lambda space: [of_runs(NAME, [NAME], _cost(space))]),
+    lambda space: [_plan(space)],
+  ),
   FUSED: Method(_fused, lambda space: [_plan(space)]),
   DISTILLED: Method(
     on_first_fold(_distilled),

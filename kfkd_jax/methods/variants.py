@@ -72,9 +72,9 @@ def with_views(
   return total / (len(views) * len(sources))
 
 
-def _view(config, images: np.ndarray | Stored, number: int) -> np.ndarray:
+def _view(config, images: np.ndarray | Stored, view: int) -> np.ndarray:
   """Every image as training might show it, `u8[N, H, W, Ch]`."""
-  key = jax.random.key(streams.stream(config, "augment", number))
+  key = jax.random.key(streams.stream(config, "augment", view))
   changed = jax.jit(
     lambda positions, batch: augment.augment(
       key,

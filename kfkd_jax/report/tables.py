@@ -186,8 +186,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
   for row in rows:
     p = "-" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
     lines.append(
-      f"| {row['method']} | {_share(row, 'accuracy')} "
-      f"| {_share(row, 'gain', '+')} [{100 * row['gain_low']:+.2f}, "
+      f"| {row['method']} | {_percent(row, 'accuracy')} "
+      f"| {_percent(row, 'gain', '+')} [{100 * row['gain_low']:+.2f}, "
       f"{100 * row['gain_high']:+.2f}] "
       f"| {row['wins']}/{row['ties']}/{row['losses']} | {p} "
       f"| {row['nll']:.3f} | {row['ece']:.3f} | {row['train_cost']:.2f} "
@@ -196,7 +196,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def _share(row: dict[str, Any], name: str, sign: str = "") -> str:
+def _percent(row: dict[str, Any], name: str, sign: str = "") -> str:
   return text.percent(row[name], row[f"{name}_error"], sign=sign, decimals=2)
 
 

@@ -187,14 +187,14 @@ def read_members(
 
 def kept_checkpoints(workdir: epath.Path, name: str) -> np.ndarray:
   """Places in a run's stored predictions whose networks are kept, `i64[M]`."""
-  return np.asarray(processes.on_main(_kept, workdir, name), int)
 
+  def kept() -> list[int]:
+    history = run_path(workdir, name) / "history"
+    there = {int(p.name) for p in _filled(history) if p.name.isdigit()}
+    epochs = predictions(workdir, name, "test").epochs
+    return [place for place, epoch in enumerate(epochs) if epoch in there]
 
-def _kept(workdir, name) -> list[int]:
-  history = run_path(workdir, name) / "history"
-  there = {int(p.name) for p in _filled(history) if p.name.isdigit()}
-  epochs = predictions(workdir, name, "test").epochs
-  return [place for place, epoch in enumerate(epochs) if epoch in there]
+  return np.asarray(processes.on_main(kept), int)
 
 
 def template(
@@ -247,3 +247,9 @@ class Hits(NamedTuple):
 def read_hits(workdir: epath.Path) -> Hits:
   """What `run` wrote into `hits.npz`."""
   return Hits(**files.read_npz(workdir / "hits.npz", Hits._fields))
+
+
+def final_accuracy(workdir: epath.Path, name: str) -> float:
+  """A run's accuracy on the whole test split, after its last epoch."""
+  store = predictions(workdir, name, "test")
+  return float(np.mean(store[len(store) - 1].argmax(-1) == store.labels))

@@ -38,9 +38,9 @@ def artefacts(space: Workspace) -> list[str]:
   return [
     f"runs/{name}"
     for teacher in space.config.distill.teachers
-    for number in range(1, space.config.distill.rounds + 1)
+    for round_ in range(1, space.config.distill.rounds + 1)
     for name in results.run_names(
-      space.config, students.student_name(teacher, number)
+      space.config, students.student_name(teacher, round_)
     )
   ]
 
@@ -56,8 +56,8 @@ def plans(space: Workspace) -> list[networks.Plan]:
 
 def _rounds(space: Workspace, teacher) -> list[networks.Plan]:
   found: list[networks.Plan] = []
-  for number in range(1, space.config.distill.rounds + 1):
-    name = students.student_name(teacher, number)
+  for round_ in range(1, space.config.distill.rounds + 1):
+    name = students.student_name(teacher, round_)
     before = found[-1] if found else None
     found.append(_plan(space, name, teacher, before))
   return found
@@ -98,8 +98,8 @@ def run(space: Workspace) -> str:
     for name, plan in zip(
       students.students(space, teacher), planned, strict=False
     ):
-      networks.train(space, plan)
-      accuracy = processes.on_main(_accuracy, space.path, name)
+      networks.carry_out(space, plan)
+      accuracy = processes.on_main(results.final_accuracy, space.path, name)
       accuracies.append(f"{name} {accuracy:.3f}")
       lines += processes.on_main(_warnings, space, name, teacher)
   said = f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
@@ -123,11 +123,6 @@ def _warnings(space: Workspace, name, teacher) -> list[str]:
     split="test",
   )
   return list(verdict.warn(rows, methods=[name]))
-
-
-def _accuracy(workdir, name) -> float:
-  store = results.predictions(workdir, name, "test")
-  return float(np.mean(store[len(store) - 1].argmax(-1) == store.labels))
 
 
 def _plan(space: Workspace, name, teacher, before) -> networks.Plan:

@@ -47,7 +47,9 @@ def principal_problem(
     inputs: [N, D], centred or not, as the network sees them.
     targets: [N, K].
   """
-  inputs, targets = _checked_data(inputs, targets)
+  inputs = np.asarray(inputs, np.float64)
+  targets = np.asarray(targets, np.float64)
+  _check_shapes(inputs.shape, targets.shape)
   variances, axes = spectral.eigensystem(inputs.T @ inputs / len(inputs))
   moments = axes.T @ (inputs.T @ targets) / len(inputs)
   varies = (variances > 0)[:, None]
@@ -351,15 +353,6 @@ def _on_axes(problem: PrincipalProblem, inputs: ArrayLike) -> np.ndarray:
       f"shape {inputs.shape}."
     )
   return inputs @ problem.axes
-
-
-def _checked_data(
-  inputs: ArrayLike, targets: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-  inputs = np.asarray(inputs, np.float64)
-  targets = np.asarray(targets, np.float64)
-  _check_shapes(inputs.shape, targets.shape)
-  return inputs, targets
 
 
 def _check_shapes(inputs: tuple[int, ...], targets: tuple[int, ...]) -> None:
