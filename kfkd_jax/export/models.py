@@ -200,6 +200,7 @@ def serialise(model: Model) -> bytes:
     exported = jax.export.export(predict, platforms=saved_model.PLATFORMS)(
       images
     )
+    # Without derivatives, for which nobody asks and which would double it.
     return trailer.appended(bytes(exported.serialize(vjp_order=0)))
 
 
@@ -242,6 +243,7 @@ def live_probs(model: Model, images: np.ndarray) -> np.ndarray:
       history.predict(apply_fn, member, images)
       for member in history.unstack_checkpoints(model.stacked)
     ]
+  # In float64, so that a difference is the program's and not this sum's.
   return np.einsum("m,mnk->nk", model.weights.astype(np.float64), probs)
 
 
@@ -261,6 +263,7 @@ def run_outside(
       (folder / f"{name}.jaxexp").write_bytes(program)
       arguments += [str(folder / f"{name}{e}") for e in (".jaxexp", ".npy")]
     done = subprocess.run(
+      # -P: the script's folder, which is this package's, is not on the path.
       [sys.executable, "-P", str(main), *arguments],
       env={**os.environ, "JAX_PLATFORMS": "cpu"},
       stderr=subprocess.PIPE,

@@ -170,6 +170,7 @@ def relational_angles(
 
 
 def _kl(log_teacher: jax.Array, log_student: jax.Array) -> jax.Array:
+  # Where `_others` wrote -1e9 this is 0 times a finite number.
   probs = jnp.exp(log_teacher)
   return jnp.sum(probs * (log_teacher - log_student), axis=-1)
 
@@ -227,6 +228,7 @@ def _cosines(features: ArrayLike) -> jax.Array:
   lengths = _root(jnp.square(ways).sum(axis=-1, keepdims=True))
   # Two rows alike have no direction; 0 gives an angle without a gradient.
   ways = _ratio(ways, lengths)
+  # Near 1 a cosine hardly moves with its angle: rounding would be all of it.
   return jnp.einsum("jif,jkf->jik", ways, ways, precision="highest")
 
 

@@ -88,6 +88,7 @@ def _student_plan(space: Workspace) -> networks.Plan:
     lesson,
     inputs={
       "student": networks.origin(space.config, _plan(space)),
+      # Chosen here and not by the fuse stage, but by the keys of that one.
       "fuse": config_lib.deciding(space.config, "fuse"),
     },
     changes=students.student_changes(space.config),

@@ -136,6 +136,7 @@ def _fge_epochs(space: Workspace) -> tuple[int, int, int]:
   there = results.kept_checkpoints(space.path, workspace.TEACHER)
   start = int(min(there, key=lambda c: abs(epochs[c] - wanted)))
   rest = max(space.config.train.epochs - epochs[start], 1)
+  # In whole cycles what the teacher still had to train: one budget for both.
   cycles = max(round(rest / (2 * half)), 1)
   return kept[start], cycles * 2 * half, half
 

@@ -93,6 +93,7 @@ def _make_uniform(space: Workspace) -> None:
 
 def _make_greedy(space: Workspace) -> None:
   """From the `fuse.max_members` checkpoints best on the selecting points."""
+  # As a list: what the main process tells the others travels as JSON.
   accuracy = np.asarray(
     processes.on_main(
       lambda: select_accuracy(space, space.task.folds[0]).tolist()

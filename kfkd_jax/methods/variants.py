@@ -61,6 +61,7 @@ def with_views(
     )
     trained = results.configured_as(space, source.run)
     recipe = build.make_recipe(trained)
+    # Runs of one kind of network share what was compiled.
     if recipe.module not in predictors:
       predictors[recipe.module] = evaluation.Predictor(recipe, mesh)
     predictor = predictors[recipe.module]

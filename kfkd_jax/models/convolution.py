@@ -123,6 +123,7 @@ def _forward(x, kernel, *geometry):
 
 def _backward(strides, pads, groups, residuals, grad):
   x, kernel = residuals
+  # Towards the pictures, XLA's own gradient is fast.
   _, pull = jax.vjp(lambda x: _xla(x, kernel, strides, pads, groups), x)
   return *pull(grad), _filter_gradient(x, kernel, grad, strides, pads, groups)
 
@@ -133,6 +134,7 @@ _conv.defvjp(_forward, _backward)
 def _filter_gradient(x, kernel, grad, strides, pads, groups) -> chex.Array:
   """What `grad`, `[B, H', W', F]`, says about `kernel`, in its type."""
   batch, height, width, _ = grad.shape
+  # bfloat16 has 8 bits, too few for a sum over the pixels of a batch.
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
   # The pictures of a product; the first product takes what would be left over.
   count = min(max(_ROWS // (height * width), 1), batch)

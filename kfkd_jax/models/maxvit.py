@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kfkd_jax.models import layers
 
+# The tanh form, with which the weights were trained.
 _gelu = functools.partial(jax.nn.gelu, approximate=True)
 
 

@@ -199,6 +199,7 @@ def _timm_names(found: Tensors) -> Tensors:
     for pattern, replacement in rules:
       name = re.sub(pattern, replacement, name)
     renamed[name] = value
+  # Hugging Face has three matrices where timm has one.
   for query in [n for n in renamed if ".attn.q." in n]:
     parts = [query.replace(".attn.q.", f".attn.{p}.") for p in "qkv"]
     if all(part in renamed for part in parts):
@@ -216,6 +217,7 @@ def _resize_positions(found: Tensors, own: Tensors) -> None:
   squares = old**2 + 1 == given.shape[1] and new**2 + 1 == count
   if old == new or not squares or given.shape[2] != width:
     return
+  # The class token's embedding, the first, has no place in the grid.
   grid = jax.image.resize(
     given[:, 1:].reshape(1, old, old, width), (1, new, new, width), "bicubic"
   )

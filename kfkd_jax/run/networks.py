@@ -117,6 +117,7 @@ class WouldReplaceError(ValueError):
 def carry_out(space: Workspace, plan: Plan) -> None:
   """Trains the planned network unless it is finished already."""
   run = results.run_path(space.path, plan.name)
+  # Before the plan's changes, which `origin` makes by itself.
   made_from = origin(space.config, plan)
   space = space.changed(plan.changes)
   processes.on_main(_prepare, run, made_from, space.config.model)

@@ -125,26 +125,27 @@ def seconds(run: epath.Path) -> float | None:
 
 def configured_as(space: Workspace, name: str) -> Workspace:
   """The workspace with the network that the run `name` is of."""
-  model = processes.on_main(_model_of, run_path(space.path, name))
+  run = run_path(space.path, name)
+
+  def model_of() -> dict[str, Any] | None:
+    """None for a run of a version that made all of them alike."""
+    note = run / MODEL
+    if not files.exists(note):
+      return None
+    content = files.unsealed(files.read_json(note))
+    if content is None:
+      raise ValueError(f"{note} is damaged; remove it and run again")
+    wrong = files.differences(content, owner(run))
+    if wrong:
+      raise ValueError(
+        f"{note} belongs elsewhere ({wrong}); remove it and run again"
+      )
+    return content["model"]
+
+  model = processes.on_main(model_of)
   if model is None or model == space.config.model.to_dict():
     return space
   return space.changed({f"model.{k}": v for k, v in model.items()})
-
-
-def _model_of(run: epath.Path) -> dict[str, Any] | None:
-  """None for a run of a version that made all of them alike."""
-  note = run / MODEL
-  if not files.exists(note):
-    return None
-  content = files.unsealed(files.read_json(note))
-  if content is None:
-    raise ValueError(f"{note} is damaged; remove it and run again")
-  wrong = files.differences(content, owner(run))
-  if wrong:
-    raise ValueError(
-      f"{note} belongs elsewhere ({wrong}); remove it and run again"
-    )
-  return content["model"]
 
 
 def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:

@@ -227,6 +227,7 @@ def extra_images(
         f"{space.config.data.num_train} leaves no image of {task.name} over"
       )
   else:
+    # Through a dict, or keys that follow data.name would follow the new one.
     other = ml_collections.ConfigDict(space.config.to_dict())
     other.data.name, other.noise.field = name, None
     if name not in data_lib.FOLDER_NAMES:  # the folder is the first set's

@@ -93,6 +93,7 @@ def _load_task(config_json: str) -> Task:
   dataset = load_dataset(config)
   parts = _parts(config, dataset)
   _check_fits(config, parts["train"].images)
+  # Before labels are corrected: points that are dropped then are not left over.
   used = [parts[name].ids for name in ("train", "select") if name in parts]
   left = ~np.isin(dataset.train.ids, np.concatenate(used))
   rest = dataset.train.take(np.flatnonzero(left)).images

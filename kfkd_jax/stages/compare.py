@@ -144,6 +144,7 @@ def score(
   labels = task.splits["test"].labels[rows]
   probs = [entry.probs[rows] for entry in entries]
   hits = np.stack([p.argmax(-1) == labels for p in probs])
+  curves = [sets.risk_coverage(p, labels) for p in probs]
   final = [e.method for e in entries].index("final")
   # Of one run, so that only the points vary; gains are paired.
   totals = np.concatenate([hits, hits - 1.0 * hits[final]])[:, None]
@@ -176,18 +177,13 @@ def score(
       ),
       "storage_cost": round(entry.num_members * entry.size.storage, 3),
       "select_gain": entry.select_gain,
-      **_refusals(probs[i], labels),
+      "aurc": curves[i].area,
+      "risk_coverage": [_COVERAGES.tolist(), curves[i].at(_COVERAGES).tolist()],
       **_sets(space.config, probs[i], labels),
       "teacher_agreement": _agreement(entries, entry.method, rows),
     }
     for i, entry in enumerate(entries)
   ]
-
-
-def _refusals(probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-  curve = sets.risk_coverage(probs, labels)
-  points = np.stack([_COVERAGES, curve.at(_COVERAGES)])
-  return {"aurc": curve.area, "risk_coverage": points.tolist()}
 
 
 def _sets(config, probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def run(space: Workspace) -> str:
       "num_select": len(labels),
       "methods": methods,
     })  # fmt: skip
+  # Every split is predicted at the same checkpoints: any fold's store will do.
   epochs = build.epochs_at(space, store.epochs)
   files.write_json(
     space.path / "fusion.json", {"epochs": epochs, "folds": folds}

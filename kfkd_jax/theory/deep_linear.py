@@ -323,6 +323,7 @@ def train(
   """
   inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
   _check_shapes(inputs.shape, targets.shape)
+  # Accelerators round products to fewer bits, which adds up over the steps.
   with jax.default_matmul_precision("highest"):
     gram = inputs.T @ inputs / len(inputs)
     moments = inputs.T @ targets / len(inputs)
@@ -332,6 +333,7 @@ def train(
 
     def loss(layers):
       weights = product(layers)
+      # The squared error up to a constant, from moments: a step costs no N.
       return jnp.vdot(weights, gram @ weights / 2 - moments)
 
     def step(layers, _):
