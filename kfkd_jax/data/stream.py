@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import grain
@@ -94,12 +94,7 @@ class TrainingBatches:
   def _view(self, step: int, row: int, place: int) -> np.ndarray:
     """uint8[H, W, Ch]: a random view, keyed by step and place."""
     views, picture = self.views, self.images.picture(row)
-    sequence = np.random.SeedSequence(
-      (self.view_seed, _VIEW_STREAM, step, int(place))
-    )
-    # Raw words: the same numbers in [0, 1) on every version of NumPy.
-    words = np.random.Philox(sequence).random_raw(_NUM_DRAWS)
-    draw = iter(((words >> np.uint64(11)) * 2.0**-53).tolist()).__next__
+    draw = _draws(self.view_seed, step, int(place))
     if views.crop_scale is None:
       picture = self.images.fitted(picture)
     else:
@@ -182,6 +177,14 @@ def _epoch_index(
   """int32[S, B] rows of an epoch's batches."""
   permutation = order.epoch_order(seed, epoch, num_examples)
   return order.epoch_batches(permutation, batch_size)[0]
+
+
+def _draws(seed: int, step: int, place: int) -> Callable[[], float]:
+  """Gives one random number in [0, 1) after another."""
+  sequence = np.random.SeedSequence((seed, _VIEW_STREAM, step, place))
+  # Raw words: the same on every version of NumPy.
+  words = np.random.Philox(sequence).random_raw(_NUM_DRAWS)
+  return iter(((words >> np.uint64(11)) * 2.0**-53).tolist()).__next__
 
 
 def _init_worker(index: int, count: int) -> None:

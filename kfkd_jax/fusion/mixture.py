@@ -263,15 +263,19 @@ def _solve_mixture(
 
   def advance(carry):
     step, point = carry
-    newton, em = _newton_step(mixture, point), point.weights * point.gradient
-    em /= em.sum()
-    # EM never makes the likelihood smaller; Newton, far from the end, may.
-    better = mixture.gain(point, newton) >= mixture.gain(point, em)
-    return step + 1, mixture.at(jnp.where(better, newton, em))
+    return step + 1, mixture.at(_better_step(mixture, point))
 
   _, point = jax.lax.while_loop(unfinished, advance, (0, mixture.at(start)))
   sparse = _without_crumbs(mixture, point, tolerance)
   return jnp.where(point.gap <= goal, sparse, point.weights)
+
+
+def _better_step(mixture: _Mixture, point: _Point) -> jax.Array:
+  newton, em = _newton_step(mixture, point), point.weights * point.gradient
+  em /= em.sum()
+  # EM never makes the likelihood smaller; Newton, far from the end, may.
+  better = mixture.gain(point, newton) >= mixture.gain(point, em)
+  return jnp.where(better, newton, em)
 
 
 def _newton_step(mixture: _Mixture, point: _Point) -> jax.Array:

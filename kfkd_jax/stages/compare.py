@@ -64,7 +64,7 @@ def run(space: Workspace) -> str:
   method got right. Prediction sets need points that neither selected nor are
   tested: halves of a fold's test points calibrate each other (`sets`).
   """
-  return processes.on_main(_compare, space, _view_probs(space))
+  return processes.on_main(_compare, space, view_probs(space))
 
 
 def _compare(space: Workspace, view_probs: ViewProbs) -> str:
@@ -247,7 +247,7 @@ def table(
 ViewProbs = dict[tuple[int, str], np.ndarray]
 
 
-def _view_probs(space: Workspace) -> ViewProbs:
+def view_probs(space: Workspace) -> ViewProbs:
   """What every process must help to predict, for `compare.test_time`."""
 
   def asked_for() -> list[tuple[int, str, list]]:
