@@ -24,14 +24,10 @@ def get_config(args=""):
     protocol="paper",
     runlocal=False,
   )
-  if arguments.data not in NUM_CLASSES:
-    raise config_lib.ConfigError(
-      f"data={arguments.data!r} is not possible; allowed: cifar10, cifar100"
-    )
+  config_lib.check_choice("data", arguments.data, NUM_CLASSES)
   config = config_lib.default_config()
   config.data.name = arguments.data
-  config.noise.kind = arguments.noise
-  config.noise.rate = 0.0 if arguments.noise == "none" else arguments.rate
+  config_lib.set_noise(config, arguments.noise, arguments.rate)
   config.selection.num = 5000
   config_lib.set_protocol(config, arguments.protocol)
   config.augment.pad = 4

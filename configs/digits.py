@@ -16,8 +16,7 @@ def get_config(args=""):
     args, noise="pair", rate=0.4, protocol="carved", runlocal=False
   )
   config = config_lib.default_config()
-  config.noise.kind = arguments.noise
-  config.noise.rate = 0.0 if arguments.noise == "none" else arguments.rate
+  config_lib.set_noise(config, arguments.noise, arguments.rate)
   config_lib.set_protocol(config, arguments.protocol)
   if arguments.runlocal:
     config.data.num_train = 300

@@ -31,15 +31,10 @@ def get_config(args=""):
     protocol="practitioner",
     runlocal=False,
   )
-  if arguments.network not in NETWORKS:
-    raise config_lib.ConfigError(
-      f"network={arguments.network!r} is not possible; allowed: "
-      f"{', '.join(NETWORKS)}"
-    )
+  config_lib.check_choice("network", arguments.network, NETWORKS)
   config = config_lib.default_config()
   config.data.name = "fashion_mnist"
-  config.noise.kind = arguments.noise
-  config.noise.rate = 0.0 if arguments.noise == "none" else arguments.rate
+  config_lib.set_noise(config, arguments.noise, arguments.rate)
   config.selection.num = 5000
   config_lib.set_protocol(config, arguments.protocol)
   config.augment.pad = 2

@@ -114,8 +114,18 @@ def merge(checkpoints: Sequence[Any], weights: ArrayLike) -> Any:
     named, structure = history.named_leaves(tree), jax.tree.structure(tree)
     del tree
     if first < 0:
-      first, specs = c, {n: _spec(leaf) for n, leaf in named.items()}
-      totals = [_zeros(spec) for spec in specs.values()]
+      first = c
+      specs = {
+        name: jax.ShapeDtypeStruct(np.shape(leaf), _dtype(leaf))
+        for name, leaf in named.items()
+      }
+      # None for what is not summed.
+      totals = [
+        np.zeros(spec.shape, np.promote_types(spec.dtype, np.float32))
+        if is_float(spec)
+        else None
+        for spec in specs.values()
+      ]
     history.check_same_leaves(
       specs, named, names=(f"checkpoint {first}", f"checkpoint {c}")
     )
@@ -133,17 +143,6 @@ def merge(checkpoints: Sequence[Any], weights: ArrayLike) -> Any:
 
 
 _BLOCK = 1 << 16  # numbers added at once: two rows of them stay in a cache
-
-
-def _spec(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(np.shape(leaf), _dtype(leaf))
-
-
-def _zeros(spec: jax.ShapeDtypeStruct) -> np.ndarray | None:
-  """Room for a sum; None for what is not summed."""
-  if not is_float(spec):
-    return None
-  return np.zeros(spec.shape, np.promote_types(spec.dtype, np.float32))
 
 
 def _add_scaled(total: np.ndarray, leaf: np.ndarray, weight: float) -> None:
@@ -373,13 +372,13 @@ def reestimate_batch_stats(
   return average
 
 
-def _step_towards(average: Any, new: Any, share: jax.Array) -> Any:
-  """Returns (1 - share) * average + share * new, leaf by leaf."""
+def _step_towards(average: Any, new: Any, weight: jax.Array) -> Any:
+  """Returns (1 - weight) * average + weight * new, leaf by leaf."""
 
   def mix(old, new):
     if not is_float(old):
       return new
-    mixed = (1 - share) * jnp.asarray(old, jnp.float32) + share * new
+    mixed = (1 - weight) * jnp.asarray(old, jnp.float32) + weight * new
     return _cast(mixed, old)
 
   return jax.tree.map(mix, average, new)

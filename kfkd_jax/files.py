@@ -310,8 +310,18 @@ def read_foreign_npz(
   wanted = f"all of {', '.join(names)} that there are"
   with _foreign_npz(path, wanted) as (archive, members):
     found = {name: members[name] for name in names if name in members}
-    _check_memory(sum(_declared(archive, i).nbytes for i in found.values()))
-    return {name: _array(archive, info) for name, info in found.items()}
+    size = sum(_declared(archive, info).nbytes for info in found.values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+      raise RefusedError(
+        f"its arrays take {size / 2**30:.1f} GiB, more than this machine's "
+        f"{memory / 2**30:.1f} GiB of memory"
+      )
+    arrays = {}
+    for name, info in found.items():
+      with archive.open(info) as member:
+        arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+  return arrays
 
 
 class Declared(NamedTuple):
@@ -406,20 +416,6 @@ def _declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Declared:
   if info.file_size > _MOST_DEFLATED * info.compress_size + _HEADER_BYTES:
     raise RefusedError(f"{name} declares {size} bytes, more than are there")
   return declared
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-  with archive.open(info) as member:
-    return np.lib.format.read_array(member, allow_pickle=False)
-
-
-def _check_memory(size: int) -> None:
-  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-  if size > memory:
-    raise RefusedError(
-      f"its arrays take {size / 2**30:.1f} GiB, more than this machine's "
-      f"{memory / 2**30:.1f} GiB of memory"
-    )
 
 
 def digest(value: Any) -> str:

@@ -365,15 +365,15 @@ def memorisation(
   clean = jnp.asarray(clean_labels)[None]
   flipped = given != clean
 
-  def share(hit, among):
+  def fraction(hit, among):
     count = jnp.sum(among, dtype=jnp.float32)
     return jnp.sum(hit & among, axis=1, dtype=jnp.float32) / count
 
   return Memorisation(
-    memorised=share(classes == given, flipped),
-    right=share(classes == clean, flipped),
-    wrong=share((classes != given) & (classes != clean), flipped),
-    clean_accuracy=share(classes == clean, ~flipped),
+    memorised=fraction(classes == given, flipped),
+    right=fraction(classes == clean, flipped),
+    wrong=fraction((classes != given) & (classes != clean), flipped),
+    clean_accuracy=fraction(classes == clean, ~flipped),
   )
 
 

@@ -317,8 +317,8 @@ def estimate_transition(
     1
   )
   totals = counts.sum(axis=1, keepdims=True)
-  shares = counts / jnp.maximum(totals, 1)
-  return jnp.where(totals > 0, shares, jnp.eye(num_classes))
+  rows = counts / jnp.maximum(totals, 1)
+  return jnp.where(totals > 0, rows, jnp.eye(num_classes))
 
 
 def _check_classes_and_rate(num_classes: int, rate: float) -> None:

@@ -59,8 +59,13 @@ def make_schedule(
   elif name in ("restarts", "triangular"):
     if cycle_steps is None:
       raise ValueError(f"schedule {name!r} needs cycle_steps; it is None")
-    shape = _restart if name == "restarts" else _triangle
-    main = _scaled(learning_rate, shape, cycle_steps, low)
+
+    def main(step):
+      done = (step % cycle_steps) / cycle_steps
+      if name == "restarts":
+        return learning_rate * ((1 + jnp.cos(jnp.pi * done)) / 2)
+      return learning_rate * (1 - (1 - low) * (1 - jnp.abs(1 - 2 * done)))
+
   elif name == "swa":
     start = round(hold * total_steps) - warmup_steps
     main = _swa(learning_rate, start, low, cycle_steps)
@@ -70,20 +75,6 @@ def make_schedule(
     return main
   rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
   return optax.join_schedules([rise, main], [warmup_steps])
-
-
-def _scaled(peak, shape, cycle_steps, low) -> optax.Schedule:
-  """Repeats `shape(share of the cycle, low)` every `cycle_steps`."""
-  return lambda step: peak * shape((step % cycle_steps) / cycle_steps, low)
-
-
-def _restart(share, low):
-  del low
-  return (1 + jnp.cos(jnp.pi * share)) / 2
-
-
-def _triangle(share, low):
-  return 1 - (1 - low) * (1 - jnp.abs(1 - 2 * share))
 
 
 def _swa(peak, start, low, cycle_steps) -> optax.Schedule:
@@ -98,8 +89,8 @@ def _swa(peak, start, low, cycle_steps) -> optax.Schedule:
     before = 1 - (1 - low) * way
     after = jnp.float32(low)
     if cycle_steps is not None:
-      share = ((step - start) % cycle_steps + 1) / cycle_steps
-      after = 1 - (1 - low) * share
+      done = ((step - start) % cycle_steps + 1) / cycle_steps
+      after = 1 - (1 - low) * done
     return peak * jnp.where(step < start, before, after)
 
   return schedule

@@ -54,11 +54,11 @@ def set_scores(
       f"penalty and num_free must be 0 or more; got {penalty} and {num_free}."
     )
   num, num_classes = probs.shape
-  shares = np.ones(num) if uniforms is None else np.asarray(uniforms, float)
-  if shares.shape != (num,) or not ((shares >= 0) & (shares <= 1)).all():
+  parts = np.ones(num) if uniforms is None else np.asarray(uniforms, float)
+  if parts.shape != (num,) or not ((parts >= 0) & (parts <= 1)).all():
     raise ValueError(
       f"uniforms must be [N] = [{num}], each from 0 to 1; got shape "
-      f"{shares.shape}{_range_of(shares)}."
+      f"{parts.shape}{_range_of(parts)}."
     )
   penalties = penalty * np.maximum(np.arange(1, num_classes + 1) - num_free, 0)
   scores = np.empty((num, num_classes))
@@ -67,7 +67,7 @@ def set_scores(
     own = np.take_along_axis(probs[rows], order, 1).astype(np.float64)
     # In double precision, lest all unlikely classes of a sure network tie at 1.
     before = np.cumsum(own, axis=1) - own
-    ranked = before + shares[rows, None] * own + penalties
+    ranked = before + parts[rows, None] * own + penalties
     np.put_along_axis(scores[rows], order, ranked, 1)
   return scores
 
@@ -215,9 +215,9 @@ def risk_coverage(
     )
   wrong = probs.argmax(1) != labels
   _, group, count = np.unique(-sure, return_inverse=True, return_counts=True)
-  shares = np.bincount(group, weights=wrong) / count
+  rates = np.bincount(group, weights=wrong) / count
   answered = np.arange(1, len(labels) + 1)
-  errors = np.cumsum(np.repeat(shares, count))
+  errors = np.cumsum(np.repeat(rates, count))
   return RiskCoverage(answered / len(labels), errors / answered)
 
 

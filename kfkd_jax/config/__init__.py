@@ -8,7 +8,12 @@ A config file is a Python file with `get_config(args="")` that changes
 from kfkd_jax.config.explaining import explain
 from kfkd_jax.config.grid import Axis, parse_grid
 from kfkd_jax.config.keys import KEYS, PARTS, Key, default_config
-from kfkd_jax.config.protocols import PROTOCOLS, set_protocol
+from kfkd_jax.config.protocols import (
+  PROTOCOLS,
+  check_choice,
+  set_noise,
+  set_protocol,
+)
 from kfkd_jax.config.reading import (
   changed,
   deciding,
@@ -33,6 +38,7 @@ __all__ = [
   "ConfigError",
   "Key",
   "changed",
+  "check_choice",
   "deciding",
   "default_config",
   "explain",
@@ -47,6 +53,7 @@ __all__ = [
   "read_sealed",
   "sealed",
   "set_keys",
+  "set_noise",
   "set_protocol",
   "to_json",
   "validate",

@@ -17,23 +17,18 @@ def explain(names: Sequence[str]) -> str:
   if not names:
     lines = [f"{key.name}={_default(key)}" for key in KEYS]
     return "\n".join([*lines, "`kfkd help KEY` says more, of a section too"])
-  return "\n".join(
-    f"{key.name}: {key.meaning}\n  default {_default(key)}; allowed "
-    f"{'True, False' if isinstance(key.default, bool) else key.range.allowed}"
-    f"{' or None' if key.kind is not None else ''}"
-    for name in names
-    for key in _found(name)
-  )
-
-
-def _found(name: str) -> list[Key]:
-  name = name.removeprefix("config.")
-  if name in BY_NAME:
-    return [BY_NAME[name]]
-  inside = [key for key in KEYS if key.name.startswith(f"{name}.")]
-  if not inside:
-    raise tree.unknown(name, list(BY_NAME))
-  return inside
+  lines = []
+  for name in (name.removeprefix("config.") for name in names):
+    found = [k for k in KEYS if f"{k.name}.".startswith(f"{name}.")]
+    if not found:
+      raise tree.unknown(name, list(BY_NAME))
+    lines += [
+      f"{key.name}: {key.meaning}\n  default {_default(key)}; allowed "
+      f"{'True, False' if isinstance(key.default, bool) else key.range.allowed}"
+      f"{' or None' if key.kind is not None else ''}"
+      for key in found
+    ]
+  return "\n".join(lines)
 
 
 def _default(key: Key) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
@@ -72,12 +72,11 @@ def _split(text: str, rest: str) -> list[str]:
       parts[-1] += letter
   if depth:
     raise ConfigError(f"--grid {text!r} has a parenthesis without its other")
-  return [_bare(part.strip()) for part in parts]
-
-
-def _bare(part: str) -> str:
-  whole = part.startswith("(") and part.endswith(")")
-  return part[1:-1].strip() if whole else part
+  parts = [part.strip() for part in parts]
+  return [
+    p[1:-1].strip() if p.startswith("(") and p.endswith(")") else p
+    for p in parts
+  ]
 
 
 def _spelling(config: ml_collections.ConfigDict, key: str, text: str) -> str:
@@ -87,10 +86,5 @@ def _spelling(config: ml_collections.ConfigDict, key: str, text: str) -> str:
     reading.override(changed, key, text)
   except ConfigError as error:
     raise ConfigError(f"--grid: {error}") from None
-  return _text(tree.get(changed, key))
-
-
-def _text(value: Any) -> str:
-  if isinstance(value, tuple):
-    return ",".join(str(part) for part in value)
-  return str(value)
+  value = tree.get(changed, key)
+  return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

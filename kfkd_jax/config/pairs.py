@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import ml_collections
 
 from kfkd_jax import data, models
@@ -9,184 +12,219 @@ from kfkd_jax.catalogue import FUSIONS, METHODS
 from kfkd_jax.config.ranges import shown
 from kfkd_jax.config.tree import ConfigError
 
+
+class Refusal(NamedTuple):
+  """One way in which keys contradict each other.
+
+  Attributes:
+    wrong: true of a config whose keys do.
+    message: what is said then, a template: `{section.key}` is the value of a
+      key, `{found}` what `wrong` returned.
+  """
+
+  wrong: Callable[[ml_collections.ConfigDict], Any]
+  message: str
+
+
 _HAS_TRANSITION = ("symmetric", "pair", "asymmetric")
+
+
+def _remembers(objective: str) -> bool:
+  return "memory" in METHODS[objective].needs
+
+
+def _only_some_have(option: str) -> Refusal:
+  """Of an option of `model` that the chosen network does not take."""
+
+  def wrong(c: ml_collections.ConfigDict) -> str | None:
+    if not c.model[option] or option in models.option_names(c.model.name):
+      return None
+    fitting = (n for n in models.MODELS if option in models.option_names(n))
+    return ", ".join(fitting)
+
+  return Refusal(
+    wrong,
+    f"model.{option}={{model.{option}!r}} does not fit model.name="
+    "{model.name!r}; it fits {found}",
+  )
+
+
+# The network's before all, then by section; of several the first is named.
+REFUSALS = (
+  *map(_only_some_have, ("stem", "patch", "remat")),
+  Refusal(
+    lambda c: (
+      c.model.pretrained is not None and c.model.name in models.UNPUBLISHED
+    ),
+    "model.pretrained={model.pretrained!r} does not fit model.name="
+    "{model.name!r}, for which nobody publishes weights",
+  ),
+  Refusal(
+    lambda c: c.data.name in data.FOLDER_NAMES and c.data.root is None,
+    "data.name={data.name!r} needs data.root, the folder it lies in",
+  ),
+  Refusal(
+    lambda c: (
+      (c.augment.crop_scale is not None or c.augment.rand_ops)
+      and c.data.stream == "never"
+    ),
+    "augment.crop_scale and augment.rand_ops work on images that are decoded "
+    "batch by batch; data.stream='never' has none",
+  ),
+  Refusal(
+    lambda c: c.noise.kind in ("none", "field") and c.noise.rate,
+    "noise.kind={noise.kind!r} takes no rate but noise.rate={noise.rate}; name "
+    "a noise.kind that has one (symmetric, pair, asymmetric, instance), or set "
+    "noise.rate=0",
+  ),
+  Refusal(
+    lambda c: c.noise.kind == "field" and c.noise.field is None,
+    "noise.kind='field' needs noise.field, the name of a label column; it is "
+    "None",
+  ),
+  Refusal(
+    lambda c: (
+      c.noise.kind != "field"
+      and c.noise.field is not None
+      and shown(c.noise.field)
+    ),
+    "noise.field={found} needs noise.kind='field', not {noise.kind!r}",
+  ),
+  Refusal(
+    lambda c: c.noise.correct != "drop" and c.noise.corrections is None,
+    "noise.correct={noise.correct!r} needs noise.corrections, a table of wrong "
+    "labels; it is None",
+  ),
+  Refusal(
+    lambda c: c.train.objective == "mixup" and c.augment.mixup,
+    "train.objective='mixup' mixes by baselines.mixup, and augment.mixup="
+    "{augment.mixup} would once more; leave it at 0",
+  ),
+  Refusal(
+    lambda c: _remembers(c.train.objective) and c.augment.mixup,
+    "train.objective={train.objective!r} remembers what was said of each "
+    "image, of which augment.mixup={augment.mixup} leaves none as it is; leave "
+    "it at 0",
+  ),
+  Refusal(
+    lambda c: (
+      c.optim.schedule in ("restarts", "triangular") and c.optim.cycle is None
+    ),
+    "optim.schedule={optim.schedule!r} needs optim.cycle, epochs of a cycle; "
+    "it is None",
+  ),
+  Refusal(
+    lambda c: c.optim.warmup_epochs >= c.train.epochs,
+    "optim.warmup_epochs={optim.warmup_epochs} leaves nothing of "
+    "train.epochs={train.epochs}",
+  ),
+  Refusal(
+    lambda c: (
+      c.distill.epochs is not None and c.optim.warmup_epochs >= c.distill.epochs
+    ),
+    "optim.warmup_epochs={optim.warmup_epochs} leaves nothing of "
+    "distill.epochs={distill.epochs}",
+  ),
+  Refusal(
+    lambda c: c.train.batch_size % c.train.micro_batches,
+    "train.batch_size={train.batch_size} does not divide into "
+    "train.micro_batches={train.micro_batches}",
+  ),
+  Refusal(
+    lambda c: c.train.objective != "ce" and c.train.label_smoothing,
+    "train.objective={train.objective!r} has no use for train.label_smoothing="
+    "{train.label_smoothing}; leave it at 0",
+  ),
+  Refusal(
+    lambda c: c.history.unit == "step" and c.history.every < 1,
+    "history.unit='step' needs whole steps but history.every={history.every}",
+  ),
+  Refusal(
+    lambda c: (
+      c.history.keep is not None
+      and (c.selection.source, c.selection.labels) != ("train", "clean")
+    ),
+    "history.keep={history.keep} judges by clean labels of points carved from "
+    "train; it needs selection.source='train' and selection.labels='clean', "
+    "got {selection.source!r} and {selection.labels!r}",
+  ),
+  Refusal(
+    lambda c: (
+      c.fuse.transition == "known"
+      and (c.selection.labels == "clean" or c.noise.kind not in _HAS_TRANSITION)
+    ),
+    "fuse.transition='known' needs selection.labels='noisy' and a noise.kind "
+    "with a matrix, got {selection.labels!r} and {noise.kind!r}",
+  ),
+  Refusal(
+    lambda c: (
+      c.fuse.transition == "estimated" and c.selection.labels == "clean"
+    ),
+    "fuse.transition='estimated' needs selection.labels='noisy', got 'clean'",
+  ),
+  Refusal(
+    lambda c: c.distill.rounds == 1 and c.distill.rounds_stop != "none",
+    "distill.rounds_stop={distill.rounds_stop!r} needs distill.rounds above 1; "
+    "it is 1",
+  ),
+  Refusal(
+    lambda c: c.distill.hard and c.distill.temperature != 1.0,
+    "distill.hard=True has no use for distill.temperature="
+    "{distill.temperature}; leave it at 1",
+  ),
+  Refusal(
+    lambda c: c.distill.label_loss != "ce" and c.distill.alpha == 1,
+    "distill.label_loss={distill.label_loss!r} has no weight beside "
+    "distill.alpha={distill.alpha}; choose another alpha",
+  ),
+  Refusal(
+    lambda c: c.distill.label_loss != "ce" and c.distill.inputs == "extra",
+    "distill.label_loss={distill.label_loss!r} finds no given labels where "
+    "distill.inputs='extra'",
+  ),
+  Refusal(
+    lambda c: _remembers(c.distill.label_loss) and c.augment.mixup,
+    "distill.label_loss={distill.label_loss!r} remembers what was said of each "
+    "image, of which augment.mixup={augment.mixup} leaves none as it is; leave "
+    "it at 0",
+  ),
+  Refusal(
+    lambda c: (
+      c.fuse.transition == "estimated" and "online_fusion" in c.compare.methods
+    ),
+    "compare.methods names online_fusion, which fuses before there is a "
+    "history that fuse.transition='estimated' could tell the noise from",
+  ),
+  Refusal(
+    lambda c: _remembers(c.train.objective) and "fge" in c.compare.methods,
+    "compare.methods names fge, which continues from a checkpoint, where "
+    "nothing is left of what train.objective={train.objective!r} remembers",
+  ),
+  Refusal(
+    lambda c: (
+      not c.predictions.train
+      and ", ".join(m for m in c.compare.methods if m.startswith("audit_"))
+    ),
+    "compare.methods names {found}, for which predictions.train must be True; "
+    "it is False",
+  ),
+  Refusal(
+    lambda c: c.audit.folds is not None and not c.predictions.train,
+    "audit.folds={audit.folds} needs predictions.train=True; it is False",
+  ),
+  Refusal(
+    lambda c: sorted(
+      set(c.export.models or ())
+      - {"final", *FUSIONS, *(f"{t}_kd" for t in c.distill.teachers)}
+    ),
+    "export.models names {found}, whom distill.teachers={distill.teachers} "
+    "does not teach",
+  ),
+)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises a `ConfigError` naming the first pair that contradicts itself."""
-  _check_model(config.model)
-  noise, kind = config.noise, config.noise.kind
-  selection = config.selection
-  taught = {f"{teacher}_kd" for teacher in config.distill.teachers}
-  audited = [m for m in config.compare.methods if m.startswith("audit_")]
-  untaught = sorted(
-    set(config.export.models or ()) - {"final", *FUSIONS, *taught}
-  )
-  on_disk = config.augment.crop_scale is not None or config.augment.rand_ops
-  distill = config.distill
-  learnt, mixup = config.train.objective, config.augment.mixup
-  remembers = "memory" in METHODS[learnt].needs
-  pairs = [
-    (
-      config.data.name in data.FOLDER_NAMES and config.data.root is None,
-      f"data.name={config.data.name!r} needs data.root, the folder it lies in",
-    ),
-    (
-      on_disk and config.data.stream == "never",
-      "augment.crop_scale and augment.rand_ops work on images that are decoded "
-      "batch by batch; data.stream='never' has none",
-    ),
-    (
-      distill.rounds == 1 and distill.rounds_stop != "none",
-      f"distill.rounds_stop={distill.rounds_stop!r} needs distill.rounds above "
-      "1; it is 1",
-    ),
-    (
-      kind in ("none", "field") and noise.rate,
-      f"noise.kind={kind!r} takes no rate but noise.rate={noise.rate}; name a "
-      "noise.kind that has one (symmetric, pair, asymmetric, instance), or set "
-      "noise.rate=0",
-    ),
-    (
-      kind == "field" and noise.field is None,
-      "noise.kind='field' needs noise.field, the name of a label column; it "
-      "is None",
-    ),
-    (
-      kind != "field" and noise.field is not None,
-      f"noise.field={shown(noise.field)} needs noise.kind='field', not "
-      f"{kind!r}",
-    ),
-    (
-      noise.correct != "drop" and noise.corrections is None,
-      f"noise.correct={noise.correct!r} needs noise.corrections, a table of "
-      "wrong labels; it is None",
-    ),
-    (
-      config.fuse.transition == "known"
-      and (config.selection.labels == "clean" or kind not in _HAS_TRANSITION),
-      "fuse.transition='known' needs selection.labels='noisy' and a noise.kind "
-      f"with a matrix, got {config.selection.labels!r} and {kind!r}",
-    ),
-    (
-      config.fuse.transition == "estimated"
-      and config.selection.labels == "clean",
-      "fuse.transition='estimated' needs selection.labels='noisy', got 'clean'",
-    ),
-    (
-      config.fuse.transition == "estimated"
-      and "online_fusion" in config.compare.methods,
-      "compare.methods names online_fusion, which fuses before there is a "
-      "history that fuse.transition='estimated' could tell the noise from",
-    ),
-    (
-      config.history.unit == "step" and config.history.every < 1,
-      f"history.unit='step' needs whole steps but history.every="
-      f"{config.history.every}",
-    ),
-    (
-      config.train.batch_size % config.train.micro_batches,
-      f"train.batch_size={config.train.batch_size} does not divide into "
-      f"train.micro_batches={config.train.micro_batches}",
-    ),
-    (
-      learnt != "ce" and config.train.label_smoothing,
-      f"train.objective={learnt!r} has no use for train.label_smoothing="
-      f"{config.train.label_smoothing}; leave it at 0",
-    ),
-    (
-      learnt == "mixup" and mixup,
-      f"train.objective='mixup' mixes by baselines.mixup, and augment.mixup="
-      f"{mixup} would once more; leave it at 0",
-    ),
-    (
-      remembers and mixup,
-      f"train.objective={learnt!r} remembers what was said of each image, of "
-      f"which augment.mixup={mixup} leaves none as it is; leave it at 0",
-    ),
-    (
-      remembers and "fge" in config.compare.methods,
-      "compare.methods names fge, which continues from a checkpoint, where "
-      f"nothing is left of what train.objective={learnt!r} remembers",
-    ),
-    (
-      config.optim.schedule in ("restarts", "triangular")
-      and config.optim.cycle is None,
-      f"optim.schedule={config.optim.schedule!r} needs optim.cycle, "
-      "epochs of a cycle; it is None",
-    ),
-    (
-      config.history.keep is not None
-      and (selection.source, selection.labels) != ("train", "clean"),
-      f"history.keep={config.history.keep} judges by clean labels of points "
-      "carved from train; it needs selection.source='train' and "
-      f"selection.labels='clean', got {selection.source!r} and "
-      f"{selection.labels!r}",
-    ),
-    (
-      config.optim.warmup_epochs >= config.train.epochs,
-      f"optim.warmup_epochs={config.optim.warmup_epochs} leaves nothing of "
-      f"train.epochs={config.train.epochs}",
-    ),
-    (
-      config.distill.epochs is not None
-      and config.optim.warmup_epochs >= config.distill.epochs,
-      f"optim.warmup_epochs={config.optim.warmup_epochs} leaves nothing of "
-      f"distill.epochs={config.distill.epochs}",
-    ),
-    (
-      config.distill.hard and config.distill.temperature != 1.0,
-      "distill.hard=True has no use for distill.temperature="
-      f"{config.distill.temperature}; leave it at 1",
-    ),
-    (
-      distill.label_loss != "ce" and distill.alpha == 1,
-      f"distill.label_loss={distill.label_loss!r} has no weight beside "
-      f"distill.alpha={distill.alpha}; choose another alpha",
-    ),
-    (
-      distill.label_loss != "ce" and distill.inputs == "extra",
-      f"distill.label_loss={distill.label_loss!r} finds no given labels where "
-      "distill.inputs='extra'",
-    ),
-    (
-      "memory" in METHODS[distill.label_loss].needs and mixup,
-      f"distill.label_loss={distill.label_loss!r} remembers what was said of "
-      f"each image, of which augment.mixup={mixup} leaves none as it is; leave "
-      "it at 0",
-    ),
-    (
-      audited and not config.predictions.train,
-      f"compare.methods names {', '.join(audited)}, for which "
-      "predictions.train must be True; it is False",
-    ),
-    (
-      config.audit.folds is not None and not config.predictions.train,
-      f"audit.folds={config.audit.folds} needs predictions.train=True; it is "
-      "False",
-    ),
-    (
-      untaught,
-      f"export.models names {untaught}, whom distill.teachers="
-      f"{tuple(config.distill.teachers)} does not teach",
-    ),
-  ]
-  for wrong, message in pairs:
-    if wrong:
-      raise ConfigError(message)
-
-
-def _check_model(model: ml_collections.ConfigDict) -> None:
-  known = models.option_names(model.name)
-  for key in ("stem", "patch", "remat"):
-    if model[key] and key not in known:
-      fitting = [n for n in models.MODELS if key in models.option_names(n)]
-      raise ConfigError(
-        f"model.{key}={model[key]!r} does not fit model.name={model.name!r}; "
-        f"it fits {', '.join(fitting)}"
-      )
-  if model.pretrained is not None and model.name in models.UNPUBLISHED:
-    raise ConfigError(
-      f"model.pretrained={model.pretrained!r} does not fit model.name="
-      f"{model.name!r}, for which nobody publishes weights"
-    )
+  for refusal in REFUSALS:
+    if found := refusal.wrong(config):
+      raise ConfigError(refusal.message.format(found=found, **config))

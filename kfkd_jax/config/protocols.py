@@ -1,6 +1,8 @@
-"""Who selects and with which labels, by name."""
+"""What config files set by name: who selects, how labels are made wrong."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import ml_collections
 
@@ -20,8 +22,20 @@ PROTOCOLS = {
 
 def set_protocol(config: ml_collections.ConfigDict, name: str) -> None:
   """Sets `selection.*` of a config to a protocol, a key of `PROTOCOLS`."""
-  if name not in PROTOCOLS:
-    raise ConfigError(
-      f"protocol={name!r} is not possible; allowed: {', '.join(PROTOCOLS)}"
-    )
+  check_choice("protocol", name, PROTOCOLS)
   config.selection.update(PROTOCOLS[name])
+
+
+def set_noise(
+  config: ml_collections.ConfigDict, kind: str, rate: float
+) -> None:
+  """Sets `noise.kind` and `noise.rate`, the rate of no noise being 0."""
+  config.noise.update({"kind": kind, "rate": 0.0 if kind == "none" else rate})
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+  """Raises a `ConfigError` unless a config file's argument is a choice."""
+  if value not in choices:
+    raise ConfigError(
+      f"{name}={value!r} is not possible; allowed: {', '.join(choices)}"
+    )

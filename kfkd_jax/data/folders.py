@@ -112,14 +112,17 @@ def tiny_imagenet(root: str) -> Folder:
   """`train/WNID/images/*.JPEG`; `val/` with its annotations tests."""
   _check_has(root, "train", "val/images", "val/val_annotations.txt")
   classes = sorted(_subfolders(root, "train"))
-  number = {name: k for k, name in enumerate(classes)}
+  class_of = {name: k for k, name in enumerate(classes)}
   files = [
-    (f"train/{name}/images/{file}", number[name])
+    (f"train/{name}/images/{file}", class_of[name])
     for name in classes
     for file in _images(f"{root}/train/{name}/images")
   ]
   rows = _table(f"{root}/val/val_annotations.txt", num_columns=2)
-  test = [(f"val/images/{file}", _known(number, w, root)) for file, w in rows]
+  for _, name in rows:
+    if name not in class_of:
+      raise ValueError(f"{root}: class {name} of val/ is not in train/")
+  test = [(f"val/images/{file}", class_of[name]) for file, name in rows]
   return Folder(_listing(files, root), _listing(test, root), tuple(classes))
 
 
@@ -290,7 +293,7 @@ def _by_class(
   may_be_empty: bool = False,
 ) -> Listing:
   """The images of class folders, in the order of the classes."""
-  number = {name: k for k, name in enumerate(classes)}
+  class_of = {name: k for k, name in enumerate(classes)}
   files = []
   for name in folders:
     found = _images(f"{root}/{name}")
@@ -299,18 +302,18 @@ def _by_class(
         f"{root}/{name} holds no images ({', '.join(SUFFIXES)}); fill it or"
         " remove it"
       )
-    files += [(os.path.join(prefix, name, f), number[name]) for f in found]
+    files += [(os.path.join(prefix, name, f), class_of[name]) for f in found]
   return _listing(files, root)
 
 
 def _carved(
-  both: Listing, share: float, classes: tuple[str, ...], root: str
+  both: Listing, test_share: float, classes: tuple[str, ...], root: str
 ) -> Folder:
   """A stratified share of the files for testing, always the same."""
-  num_test = round(share * len(both.labels))
+  num_test = round(test_share * len(both.labels))
   if not 0 < num_test < len(both.labels):
     raise ValueError(
-      f"data.test_share={share} of the {len(both.labels)} images in {root}"
+      f"data.test_share={test_share} of the {len(both.labels)} images in {root}"
       " leaves nothing to test or nothing to train on"
     )
   order = splits.stratified_order(
@@ -381,12 +384,6 @@ def _table(path: str, *, num_columns: int) -> list[list[str]]:
   if any(len(row) < num_columns for row in rows):
     raise ValueError(f"{path} has lines of fewer than {num_columns} words")
   return rows
-
-
-def _known(number: dict[str, int], name: str, root: str) -> int:
-  if name not in number:
-    raise ValueError(f"{root}: class {name} of val/ is not in train/")
-  return number[name]
 
 
 def _check_has(root: str, *names: str) -> None:

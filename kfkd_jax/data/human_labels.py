@@ -37,7 +37,15 @@ def read_columns(folder: epath.Path, name: str) -> dict[str, np.ndarray]:
   Returns:
     Column name -> int32[N], `clean_label` among them.
   """
-  readers = {".npz": _read_npz, ".npy": _read_npy, ".csv": _read_csv}
+  readers = {
+    ".npz": _read_npz,
+    ".npy": lambda content: _by_name(
+      np.load(io.BytesIO(content), allow_pickle=False)
+    ),
+    ".csv": lambda content: _by_name(
+      np.genfromtxt(io.StringIO(content.decode()), delimiter=",", names=True)
+    ),
+  }
   paths = [folder / f"{name}{suffix}" for suffix in readers]
   found = [path for path in paths if path.exists()]
   if not found:
@@ -92,10 +100,10 @@ def align(
   for rows in (archive_place, np.arange(len(stored))):
     if np.array_equal(stored[rows], clean_labels):
       return {k: v[rows] for k, v in columns.items() if k != _CLEAN}
-  share = np.mean(stored[archive_place] == clean_labels)
+  agreeing = np.mean(stored[archive_place] == clean_labels)
   raise ValueError(
     f"{_CLEAN} differs from the labels of the data set (equal in"
-    f" {share:.1%} of the rows): the human labels belong to other images"
+    f" {agreeing:.1%} of the rows): the human labels belong to other images"
   )
 
 
@@ -105,15 +113,6 @@ def _read_npz(content: bytes) -> dict[str, np.ndarray]:
     raise ValueError("it is a single array (.npy) under another name")
   with found as archive:
     return {key: archive[key] for key in archive.files}
-
-
-def _read_npy(content: bytes) -> dict[str, np.ndarray]:
-  return _by_name(np.load(io.BytesIO(content), allow_pickle=False))
-
-
-def _read_csv(content: bytes) -> dict[str, np.ndarray]:
-  text = io.StringIO(content.decode())
-  return _by_name(np.genfromtxt(text, delimiter=",", names=True))
 
 
 def _by_name(table: np.ndarray) -> dict[str, np.ndarray]:

@@ -56,17 +56,19 @@ def broken(name: str, reason: object) -> BrokenImageError:
   )
 
 
-def fitted(image: Image.Image, size: int, *, share: float = 1.0) -> Image.Image:
+def fitted(
+  image: Image.Image, size: int, *, fraction: float = 1.0
+) -> Image.Image:
   """The centre square of a picture at `size`, which evaluation sees.
 
   Args:
     image: any size.
     size: side of the result.
-    share: of the short side that the square keeps (0.875 keeps 224 of 256).
+    fraction: of the short side that the square keeps (0.875 keeps 224 of 256).
   """
-  side = min(image.size) * share
+  side = min(image.size) * fraction
   left, top = ((length - side) / 2 for length in image.size)
-  if (size, size) == image.size and share == 1:
+  if (size, size) == image.size and fraction == 1:
     return image
   # With fractions of a pixel: resizing from a box needs no crop before.
   box = (left, top, left + side, top + side)

@@ -56,22 +56,6 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
   )
 
 
-def _shear_x(image, strength, sign):
-  return _affine(image, 1, 0.3 * strength * sign, 0, 0, 1, 0)
-
-
-def _shear_y(image, strength, sign):
-  return _affine(image, 1, 0, 0, 0.3 * strength * sign, 1, 0)
-
-
-def _translate_x(image, strength, sign):
-  return _affine(image, 1, 0, _SHIFT * strength * sign * image.width, 0, 1, 0)
-
-
-def _translate_y(image, strength, sign):
-  return _affine(image, 1, 0, 0, 0, 1, _SHIFT * strength * sign * image.height)
-
-
 def _rotate(image, strength, sign):
   fill = (_GREY,) * len(image.getbands())
   return image.rotate(
@@ -79,16 +63,6 @@ def _rotate(image, strength, sign):
     Image.Resampling.BILINEAR,
     fillcolor=fill if len(fill) > 1 else _GREY,
   )
-
-
-def _posterize(image, strength, sign):
-  del sign
-  return ImageOps.posterize(image, 8 - round(4 * strength))
-
-
-def _solarize(image, strength, sign):
-  del sign
-  return ImageOps.solarize(image, 256 - round(256 * strength))
 
 
 def _enhance(kind) -> Operation:
@@ -103,15 +77,27 @@ OPERATIONS: dict[str, Operation] = {
   "auto_contrast": lambda image, strength, sign: ImageOps.autocontrast(image),
   "equalize": lambda image, strength, sign: ImageOps.equalize(image),
   "rotate": _rotate,
-  "solarize": _solarize,
+  "solarize": lambda image, strength, sign: ImageOps.solarize(
+    image, 256 - round(256 * strength)
+  ),
   "color": _enhance(ImageEnhance.Color),
-  "posterize": _posterize,
+  "posterize": lambda image, strength, sign: ImageOps.posterize(
+    image, 8 - round(4 * strength)
+  ),
   "contrast": _enhance(ImageEnhance.Contrast),
   "brightness": _enhance(ImageEnhance.Brightness),
   "sharpness": _enhance(ImageEnhance.Sharpness),
-  "shear_x": _shear_x,
-  "shear_y": _shear_y,
-  "translate_x": _translate_x,
-  "translate_y": _translate_y,
+  "shear_x": lambda image, strength, sign: _affine(
+    image, 1, 0.3 * strength * sign, 0, 0, 1, 0
+  ),
+  "shear_y": lambda image, strength, sign: _affine(
+    image, 1, 0, 0, 0.3 * strength * sign, 1, 0
+  ),
+  "translate_x": lambda image, strength, sign: _affine(
+    image, 1, 0, _SHIFT * strength * sign * image.width, 0, 1, 0
+  ),
+  "translate_y": lambda image, strength, sign: _affine(
+    image, 1, 0, 0, 0, 1, _SHIFT * strength * sign * image.height
+  ),
 }
 _NAMES = tuple(OPERATIONS)

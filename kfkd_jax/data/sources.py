@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -75,8 +74,14 @@ def load(
   Returns:
     The `Dataset`.
   """
-  view = {"size": image_size, "share": crop_share}
-  stays = functools.partial(_stays_on_disk, stream, memory_limit)
+  view = {"size": image_size, "fraction": crop_share}
+
+  def stays(images: Iterable[Stored]) -> bool:
+    """Whether they are read from the disk batch by batch."""
+    if stream != "auto":
+      return stream == "always"
+    return sum(part.nbytes for part in images) > memory_limit * 2**30
+
   if name in folders.NAMES:
     parts, class_names = _listed(
       name, manual_dir, label_field, test_share, follow_links, view
@@ -277,7 +282,10 @@ def _prepared(
       )
     if name in human_labels.BASES and not columns:  # training labels alone
       folder = manual_dir or source.data_dir_root / "downloads" / "manual"
-      found_columns |= _human_columns(epath.Path(folder), name, labels, found)
+      human = human_labels.read_columns(epath.Path(folder), name)
+      # b"train_00042" was example 42 of the archive that was unpacked.
+      place = [int(record["id"].rpartition(b"_")[2]) for record in found]
+      found_columns |= human_labels.align(human, labels, np.array(place))
     images = images_in(found, split)
     parts.append(Examples(images, labels, np.arange(len(labels)), None))
     columns.append(found_columns)
@@ -292,14 +300,6 @@ def _prepared(
 def _stored(part: Examples) -> Stored:
   assert isinstance(part.images, Stored)
   return part.images
-
-
-def _stays_on_disk(
-  stream: Streaming, memory_limit: float, images: Iterable[Stored]
-) -> bool:
-  if stream != "auto":
-    return stream == "always"
-  return sum(part.nbytes for part in images) > memory_limit * 2**30
 
 
 def _feature_keys(info: tfds.core.DatasetInfo) -> FeatureKeys:
@@ -346,16 +346,3 @@ def _synthetic_config(options: str) -> SyntheticConfig:
         f" {', '.join(known)} with a whole number"
       )
   return SyntheticConfig(**{key: int(value) for key, _, value in pairs})
-
-
-def _human_columns(
-  folder: epath.Path,
-  name: str,
-  labels: np.ndarray,
-  found: Sequence[Mapping[str, Any]],
-) -> dict[str, np.ndarray]:
-  """int32[N] of every column of human labels, in the order of the records."""
-  columns = human_labels.read_columns(folder, name)
-  # b"train_00042" was example 42 of the archive that was unpacked.
-  place = [int(record["id"].rpartition(b"_")[2]) for record in found]
-  return human_labels.align(columns, labels, np.array(place))

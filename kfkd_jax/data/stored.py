@@ -158,7 +158,7 @@ class Stored:
     *,
     channels: int = 3,
     size: int | None = None,
-    share: float = 1.0,
+    fraction: float = 1.0,
     places: np.ndarray | None = None,
   ):
     """Says what to read and how to show it.
@@ -168,13 +168,13 @@ class Stored:
       channels: of each.
       size: side of the square that is cut from the centre; None keeps the
         images, which must have one size.
-      share: of the short side that the square keeps.
+      fraction: of the short side that the square keeps.
       places: int[N] in the source; None for all.
     """
     self._source = source
     self._channels = channels
     self._size = size
-    self._share = share
+    self._fraction = fraction
     self._places = np.arange(len(source)) if places is None else places
     self._shape: tuple[int, ...] | None = None
 
@@ -215,7 +215,7 @@ class Stored:
       self._source,
       channels=self._channels,
       size=self._size,
-      share=self._share,
+      fraction=self._fraction,
       places=self._places[rows],
     )
     # Known already: no second look at the first image.
@@ -290,7 +290,7 @@ class Stored:
     """The fixed view of a picture, which evaluation sees."""
     if self._size is None:
       return picture
-    return pictures.fitted(picture, self._size, share=self._share)
+    return pictures.fitted(picture, self._size, fraction=self._fraction)
 
   def _view(self, row: int) -> np.ndarray:
     return pictures.to_array(self.fitted(self.picture(row)))

@@ -86,10 +86,10 @@ class TrainingBatches:
   def __getitem__(self, step: int) -> np.ndarray:
     """uint8[R, H, W, Ch] of a step, counted from the start of training."""
     count = len(self.images)
-    epoch, number = divmod(step, order.num_batches(count, self.batch_size))
+    epoch, place = divmod(step, order.num_batches(count, self.batch_size))
     index = _epoch_index(self.order_seed, epoch, count, self.batch_size)
     view = functools.partial(self._view, step)
-    return self.images.batch(index[number, self.places], view, self.places)
+    return self.images.batch(index[place, self.places], view, self.places)
 
   def _view(self, step: int, row: int, place: int) -> np.ndarray:
     """uint8[H, W, Ch]: a random view, keyed by step and place."""
@@ -194,12 +194,12 @@ def _init_worker(index: int, count: int) -> None:
   # end, and needs them until it has ended its step.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  threading.Thread(target=_leave_with_parent, daemon=True).start()
 
+  def leave_with_parent() -> None:
+    """A killed parent asks nobody, and a worker would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+      parent.join()
+      os._exit(1)
 
-def _leave_with_parent() -> None:
-  """A killed parent asks nobody, and a worker would wait for it for ever."""
-  parent = multiprocessing.parent_process()
-  if parent is not None:
-    parent.join()
-    os._exit(1)
+  threading.Thread(target=leave_with_parent, daemon=True).start()

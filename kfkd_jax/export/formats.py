@@ -64,18 +64,16 @@ def write(
     else:
       for model, shipped in models.items():
         path = folder / f"{model}{SUFFIXES[key]}"
-        _write_one(module, path, shipped, images, tolerance)
+        with no_source_paths():
+          module.write(path, shipped.predict, images.shape[1:])
+        gap = np.abs(module.probabilities(path, images) - shipped.probs).max()
+        if not gap <= tolerance:
+          remove(path)
+          raise ParityError(
+            f"{path.name} differs from the live model by {gap:.1e}"
+          )
       said.append(f"{name} beside them")
   return ", ".join(said)
-
-
-def _write_one(module, path, shipped, images, tolerance) -> None:
-  with no_source_paths():
-    module.write(path, shipped.predict, images.shape[1:])
-  gap = np.abs(module.probabilities(path, images) - shipped.probs).max()
-  if not gap <= tolerance:
-    remove(path)
-    raise ParityError(f"{path.name} differs from the live model by {gap:.1e}")
 
 
 def remove(path: epath.Path) -> None:

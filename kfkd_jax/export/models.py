@@ -97,7 +97,10 @@ def _export(space: Workspace, found: Sequence[Model]) -> str:
   folder = epath.Path(space.path) / "export"
   programs = {m.method: serialise(m) for m in found}
   gaps = check_parity(space, found, programs)
-  _clear(folder)
+  # Models of an earlier export go, and nothing else.
+  for method, suffix in itertools.product(catalogue.EXPORTABLE, _SUFFIXES):
+    if (folder / f"{method}{suffix}").exists():
+      formats.remove(folder / f"{method}{suffix}")
   written = {m.method: _write(folder, m, programs) for m in found}
   said = _other_formats(space, found, folder)
   card = make_card(space, found, written, gaps)
@@ -197,6 +200,7 @@ def serialise(model: Model) -> bytes:
     exported = jax.export.export(predict, platforms=saved_model.PLATFORMS)(
       images
     )
+    # Without derivatives, for which nobody asks and which would double it.
     return trailer.appended(bytes(exported.serialize(vjp_order=0)))
 
 
@@ -239,6 +243,7 @@ def live_probs(model: Model, images: np.ndarray) -> np.ndarray:
       history.predict(apply_fn, member, images)
       for member in history.unstack_checkpoints(model.stacked)
     ]
+  # In float64, so that a difference is the program's and not this sum's.
   return np.einsum("m,mnk->nk", model.weights.astype(np.float64), probs)
 
 
@@ -258,6 +263,7 @@ def run_outside(
       (folder / f"{name}.jaxexp").write_bytes(program)
       arguments += [str(folder / f"{name}{e}") for e in (".jaxexp", ".npy")]
     done = subprocess.run(
+      # -P: the script's folder, which is this package's, is not on the path.
       [sys.executable, "-P", str(main), *arguments],
       env={**os.environ, "JAX_PLATFORMS": "cpu"},
       stderr=subprocess.PIPE,
@@ -371,7 +377,7 @@ def render_card(card: Mapping[str, Any]) -> str:
     keep_trailing_newline=True,
   )
   environment.filters["text"] = text.to_markdown
-  environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+  environment.filters["percent"] = lambda fraction: f"{100 * fraction:.1f}"
   source = importlib.resources.files("kfkd_jax.export").joinpath("card.md")
   return environment.from_string(source.read_text("utf-8")).render(card)
 
@@ -406,14 +412,6 @@ def _other_formats(space: Workspace, found, folder) -> str:
   return formats.write(
     space.config, folder, shipped, images, tolerance=tolerance
   )
-
-
-def _clear(folder: epath.Path) -> None:
-  """Removes models of an earlier export, and nothing else."""
-  for method, suffix in itertools.product(catalogue.EXPORTABLE, _SUFFIXES):
-    path = folder / f"{method}{suffix}"
-    if path.exists():
-      formats.remove(path)
 
 
 def _image_shape(space: Workspace) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -328,7 +328,12 @@ def read_inputs(
       for change in changes:
         changed.setdefault(change, []).append(path)
     parts.append(images)
-  return Inputs(np.concatenate(parts), names, _notes(changed))
+  notes = [
+    f"{change}: {who[0]}"
+    + (f" and {len(who) - 1} more" if len(who) > 1 else "")
+    for change, who in changed.items()
+  ]
+  return Inputs(np.concatenate(parts), names, notes)
 
 
 def _expanded(paths: Sequence[str]) -> list[str]:
@@ -359,14 +364,6 @@ def _expanded(paths: Sequence[str]) -> list[str]:
     else:
       found.append(path)
   return found
-
-
-def _notes(changed: Mapping[str, Sequence[str]]) -> list[str]:
-  return [
-    f"{change}: {who[0]}"
-    + (f" and {len(who) - 1} more" if len(who) > 1 else "")
-    for change, who in changed.items()
-  ]
 
 
 def read_arrays(

@@ -349,6 +349,8 @@ def _winning_intervals(
   """
   rows = np.arange(labels.size)[:, None]
   label = labels[:, None]
+  # In float64: a crossing divides by the difference of two leads, which may be
+  # close to each other.
   at0, at1 = (
     x[rows, label].astype(np.float64) - x - lead for x in (fused, candidate)
   )

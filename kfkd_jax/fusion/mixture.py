@@ -290,6 +290,7 @@ def _newton_step(mixture: _Mixture, point: _Point) -> jax.Array:
   # EM can set a weight to 0; the floor lets the division by it stand.
   weights = jnp.maximum(point.weights, 1e-10)
   num_checkpoints = weights.size
+  # mu is a tenth of what this gap would make it: the usual centring.
   barrier = 0.1 * point.gap / num_checkpoints / weights
   slope = point.gradient - 1
   scale = jnp.sqrt(weights / jnp.maximum(-slope, barrier))
@@ -316,6 +317,7 @@ def _without_crumbs(
     fine = mixture.gain(point, kept) >= 0
     return kept, fine & (mixture.at(kept).gap <= tolerance - _GAP_ROUNDING)
 
+  # One after another: under `vmap` each floor would hold ratios [C, N].
   kept, fine = jax.lax.map(drop, floors)
   # With a floor of 0 nothing is dropped, so the last one is always fine.
   return kept[jnp.argmax(fine.at[-1].set(True))]

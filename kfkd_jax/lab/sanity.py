@@ -89,7 +89,7 @@ def run(
     test = results.predictions(workdir, workspace.TEACHER, "test")
 
     def choose(probs, labels) -> dict[str, np.ndarray]:
-      told = fuse.told_noise(config, task.transition, probs, labels)
+      told = workspace.told_noise(config, task.transition, probs, labels)
       chosen = fuse.fuse(config, probs, labels, transition=told)
       return {
         method: np.asarray(chosen[method]["weights"], np.float32)

@@ -60,7 +60,8 @@ class Cell(NamedTuple):
   @property
   def name(self) -> str:
     """Its folder below the sweep's."""
-    parts = [_as_folder(part) for part in self.point]
+    # Without what cannot stand in a folder's name.
+    parts = [p.replace("%", "%25").replace("/", "%2F") for p in self.point]
     return "/".join([*parts, f"seed-{self.config.seed}"])
 
 
@@ -167,7 +168,8 @@ def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
   """Runs a cell unless it is finished; returns why it failed, if it did."""
   note = folder / _ERROR
   try:
-    if not _is_finished(cell, folder):
+    space = Workspace(cell.config, folder)
+    if not all(stages.is_up_to_date(space, stage) for stage in stages.STAGES):
       say = functools.partial(_say, cell.name)
       stages.run(cell.config, folder, say=say)
       # What was compiled serves no other cell, and of many fills the memory.
@@ -184,13 +186,6 @@ def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
     return line
   note.unlink(missing_ok=True)
   return None
-
-
-def _is_finished(cell: Cell, folder: epath.Path) -> bool:
-  return all(
-    stages.is_up_to_date(Workspace(cell.config, folder), stage)
-    for stage in stages.STAGES
-  )
 
 
 def _error_of(workdir: epath.Path, cell: Cell) -> str | None:
@@ -214,11 +209,6 @@ def _cells(config: ml_collections.ConfigDict, plan: Plan) -> Iterator[Cell]:
       own = config_lib.changed(config, {**changes, "seed": seed})
       point = tuple(f"{key}={value}" for key, value in changes.items())
       yield Cell(point, own)
-
-
-def _as_folder(part: str) -> str:
-  """A text without what cannot stand in a folder's name."""
-  return part.replace("%", "%25").replace("/", "%2F")
 
 
 def _agree(config, workdir, num_seeds, grid) -> tuple[Plan, Plan]:

@@ -32,7 +32,9 @@ def cross_entropy(
   if labels.shape == log_probs.shape:
     stacks.check_rows("labels", labels)
     loss = -jnp.sum(labels.astype(jnp.float32) * log_probs, axis=-1)
-  elif labels.shape == log_probs.shape[:-1] and _is_integer(labels):
+  elif labels.shape == log_probs.shape[:-1] and jnp.issubdtype(
+    labels.dtype, jnp.integer
+  ):
     stacks.check_classes(labels, log_probs.shape[-1])
     loss = -jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0]
   else:
@@ -216,7 +218,3 @@ def hard_targets(probs: ArrayLike) -> jax.Array:
   """
   probs = jnp.asarray(probs)
   return jax.nn.one_hot(jnp.argmax(probs, axis=-1), probs.shape[-1])
-
-
-def _is_integer(x: jax.Array) -> bool:
-  return jnp.issubdtype(x.dtype, jnp.integer)

@@ -43,7 +43,9 @@ def decoupled_distillation(
     f32[B].
   """
   student = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32) / temperature)
-  teacher = _log(temper(teacher_probs, temperature))
+  # Floored, or KL would meet the logarithm of 0.
+  tempered = jnp.maximum(temper(teacher_probs, temperature), _TINY)
+  teacher = jax.lax.stop_gradient(jnp.log(tempered))
   is_label = jax.nn.one_hot(
     jnp.argmax(as_probs(labels, student.shape[-1]), -1),
     student.shape[-1],
@@ -167,12 +169,8 @@ def relational_angles(
   return sums / jnp.maximum(jnp.square(weight.sum()), 1)
 
 
-def _log(probs: ArrayLike) -> jax.Array:
-  logs = jnp.log(jnp.maximum(jnp.asarray(probs, jnp.float32), _TINY))
-  return jax.lax.stop_gradient(logs)
-
-
 def _kl(log_teacher: jax.Array, log_student: jax.Array) -> jax.Array:
+  # Where `_others` wrote -1e9 this is 0 times a finite number.
   probs = jnp.exp(log_teacher)
   return jnp.sum(probs * (log_teacher - log_student), axis=-1)
 
@@ -180,7 +178,7 @@ def _kl(log_teacher: jax.Array, log_student: jax.Array) -> jax.Array:
 def _two_way(log_probs: jax.Array, is_label: jax.Array) -> jax.Array:
   """Log probabilities of the label's class and of all others, `[B, 2]`."""
   label = jnp.sum(log_probs, axis=-1, where=is_label)
-  rest = _masked_logsumexp(log_probs, ~is_label)
+  rest = jax.nn.logsumexp(jnp.where(is_label, -1e9, log_probs), axis=-1)
   return jax.nn.log_softmax(jnp.stack([label, rest], axis=-1))
 
 
@@ -188,10 +186,6 @@ def _others(log_probs: jax.Array, is_label: jax.Array) -> jax.Array:
   """Log probabilities among the other classes; the label's class gets 0."""
   # Not -inf, which KL would turn into 0 times infinity.
   return jax.nn.log_softmax(jnp.where(is_label, -1e9, log_probs))
-
-
-def _masked_logsumexp(values: jax.Array, mask: jax.Array) -> jax.Array:
-  return jax.nn.logsumexp(jnp.where(mask, values, -1e9), axis=-1)
 
 
 def _standard(values: ArrayLike) -> jax.Array:
@@ -234,6 +228,7 @@ def _cosines(features: ArrayLike) -> jax.Array:
   lengths = _root(jnp.square(ways).sum(axis=-1, keepdims=True))
   # Two rows alike have no direction; 0 gives an angle without a gradient.
   ways = _ratio(ways, lengths)
+  # Near 1 a cosine hardly moves with its angle: rounding would be all of it.
   return jnp.einsum("jif,jkf->jik", ways, ways, precision="highest")
 
 

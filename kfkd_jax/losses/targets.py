@@ -47,7 +47,16 @@ def blended_targets(
   >>> blended_targets([0], jnp.asarray([[0.5, 0.5]]), 0.5).tolist()
   [[0.75, 0.25]]
   """
-  probs, share = _rows(probs, share)
+  probs = jnp.asarray(probs, jnp.float32)
+  share = jnp.asarray(share, jnp.float32)
+  if share.shape not in ((), probs.shape[:-1]):
+    raise ValueError(
+      f"share must be a scalar or [B] where probs is [B, K]; got shapes "
+      f"{share.shape} and {probs.shape}."
+    )
+  # Spelt out: rank promotion may be forbidden where this runs.
+  share = jnp.broadcast_to(share, probs.shape[:-1])[..., None]
+  share = jnp.broadcast_to(share, probs.shape)
   mixed = (1 - share) * as_probs(labels, probs.shape[-1]) + share * probs
   return jax.lax.stop_gradient(mixed)
 
@@ -127,17 +136,3 @@ def partial_targets(probs: ArrayLike, *, count: int = 2) -> jax.Array:
   _, top = jax.lax.top_k(probs, count)
   chosen = jax.nn.one_hot(top, num_classes, dtype=jnp.float32)
   return jax.lax.stop_gradient(chosen.sum(axis=-2) / count)
-
-
-def _rows(probs: ArrayLike, share: ArrayLike) -> tuple[jax.Array, jax.Array]:
-  """Probabilities in float32 and a share that reaches along their rows."""
-  probs = jnp.asarray(probs, jnp.float32)
-  share = jnp.asarray(share, jnp.float32)
-  if share.shape not in ((), probs.shape[:-1]):
-    raise ValueError(
-      f"share must be a scalar or [B] where probs is [B, K]; got shapes "
-      f"{share.shape} and {probs.shape}."
-    )
-  # Spelt out: rank promotion may be forbidden where this runs.
-  wide = jnp.broadcast_to(share, probs.shape[:-1])[..., None]
-  return probs, jnp.broadcast_to(wide, probs.shape)

@@ -90,7 +90,14 @@ def find(inputs: Sequence[epath.PathLike] | epath.PathLike) -> Checkpoints:
     raise ValueError(f"{twice[0]} is named twice")
   if len(paths) < 2:
     raise ValueError(f"{inputs[0]} is one checkpoint; merge takes two or more")
-  return Checkpoints([_opened(path) for path in paths], passed_over)
+  members: list[Checkpoint] = []
+  for path in paths:
+    kind = _format_of(path)
+    if kind is None or not path.exists():
+      what = "is no checkpoint" if path.exists() else "is not there"
+      raise ValueError(f"{path} {what}; one is {_FITS}")
+    members.append(kind(path))
+  return Checkpoints(members, passed_over)
 
 
 def _expanded(path: epath.Path) -> tuple[list[epath.Path], list[str]]:
@@ -130,11 +137,3 @@ def _format_of(path: epath.Path) -> Callable[[epath.Path], Checkpoint] | None:
     return checkpoints.SavedTree
   single = len(list(path.glob(f"*{SAFETENSORS}"))) == 1
   return Tensors if single or any(path.glob(INDEX)) else None
-
-
-def _opened(path: epath.Path) -> Checkpoint:
-  kind = _format_of(path)
-  if kind is None or not path.exists():
-    what = "is no checkpoint" if path.exists() else "is not there"
-    raise ValueError(f"{path} {what}; one is {_FITS}")
-  return kind(path)

@@ -10,7 +10,7 @@ import ml_collections
 
 from kfkd_jax.methods import (
   audited,
-  history,
+  fusions,
   mutual,
   objectives,
   online,
@@ -26,7 +26,7 @@ from kfkd_jax.methods.ensemble import Source as Source
 from kfkd_jax.methods.ensemble import predict as predict
 
 ALWAYS: tuple[Method, ...] = (
-  history.HISTORY,
+  fusions.HISTORY,
   soups.KF_SOUP,
   schedules.EMA,
   several.INDEPENDENT,

@@ -33,28 +33,27 @@ FUSED = "audit_retrain_kf"
 DISTILLED = "audit_retrain_kd"
 
 
-def _lesson(space: Workspace) -> networks.Lesson:
-  """The labels that an audit leaves, as it suggests or as it trusts them."""
-  task = space.task
-  store = results.predictions(space.path, workspace.TEACHER, "train")
-  found = auditing.audit(store, task.given)
-  lesson = networks.supervised(space.config)
-  way, labels = space.config.baselines.audit_correct, task.taught()
-  if way == "relabel":
-    return lesson._replace(extra={**labels, "label": found.suggested})
-  if way == "weight":
-    trust = auditing.trust(found) * labels.get("trust", np.float32(1))
-    return lesson._replace(extra={**labels, "trust": trust})
-  kept = np.flatnonzero(~found.accused)
-  images: Any = take(task.images, kept)
-  return lesson._replace(extra={"image": images, **task.taught(kept)})
-
-
 def _plan(space: Workspace) -> networks.Plan:
+  def lesson() -> networks.Lesson:
+    """The labels that an audit leaves, as it suggests or as it trusts them."""
+    task = space.task
+    store = results.predictions(space.path, workspace.TEACHER, "train")
+    found = auditing.audit(store, task.given)
+    given = networks.supervised(space.config)
+    way, labels = space.config.baselines.audit_correct, task.taught()
+    if way == "relabel":
+      return given._replace(extra={**labels, "label": found.suggested})
+    if way == "weight":
+      trust = auditing.trust(found) * labels.get("trust", np.float32(1))
+      return given._replace(extra={**labels, "trust": trust})
+    kept = np.flatnonzero(~found.accused)
+    images: Any = take(task.images, kept)
+    return given._replace(extra={"image": images, **task.taught(kept)})
+
   teacher = results.run_path(space.path, workspace.TEACHER)
   return networks.Plan(
     NAME,
-    lambda: _lesson(space),
+    lesson,
     inputs={
       **objectives.inputs(space.config, NAME),
       "teacher": processes.on_main(results.origin_of, teacher),
@@ -77,23 +76,23 @@ def _weights(space: Workspace, fold: Fold) -> np.ndarray:
   return results.over_all(chosen.weights, kept, len(store))
 
 
-def _student_lesson(space: Workspace) -> networks.Lesson:
-  """What the fusion says of every training point, dropped ones too."""
-  weights = _weights(space, space.task.folds[0])
-  stacked, weights = results.read_members(space, weights, name=NAME)
-  probs = students.teacher_probs(space, stacked, weights, space.task.images)
-  # With labels, which the objective does not read: what a table of corrections
-  # says that they count is not said of a teacher's.
-  extra = {"label": space.task.given, "teacher_probs": np.asarray(probs)}
-  return networks.Lesson(objective.cached_distillation(), extra=extra)
-
-
 def _student_plan(space: Workspace) -> networks.Plan:
+  def lesson() -> networks.Lesson:
+    """What the fusion says of every training point, dropped ones too."""
+    weights = _weights(space, space.task.folds[0])
+    stacked, weights = results.read_members(space, weights, name=NAME)
+    probs = students.teacher_probs(space, stacked, weights, space.task.images)
+    # With labels, which the objective does not read: what a table of
+    # corrections says that they count is not said of a teacher's.
+    extra = {"label": space.task.given, "teacher_probs": np.asarray(probs)}
+    return networks.Lesson(objective.cached_distillation(), extra=extra)
+
   return networks.Plan(
     DISTILLED,
-    lambda: _student_lesson(space),
+    lesson,
     inputs={
       "student": networks.origin(space.config, _plan(space)),
+      # Chosen here and not by the fuse stage, but by the keys of that one.
       "fuse": config_lib.deciding(space.config, "fuse"),
     },
     changes=students.student_changes(space.config),
@@ -104,10 +103,6 @@ def _cost(space: Workspace) -> float:
   """Two trainings, and predicting the training points at every checkpoint."""
   store = results.predictions(space.path, workspace.TEACHER, "train")
   return 2 + len(store) / (3 * space.config.train.epochs)
-
-
-def _retrained(space: Workspace) -> list[Ensemble]:
-  return [of_runs(NAME, [NAME], _cost(space))]
 
 
 def _fused(space: Workspace, fold: Fold) -> list[Ensemble]:
@@ -130,7 +125,10 @@ def _distilled(space: Workspace) -> list[Ensemble]:
 
 
 AUDITED = {
-  NAME: Method(on_all_folds(_retrained), lambda space: [_plan(space)]),
+  NAME: Method(
+    on_all_folds(lambda space: [of_runs(NAME, [NAME], _cost(space))]),
+    lambda space: [_plan(space)],
+  ),
   FUSED: Method(_fused, lambda space: [_plan(space)]),
   DISTILLED: Method(
     on_first_fold(_distilled),

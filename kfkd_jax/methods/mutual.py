@@ -31,6 +31,7 @@ def _plans(space: Workspace) -> list[networks.Plan]:
       "mutual_pair",
       lambda: networks.Lesson(self_taught.mutual()),
       inputs={},
+      # An average would be of both networks, where what is stored is of one.
       changes={**objectives.PLAIN, "train.average_decay": None},
       init=init if space.config.model.pretrained is not None else None,
       module=_pair,

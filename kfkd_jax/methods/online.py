@@ -63,8 +63,6 @@ def _review(space: Workspace) -> loop.Review:
   task = space.task
   fold = task.folds[0]
   labels = workspace.selection_labels(space, fold)
-  known = space.config.fuse.transition == "known"
-  transition = task.transition if known else None
   one_hot = np.eye(task.num_classes, dtype=np.float32)[task.given]
   seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -72,6 +70,10 @@ def _review(space: Workspace) -> loop.Review:
     if epoch not in seen:  # a checkpoint's predictions never change
       probs = store.read(epoch)[fold.select_rows]
       right = probs.argmax(-1) == labels
+      # Never estimated: there is no history yet to tell the noise from.
+      transition = workspace.told_noise(
+        space.config, task.transition, probs[None], labels
+      )
       likely = fusion.label_likelihoods(
         probs[None], labels, transition=transition
       )

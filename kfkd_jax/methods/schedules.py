@@ -83,12 +83,18 @@ def _make_swa(space: Workspace) -> None:
   networks.store(space, "swa", network)
 
 
-def _swa(space: Workspace) -> list[Ensemble]:
-  # A pass forwards, to estimate BatchNorm, is a third of an epoch's training.
-  return [of_runs("swa", ["swa"], 1 + 1 / (3 * space.config.train.epochs))]
-
-
-SWA = Method(on_all_folds(_swa), _swa_plans, _make_swa, ("swa",))
+SWA = Method(
+  on_all_folds(
+    lambda space: [
+      # A pass forwards, to estimate BatchNorm, is a third of an epoch's
+      # training.
+      of_runs("swa", ["swa"], 1 + 1 / (3 * space.config.train.epochs))
+    ]
+  ),
+  _swa_plans,
+  _make_swa,
+  ("swa",),
+)
 
 
 def _snapshot_cycle(config) -> int:
@@ -130,6 +136,7 @@ def _fge_epochs(space: Workspace) -> tuple[int, int, int]:
   there = results.kept_checkpoints(space.path, workspace.TEACHER)
   start = int(min(there, key=lambda c: abs(epochs[c] - wanted)))
   rest = max(space.config.train.epochs - epochs[start], 1)
+  # In whole cycles what the teacher still had to train: one budget for both.
   cycles = max(round(rest / (2 * half)), 1)
   return kept[start], cycles * 2 * half, half
 

@@ -17,7 +17,7 @@ from kfkd_jax.methods.ensemble import (
   on_first_fold,
   watching_cost,
 )
-from kfkd_jax.methods.history import select_accuracy
+from kfkd_jax.methods.fusions import select_accuracy
 from kfkd_jax.run import (
   build,
   networks,
@@ -82,11 +82,6 @@ def with_statistics(
   return renew
 
 
-def _make_kf(space: Workspace) -> None:
-  weights = results.weights_of(space.path, "kf")
-  networks.store(space, "kf_soup", averaged(space, weights))
-
-
 def _make_uniform(space: Workspace) -> None:
   """The checkpoints of `fixed_jumps`: evenly spaced, as many as KF uses."""
   kf = results.weights_of(space.path, "kf")
@@ -98,6 +93,7 @@ def _make_uniform(space: Workspace) -> None:
 
 def _make_greedy(space: Workspace) -> None:
   """From the `fuse.max_members` checkpoints best on the selecting points."""
+  # As a list: what the main process tells the others travels as JSON.
   accuracy = np.asarray(
     processes.on_main(
       lambda: select_accuracy(space, space.task.folds[0]).tolist()
@@ -149,7 +145,13 @@ def _method(name: str, make, *, passes: Callable[[Any], int]):
   return Method(on_first_fold(ensembles), make=make, made=(name,))
 
 
-KF_SOUP = _method("kf_soup", _make_kf, passes=lambda config: 1)
+KF_SOUP = _method(
+  "kf_soup",
+  lambda space: networks.store(
+    space, "kf_soup", averaged(space, results.weights_of(space.path, "kf"))
+  ),
+  passes=lambda config: 1,
+)
 UNIFORM_SOUP = _method("uniform_soup", _make_uniform, passes=lambda config: 1)
 GREEDY_SOUP = _method(
   "greedy_soup", _make_greedy, passes=lambda config: config.fuse.max_members

@@ -72,6 +72,7 @@ def _taught(
         lambda: lesson(space, _teaching(space)),
         inputs={
           **objectives.inputs(space.config, name),
+          # Made anew where the fusion, though asked for alike, chose otherwise.
           "weights": files.digest(weights_of(space).tobytes()),
         },
         changes=students.student_changes(space.config),

@@ -61,6 +61,7 @@ def with_views(
     )
     trained = results.configured_as(space, source.run)
     recipe = build.make_recipe(trained)
+    # Runs of one kind of network share what was compiled.
     if recipe.module not in predictors:
       predictors[recipe.module] = evaluation.Predictor(recipe, mesh)
     predictor = predictors[recipe.module]
@@ -72,9 +73,9 @@ def with_views(
   return total / (len(views) * len(sources))
 
 
-def _view(config, images: np.ndarray | Stored, number: int) -> np.ndarray:
+def _view(config, images: np.ndarray | Stored, view: int) -> np.ndarray:
   """Every image as training might show it, `u8[N, H, W, Ch]`."""
-  key = jax.random.key(streams.stream(config, "augment", number))
+  key = jax.random.key(streams.stream(config, "augment", view))
   changed = jax.jit(
     lambda positions, batch: augment.augment(
       key,

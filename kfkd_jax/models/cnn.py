@@ -11,18 +11,14 @@ import jax.numpy as jnp
 from kfkd_jax.models import layers
 
 
-class CNN(nn.Module):
+class CNN(layers.Classifier):
   """Two stages of two 3x3 convolutions with BatchNorm, then global pooling.
 
   `width` channels in the first stage, twice as many in the second, which runs
   at half the resolution.
   """
 
-  num_classes: int
   width: int = 16
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
-  norm_momentum: float = 0.9
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:

@@ -38,7 +38,7 @@ class Block(nn.Module):
     return x + y * jnp.asarray(gamma, self.dtype).reshape(1, 1, 1, -1)
 
 
-class ConvNeXt(nn.Module):
+class ConvNeXt(layers.Classifier):
   """A stem, four stages, mean pooling.
 
   The stem is a 4x4 convolution with stride 4 (`imagenet`) or a 3x3 one without
@@ -47,14 +47,10 @@ class ConvNeXt(nn.Module):
   is no BatchNorm, so `axis_name` and `norm_momentum` change nothing.
   """
 
-  num_classes: int
   stage_sizes: Sequence[int] = (3, 3, 9, 3)
   width: int = 96
   stem: str = "imagenet"
   remat: bool = False
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
-  norm_momentum: float = 0.9
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:

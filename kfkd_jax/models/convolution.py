@@ -93,20 +93,14 @@ def _is_slow(x, kernel, strides, pads, groups) -> bool:
   # |   725 | [128, 28, 28, 32]  | 3x3 -> 32     |   456 |   63 |
   # |       | [16, 8, 8, 96]     | 7x7 depthwise |    22 |    5 |
   # |       | [32, 32, 32, 96]   | 7x7 depthwise |  3141 |  177 |
-  height, width = _sides(x, kernel, strides, pads)
-  multiplications = x.shape[0] * height * width * kernel.size
-  return multiplications * height * width >= _SLOW
-
-
-def _sides(x, kernel, strides, pads) -> Pair:
-  """Height and width of what the convolution returns."""
   height, width = (
     (side + sum(pad) - window) // stride + 1
     for side, pad, window, stride in zip(
       x.shape[1:3], pads, kernel.shape[:2], strides, strict=True
     )
   )
-  return height, width
+  multiplications = x.shape[0] * height * width * kernel.size
+  return multiplications * height * width >= _SLOW
 
 
 def _xla(x, kernel, strides, pads, groups):
@@ -129,6 +123,7 @@ def _forward(x, kernel, *geometry):
 
 def _backward(strides, pads, groups, residuals, grad):
   x, kernel = residuals
+  # Towards the pictures, XLA's own gradient is fast.
   _, pull = jax.vjp(lambda x: _xla(x, kernel, strides, pads, groups), x)
   return *pull(grad), _filter_gradient(x, kernel, grad, strides, pads, groups)
 
@@ -139,6 +134,7 @@ _conv.defvjp(_forward, _backward)
 def _filter_gradient(x, kernel, grad, strides, pads, groups) -> chex.Array:
   """What `grad`, `[B, H', W', F]`, says about `kernel`, in its type."""
   batch, height, width, _ = grad.shape
+  # bfloat16 has 8 bits, too few for a sum over the pixels of a batch.
   dtype = jnp.promote_types(kernel.dtype, jnp.float32)
   # The pictures of a product; the first product takes what would be left over.
   count = min(max(_ROWS // (height * width), 1), batch)

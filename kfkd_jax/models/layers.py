@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import flax.linen as nn
@@ -25,8 +24,24 @@ Conv = functools.partial(
 )
 
 
+class Classifier(nn.Module):
+  """What all models have in common.
+
+  Attributes:
+    num_classes: K.
+    dtype: of the computation; parameters and logits are float32.
+    axis_name: mesh axis that BatchNorm averages over in training, if any.
+    norm_momentum: how much of its running statistics a step keeps.
+  """
+
+  num_classes: int
+  dtype: jnp.dtype = jnp.float32
+  axis_name: str | None = None
+  norm_momentum: float = 0.9
+
+
 def batch_norm(
-  model: Any, *, train: bool, epsilon: float = 1e-5
+  model: Classifier, *, train: bool, epsilon: float = 1e-5
 ) -> Callable[..., nn.Module]:
   """BatchNorm as the fields of `model` want it."""
   axis_name = model.axis_name if train else None

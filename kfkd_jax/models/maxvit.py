@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kfkd_jax.models import layers
 
+# The tanh form, with which the weights were trained.
 _gelu = functools.partial(jax.nn.gelu, approximate=True)
 
 
@@ -140,7 +141,7 @@ class Block(nn.Module):
     return attend("grid", name="attn_grid")(x)
 
 
-class MaxViT(nn.Module):
+class MaxViT(layers.Classifier):
   """A stem, four stages of `Block`, each at half the resolution, and a head.
 
   The stem's first convolution has stride 2 (`imagenet`) or 1 (`cifar`). `width`
@@ -149,15 +150,11 @@ class MaxViT(nn.Module):
   activations anew in the backward pass. No stochastic depth.
   """
 
-  num_classes: int
   stage_sizes: Sequence[int] = (2, 2, 5, 2)
   width: int = 64
   head_width: int = 32
   stem: str = "imagenet"
   remat: bool = False
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
-  norm_momentum: float = 0.9
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:

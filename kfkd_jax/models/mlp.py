@@ -9,15 +9,11 @@ import jax.numpy as jnp
 from kfkd_jax.models import layers
 
 
-class MLP(nn.Module):
+class MLP(layers.Classifier):
   """`depth` hidden layers of `width` units with BatchNorm, then the classes."""
 
-  num_classes: int
   width: int = 256
   depth: int = 2
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
-  norm_momentum: float = 0.9
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:

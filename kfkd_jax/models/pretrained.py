@@ -40,6 +40,8 @@ _DTYPES = {
   "BF16": jnp.bfloat16,
 }
 _HEADS = ("head.fc", "head", "fc")
+# Filters are height, width, in, out here; out, in, height, width there.
+_TO_TORCH, _TO_FLAX = (3, 2, 0, 1), (2, 3, 1, 0)
 
 
 def load(
@@ -71,7 +73,7 @@ def load(
   return {
     collection: traverse_util.unflatten_dict(
       {
-        keys: _flax_layout(keys, found[_name(keys)])
+        keys: _turned(keys, found[_name(keys)], _TO_FLAX)
         for keys in traverse_util.flatten_dict(tree)
       }
     )
@@ -82,7 +84,7 @@ def load(
 def tensors(variables: dict[str, Any]) -> Tensors:
   """Variables under timm's names and in PyTorch's layouts: `load` reversed."""
   return {
-    _name(keys): _torch_layout(keys, leaf)
+    _name(keys): _turned(keys, leaf, _TO_TORCH)
     for tree in variables.values()
     for keys, leaf in traverse_util.flatten_dict(tree).items()
   }
@@ -92,16 +94,13 @@ def _name(keys: tuple[str, ...]) -> str:
   return ".".join((*keys[:-1], _LEAVES.get(keys[-1], keys[-1])))
 
 
-def _torch_layout(keys: tuple[str, ...], leaf: chex.Array) -> chex.Array:
+def _turned(
+  keys: tuple[str, ...], leaf: chex.Array, axes: tuple[int, ...]
+) -> chex.Array:
+  """A kernel with its axes in another order, `axes` if it is a filter."""
   if keys[-1] != "kernel":
     return leaf
-  return leaf.transpose((3, 2, 0, 1) if leaf.ndim == 4 else (1, 0))
-
-
-def _flax_layout(keys: tuple[str, ...], leaf: chex.Array) -> chex.Array:
-  if keys[-1] != "kernel":
-    return leaf
-  return leaf.transpose((2, 3, 1, 0) if leaf.ndim == 4 else (1, 0))
+  return leaf.transpose(axes if leaf.ndim == 4 else (1, 0))
 
 
 def _read(path: epath.PathLike) -> Tensors:
@@ -200,6 +199,7 @@ def _timm_names(found: Tensors) -> Tensors:
     for pattern, replacement in rules:
       name = re.sub(pattern, replacement, name)
     renamed[name] = value
+  # Hugging Face has three matrices where timm has one.
   for query in [n for n in renamed if ".attn.q." in n]:
     parts = [query.replace(".attn.q.", f".attn.{p}.") for p in "qkv"]
     if all(part in renamed for part in parts):
@@ -217,6 +217,7 @@ def _resize_positions(found: Tensors, own: Tensors) -> None:
   squares = old**2 + 1 == given.shape[1] and new**2 + 1 == count
   if old == new or not squares or given.shape[2] != width:
     return
+  # The class token's embedding, the first, has no place in the grid.
   grid = jax.image.resize(
     given[:, 1:].reshape(1, old, old, width), (1, new, new, width), "bicubic"
   )

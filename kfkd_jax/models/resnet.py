@@ -55,7 +55,7 @@ def _shortcut(block, x: chex.Array, y: chex.Array) -> chex.Array:
   return block.norm(name="downsample.1")(conv(x))
 
 
-class ResNet(nn.Module):
+class ResNet(layers.Classifier):
   """A stem, four stages of `block`, mean pooling.
 
   The stem is a 3x3 convolution (`cifar`) or a strided 7x7 one and a max pool
@@ -63,15 +63,11 @@ class ResNet(nn.Module):
   `remat` computes a block's inner activations anew in the backward pass.
   """
 
-  num_classes: int
   block: type[nn.Module] = BasicBlock
   stage_sizes: Sequence[int] = (2, 2, 2, 2)
   width: int = 64
   stem: str = "cifar"
   remat: bool = False
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
-  norm_momentum: float = 0.9
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:

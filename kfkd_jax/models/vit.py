@@ -28,7 +28,7 @@ class Block(nn.Module):
     return x + layers.Mlp(_gelu, self.dtype, name="mlp")(y)
 
 
-class ViT(nn.Module):
+class ViT(layers.Classifier):
   """Patches as tokens, a class token, `depth` blocks, a linear head.
 
   `width` numbers a token, in heads of `head_width`. `patch` is the side of a
@@ -37,15 +37,11 @@ class ViT(nn.Module):
   and `norm_momentum` change nothing.
   """
 
-  num_classes: int
   depth: int = 12
   width: int = 768
   head_width: int = 64
   patch: int = 16
   remat: bool = False
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
-  norm_momentum: float = 0.9
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:

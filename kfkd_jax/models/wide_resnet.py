@@ -31,20 +31,16 @@ class Block(nn.Module):
     return x + self.conv(self.features, (3, 3), 1, 1, name="conv2")(y)
 
 
-class WideResNet(nn.Module):
+class WideResNet(layers.Classifier):
   """A 3x3 stem of 16 channels and three stages of `depth` blocks.
 
   `width` channels in the first stage: 160 is "ten times as wide". `remat`
   computes a block's inner activations anew in the backward pass.
   """
 
-  num_classes: int
   depth: int = 4
   width: int = 160
   remat: bool = False
-  dtype: jnp.dtype = jnp.float32
-  axis_name: str | None = None
-  norm_momentum: float = 0.9
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:

@@ -240,13 +240,13 @@ def plot_label_noise(
   ax.grid(visible=False)
   for clean, given in np.argwhere(counts):
     count = counts[clean, given]
-    share = count / counts[clean].sum()
+    part = count / counts[clean].sum()
     color = BLUE if clean == given else ORANGE
     corner = (given - 0.47, clean - 0.47)
-    cell = Rectangle(corner, 0.94, 0.94, fc=color, alpha=0.12 + 0.48 * share)
+    cell = Rectangle(corner, 0.94, 0.94, fc=color, alpha=0.12 + 0.48 * part)
     ax.add_patch(cell)
     says = f"{class_names[clean]}, given as {class_names[given]}: {count}"
-    fig.say(ax, [given], [clean], [f"{says} ({100 * share:.1f} %)"])
+    fig.say(ax, [given], [clean], [f"{says} ({100 * part:.1f} %)"])
     size = 9 if num_classes <= 12 else 6.5
     ax.text(given, clean, f"{count}", ha="center", va="center", fontsize=size)
   names = [short(name, 12) for name in class_names]

@@ -22,7 +22,10 @@ def render(
   order = np.argsort(-subject.found.score, kind="stable")
   accused = order[: summary["num_accused"]]
   figures = {**_map(subject, order), **_matrix(subject)}
-  tables: dict[str, Any] = {"classes": _classes(summary)}
+  keys = ("name", "given", "suggested", "accused", "rate_interval")
+  tables: dict[str, Any] = {
+    "classes": [page.flat(row, keys) for row in summary["classes"]]
+  }
   if "truth" in summary:
     tables["scores"] = [
       {"score": name, **values}
@@ -75,11 +78,6 @@ def _matrix(subject: Subject) -> dict[str, page.Drawn]:
   figure = plots.plot_label_noise(counts, subject.class_names, down="suggested")
   label = "Counts of labels, suggested class by given class."
   return {"labels": page.Drawn(figure, label)}
-
-
-def _classes(summary: dict[str, Any]) -> list[dict[str, Any]]:
-  keys = ("name", "given", "suggested", "accused", "rate_interval")
-  return [page.flat(row, keys) for row in summary["classes"]]
 
 
 def _examples(subject: Subject, places: np.ndarray) -> list[dict[str, Any]]:

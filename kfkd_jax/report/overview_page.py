@@ -70,24 +70,21 @@ def read(directories: Sequence[str]) -> list[Run]:
   Raises:
     ValueError: one of them holds no results, or they are damaged.
   """
-  paths = [path for name in directories for path in _expand(epath.Path(name))]
+  paths: list[epath.Path] = []
+  for path in map(epath.Path, directories):
+    if not path.is_dir():
+      raise ValueError(f"report: there is no directory {path}")
+    found = list(_finished(path, _SWEEP_DEPTH))  # itself, or those of a sweep
+    if not found:
+      raise ValueError(
+        f"report: {path} has no results; run `kfkd run --workdir={path}` first"
+      )
+    paths += found
   real = [os.path.realpath(path) for path in paths]
-  for number, path in enumerate(real):
-    if path in real[:number]:
-      raise ValueError(f"report: {paths[number]} is given twice")
+  for place, path in enumerate(real):
+    if path in real[:place]:
+      raise ValueError(f"report: {paths[place]} is given twice")
   return [_read(path, name) for path, name in zip(paths, _names(real))]
-
-
-def _expand(path: epath.Path) -> list[epath.Path]:
-  """A working directory itself, or those of a sweep."""
-  if not path.is_dir():
-    raise ValueError(f"report: there is no directory {path}")
-  found = list(_finished(path, _SWEEP_DEPTH))
-  if not found:
-    raise ValueError(
-      f"report: {path} has no results; run `kfkd run --workdir={path}` first"
-    )
-  return found
 
 
 def _finished(path: epath.Path, depth: int) -> Iterator[epath.Path]:

@@ -71,24 +71,17 @@ def write(page: Page, path: epath.Path) -> Written:
   path = epath.Path(path)
   contents = {path.name: page.html.encode()}
   for name, figure in page.figures.items():
-    for kind, content in _images(figure).items():
-      contents[f"figures/{name}.{kind}"] = content
+    # For papers and slides, on white; without a date, to be equal each time.
+    for kind, no_date in (("svg", {"Date": None}), ("png", {"Software": None})):
+      buffer = io.BytesIO()
+      plots.save(figure, buffer, format=kind, dpi=_PNG_DPI, metadata=no_date)
+      contents[f"figures/{name}.{kind}"] = buffer.getvalue()
   for name, rows in page.tables.items():
     contents[f"tables/{name}.csv"] = text.to_csv(rows).encode()
     contents[f"tables/{name}.md"] = to_markdown(rows).encode()
   for name, content in contents.items():
     files.write_bytes(path.parent / name, content)
   return Written([*contents], f"{len(contents[path.name]) / 1000:.0f} kB")
-
-
-def _images(figure: Figure) -> dict[str, bytes]:
-  """The figure as files for papers and slides, on white."""
-  images = {}
-  for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-    buffer = io.BytesIO()
-    plots.save(figure, buffer, format=kind, dpi=_PNG_DPI, metadata=metadata)
-    images[kind] = buffer.getvalue()
-  return images
 
 
 def flat(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
@@ -107,15 +100,10 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
   """Rows of equal keys, floats with four digits after the point."""
   head = [text.to_markdown(key) for key in rows[0]]
   lines = [head, ["---"] * len(head)]
-  lines += [[_cell(value) for value in row.values()] for row in rows]
+  for row in rows:
+    cells = [f"{v:.4f}" if isinstance(v, float) else v for v in row.values()]
+    lines.append(["" if c is None else text.to_markdown(str(c)) for c in cells])
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cell(value: Any) -> str:
-  if value is None:
-    return ""
-  shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-  return text.to_markdown(shown)
 
 
 def _environment() -> jinja2.Environment:
@@ -142,8 +130,8 @@ def _source(name: str) -> str:
   return here.joinpath(name).read_text(encoding="utf-8")
 
 
-def percent(share: float) -> str:
-  return f"{100 * share:.1f}"
+def percent(fraction: float) -> str:
+  return f"{100 * fraction:.1f}"
 
 
 def decimals(value: float, places: int = 3) -> str:

@@ -11,7 +11,6 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from PIL import Image
 
@@ -73,7 +72,7 @@ def render(space: Workspace) -> page.Page:
   paper = space.config.report.paper
   if paper is not None:
     tables["paper"] = beside_paper(rows, paper)
-  devices = jax.devices()
+  devices, values = jax.devices(), space.config.to_dict()
   return page.render(
     "report.html",
     {
@@ -86,7 +85,11 @@ def render(space: Workspace) -> page.Page:
     config=space.config,
     beside_paper=tables.get("paper"),
     paper=paper and published.COLUMNS[paper],
-    sections=_sections(space.config),
+    # What stands in no section comes first.
+    sections={
+      "": {k: v for k, v in values.items() if not isinstance(v, dict)},
+      **{k: v for k, v in values.items() if isinstance(v, dict)},
+    },
     task=task,
     verdict=verdict.judge(
       rows,
@@ -283,15 +286,15 @@ def _weights(fused, method: str) -> Drawn:
 
 def _memorisation(diagnosis) -> dict[str, Drawn]:
   """What became of the flipped labels, where that was measured."""
-  shares = diagnosis.get("train", {"memorised": [None]})
-  if shares["memorised"][-1] is None:
+  split = diagnosis.get("train", {"memorised": [None]})
+  if split["memorised"][-1] is None:
     return {}
-  figure = plots.plot_memorisation(diagnosis["epochs"], shares)
+  figure = plots.plot_memorisation(diagnosis["epochs"], split)
   return {
     "memorisation": Drawn(
       figure,
       "What the network says about flipped training labels; at the end it has "
-      f"memorised {shares['memorised'][-1]:.3f} of them.",
+      f"memorised {split['memorised'][-1]:.3f} of them.",
     )
   }
 
@@ -494,14 +497,3 @@ def _changes(
     for clean, given in places
     if changed[clean, given]
   ]
-
-
-def _sections(config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
-  """The configuration by section; what stands alone comes first."""
-  sections: dict[str, dict[str, Any]] = {"": {}}
-  for key, value in config.to_dict().items():
-    if isinstance(value, dict):
-      sections[key] = value
-    else:
-      sections[""][key] = value
-  return sections

@@ -62,6 +62,7 @@ def summarise(
     )
   totals, counts = _measured(runs, methods.index(against))
   means = statistics.run_means(totals, counts)
+  # Of one seed, 0: a table is the same whenever it is made.
   intervals = statistics.bootstrap_runs(
     0, totals, counts, num_samples=num_samples, level=level
   )
@@ -155,10 +156,17 @@ def markdown(summaries: Summaries, *, num_seeds: int) -> str:
   """The summaries by grid point for a terminal or a README; in %."""
   if not summaries:
     return "no cell is finished yet"
-  parts = [
-    f"### {_title(point, rows[0]['seeds'], num_seeds)}\n\n{_table(rows)}"
-    for point, rows in summaries.items()
-  ]
+  parts = []
+  for point, rows in summaries.items():
+    seeds = rows[0]["seeds"]
+    title = (
+      f"{seeds} seeds"
+      if seeds == num_seeds
+      else f"{seeds} of {num_seeds} seeds"
+    )
+    if point:
+      title = f"{text.to_markdown(', '.join(point))}: {title}"
+    parts.append(f"### {title}\n\n{_table(rows)}")
   level = next(iter(summaries.values()))[0]["level"]
   parts.append(
     "Accuracy and gain in %: mean over seeds ± standard error over seeds, and "
@@ -170,13 +178,6 @@ def markdown(summaries: Summaries, *, num_seeds: int) -> str:
   return "\n\n".join(parts)
 
 
-def _title(point: tuple[str, ...], seeds: int, num_seeds: int) -> str:
-  count = (
-    f"{seeds} seeds" if seeds == num_seeds else f"{seeds} of {num_seeds} seeds"
-  )
-  return f"{text.to_markdown(', '.join(point))}: {count}" if point else count
-
-
 def _table(rows: list[dict[str, Any]]) -> str:
   lines = [
     f"| method | accuracy | gain over {rows[0]['against']} | wins/ties/losses "
@@ -186,8 +187,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
   for row in rows:
     p = "-" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
     lines.append(
-      f"| {row['method']} | {_share(row, 'accuracy')} "
-      f"| {_share(row, 'gain', '+')} [{100 * row['gain_low']:+.2f}, "
+      f"| {row['method']} | {_percent(row, 'accuracy')} "
+      f"| {_percent(row, 'gain', '+')} [{100 * row['gain_low']:+.2f}, "
       f"{100 * row['gain_high']:+.2f}] "
       f"| {row['wins']}/{row['ties']}/{row['losses']} | {p} "
       f"| {row['nll']:.3f} | {row['ece']:.3f} | {row['train_cost']:.2f} "
@@ -196,7 +197,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def _share(row: dict[str, Any], name: str, sign: str = "") -> str:
+def _percent(row: dict[str, Any], name: str, sign: str = "") -> str:
   return text.percent(row[name], row[f"{name}_error"], sign=sign, decimals=2)
 
 

@@ -131,9 +131,12 @@ def _result(found: Mapping[str, Row], taken: Row) -> str:
   if shown is final:
     parts = [f"the last network: {_percent(final)} for {_trainings(final)}"]
   else:
+    size = "the original size"
+    if shown["inference_cost"] != 1:
+      size = f"{100 * shown['inference_cost']:.0f} % of the operations"
     parts = [
-      f"{_network(shown)}, {_percent(shown)} instead of {_percent(final)}, for "
-      f"{_trainings(shown)} ({shown['name']})"
+      f"one network of {size}, {_percent(shown)} instead of "
+      f"{_percent(final)}, for {_trainings(shown)} ({shown['name']})"
     ]
   independent = found.get("independent")
   if independent is not None and independent["num_members"] > 1:
@@ -143,12 +146,6 @@ def _result(found: Mapping[str, Row], taken: Row) -> str:
     )
   said = "; ".join(parts)
   return f"{said[0].upper()}{said[1:]}."
-
-
-def _network(row: Row) -> str:
-  if row["inference_cost"] == 1:
-    return "one network of the original size"
-  return f"one network of {100 * row['inference_cost']:.0f} % of the operations"
 
 
 def _percent(row: Row) -> str:

@@ -39,6 +39,7 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     "width": config.model.width,
     "stem": config.model.stem,
     "patch": config.model.patch,
+    # False is the default where there is the option, and refused elsewhere.
     "remat": config.model.remat or None,
     "dtype": config.model.dtype,
   }
@@ -142,6 +143,7 @@ def make_recipe(
     epochs=epochs,
     batch_size=space.config.train.batch_size,
     average_decay=space.config.train.average_decay,
+    # Without its history a network is kept once, at its end and in full.
     history_every=space.config.history.every if keep_history else epochs,
     history_unit=space.config.history.unit if keep_history else "epoch",
     history_dtype=space.config.history.dtype if keep_history else "float32",

@@ -76,6 +76,7 @@ def forecast(
       state.variables, dtype=recipe.history_dtype
     ),
     num_checkpoints=min(stored, recipe.history_keep or stored),
+    # The loop keeps two, should the newer one be cut short.
     resume=2 * checkpoints.disk_bytes(state),
     predictions=sum(
       predictions.disk_bytes(
@@ -134,6 +135,7 @@ def _counted(number: float) -> str:
 
 def used(folder: epath.Path) -> int:
   """Bytes that a local folder takes on disk."""
+  # Blocks, not sizes: files may be sparse, and small ones take a whole block.
   return sum(
     os.lstat(os.path.join(parent, name)).st_blocks * 512
     for parent, folders, names in os.walk(folder)

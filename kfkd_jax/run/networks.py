@@ -115,9 +115,10 @@ class WouldReplaceError(ValueError):
   """What took long to train would be lost; says what, and the ways on."""
 
 
-def train(space: Workspace, plan: Plan) -> None:
+def carry_out(space: Workspace, plan: Plan) -> None:
   """Trains the planned network unless it is finished already."""
   run = results.run_path(space.path, plan.name)
+  # Before the plan's changes, which `origin` makes by itself.
   made_from = origin(space.config, plan)
   space = space.changed(plan.changes)
   processes.on_main(_prepare, run, made_from, space.config.model)
@@ -175,7 +176,7 @@ def train(space: Workspace, plan: Plan) -> None:
   # Before the run counts as finished, which says that its average is there.
   if trained.average:
     store(space, f"{plan.name}_ema", trained.average)
-  _finish(run)
+  processes.on_main(_finish, run)
 
 
 @contextlib.contextmanager
@@ -206,10 +207,6 @@ def _prepare(run: epath.Path, made_from: str, model) -> None:
 
 
 def _finish(run: epath.Path) -> None:
-  processes.on_main(_note_finished, run)
-
-
-def _note_finished(run: epath.Path) -> None:
   inputs = results.owner(run)["inputs"]
   note = {"contents": results.contents(run), "inputs": inputs}
   files.write_json(run / results.FINISHED, note)
@@ -261,7 +258,7 @@ def store(
     processes.on_main(write)
   with results.open_history(space.path, name) as history:
     history.save(recipe.epochs, variables)
-  _finish(run)
+  processes.on_main(_finish, run)
 
 
 def _note_model(run: epath.Path, model: ml_collections.ConfigDict) -> None:

@@ -25,6 +25,7 @@ def difference(space: Workspace) -> str:
     return ""
   was, found = before["fingerprint"], now["fingerprint"]
   return ", ".join(
+    # Numbers of images are worth showing; all else is digests.
     f"{key} ({was.get(key)} to {found[key]})" if "number" in key else key
     for key in found
     if was.get(key) != found[key]

@@ -125,26 +125,27 @@ def seconds(run: epath.Path) -> float | None:
 
 def configured_as(space: Workspace, name: str) -> Workspace:
   """The workspace with the network that the run `name` is of."""
-  model = processes.on_main(_model_of, run_path(space.path, name))
+  run = run_path(space.path, name)
+
+  def model_of() -> dict[str, Any] | None:
+    """None for a run of a version that made all of them alike."""
+    note = run / MODEL
+    if not files.exists(note):
+      return None
+    content = files.unsealed(files.read_json(note))
+    if content is None:
+      raise ValueError(f"{note} is damaged; remove it and run again")
+    wrong = files.differences(content, owner(run))
+    if wrong:
+      raise ValueError(
+        f"{note} belongs elsewhere ({wrong}); remove it and run again"
+      )
+    return content["model"]
+
+  model = processes.on_main(model_of)
   if model is None or model == space.config.model.to_dict():
     return space
   return space.changed({f"model.{k}": v for k, v in model.items()})
-
-
-def _model_of(run: epath.Path) -> dict[str, Any] | None:
-  """None for a run of a version that made all of them alike."""
-  note = run / MODEL
-  if not files.exists(note):
-    return None
-  content = files.unsealed(files.read_json(note))
-  if content is None:
-    raise ValueError(f"{note} is damaged; remove it and run again")
-  wrong = files.differences(content, owner(run))
-  if wrong:
-    raise ValueError(
-      f"{note} belongs elsewhere ({wrong}); remove it and run again"
-    )
-  return content["model"]
 
 
 def predictions(workdir: epath.Path, name: str, split: str) -> PredictionStore:
@@ -187,14 +188,14 @@ def read_members(
 
 def kept_checkpoints(workdir: epath.Path, name: str) -> np.ndarray:
   """Places in a run's stored predictions whose networks are kept, `i64[M]`."""
-  return np.asarray(processes.on_main(_kept, workdir, name), int)
 
+  def kept() -> list[int]:
+    history = run_path(workdir, name) / "history"
+    there = {int(p.name) for p in _filled(history) if p.name.isdigit()}
+    epochs = predictions(workdir, name, "test").epochs
+    return [place for place, epoch in enumerate(epochs) if epoch in there]
 
-def _kept(workdir, name) -> list[int]:
-  history = run_path(workdir, name) / "history"
-  there = {int(p.name) for p in _filled(history) if p.name.isdigit()}
-  epochs = predictions(workdir, name, "test").epochs
-  return [place for place, epoch in enumerate(epochs) if epoch in there]
+  return np.asarray(processes.on_main(kept), int)
 
 
 def template(
@@ -247,3 +248,9 @@ class Hits(NamedTuple):
 def read_hits(workdir: epath.Path) -> Hits:
   """What `run` wrote into `hits.npz`."""
   return Hits(**files.read_npz(workdir / "hits.npz", Hits._fields))
+
+
+def final_accuracy(workdir: epath.Path, name: str) -> float:
+  """A run's accuracy on the whole test split, after its last epoch."""
+  store = predictions(workdir, name, "test")
+  return float(np.mean(store[len(store) - 1].argmax(-1) == store.labels))

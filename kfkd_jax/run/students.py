@@ -24,9 +24,9 @@ from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import evaluation
 
 
-def student_name(teacher: str, number: int = 1) -> str:
-  """The run, and the method, of a fusion's student in round `number`."""
-  return f"{teacher}_kd" if number == 1 else f"{teacher}_kd_{number}"
+def student_name(teacher: str, round_: int = 1) -> str:
+  """The run, and the method, of a fusion's student in a round, from 1 on."""
+  return f"{teacher}_kd" if round_ == 1 else f"{teacher}_kd_{round_}"
 
 
 def students(space: Workspace, teacher: str) -> Iterator[str]:
@@ -37,8 +37,8 @@ def students(space: Workspace, teacher: str) -> Iterator[str]:
   is a next one. The first that is no better than the one before is the last.
   """
   best = -np.inf
-  for number in range(1, space.config.distill.rounds + 1):
-    name = student_name(teacher, number)
+  for round_ in range(1, space.config.distill.rounds + 1):
+    name = student_name(teacher, round_)
     yield name
     if space.config.distill.rounds_stop != "none":
       score = processes.on_main(_score, space, name)
@@ -207,8 +207,8 @@ def train_cost(space: Workspace, num_members: float) -> float:
   if space.config.distill.inputs != "train":
     count = len(extra_images(space))
     count += len(task.given) if space.config.distill.inputs == "both" else 0
-  share = count / len(task.given)
-  return share * taught_cost(space, passes * num_members)
+  passes_of_all = count / len(task.given)
+  return passes_of_all * taught_cost(space, passes * num_members)
 
 
 def taught_cost(space: Workspace, passes: float) -> float:
@@ -231,6 +231,7 @@ def extra_images(
         f"{space.config.data.num_train} leaves no image of {task.name} over"
       )
   else:
+    # Through a dict, or keys that follow data.name would follow the new one.
     other = ml_collections.ConfigDict(space.config.to_dict())
     other.data.name, other.noise.field = name, None
     if name not in data_lib.FOLDER_NAMES:  # the folder is the first set's

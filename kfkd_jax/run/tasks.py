@@ -34,7 +34,7 @@ class Fold(NamedTuple):
     select_split: the store whose rows select.
     select_rows: `[S]` rows of it.
     test_rows: `[N]` rows of the `test` store, none of them selected on.
-    number: of the fold.
+    number: its own, from 0.
   """
 
   select_split: str
@@ -106,7 +106,10 @@ def _load_task(config_json: str) -> Task:
   dataset = load_dataset(config)
   parts = _parts(config, dataset)
   _check_fits(config, parts["train"].images)
-  rest = _rest(dataset, parts)
+  # Before labels are corrected: points that are dropped then are not left over.
+  used = [parts[name].ids for name in ("train", "select") if name in parts]
+  left = ~np.isin(dataset.train.ids, np.concatenate(used))
+  rest = dataset.train.take(np.flatnonzero(left)).images
   ledger, transition = _corrupted(config, dataset, parts)
   fingerprint, trust = dict(dataset.fingerprint), None
   if config.noise.corrections is not None:
@@ -205,19 +208,12 @@ def made_noise(
 ) -> str:
   """Says what was done to the training labels; nothing if nothing was."""
   rate, kind = ledger.realised_rate("train"), config.noise.kind
-  share = f"{round(100 * rate, 1):g} % of the training labels"
+  wrong = f"{round(100 * rate, 1):g} % of the training labels"
   made = "" if kind == "field" or not rate else kind
   if config.noise.corrections is None:
-    return f"{share} were made wrong ({kind})" if made else ""
+    return f"{wrong} were made wrong ({kind})" if made else ""
   done = f"corrected by {config.noise.corrections} ({config.noise.correct})"
-  return f"{share} are wrong ({kind}), {done}" if made else f"labels {done}"
-
-
-def _rest(dataset, parts) -> np.ndarray | data_lib.Stored:
-  """Images of the data set's training examples that play no part."""
-  used = [parts[name].ids for name in ("train", "select") if name in parts]
-  left = ~np.isin(dataset.train.ids, np.concatenate(used))
-  return dataset.train.take(np.flatnonzero(left)).images
+  return f"{wrong} are wrong ({kind}), {done}" if made else f"labels {done}"
 
 
 def _check_fits(config, images: np.ndarray | data_lib.Stored) -> None:

@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 from etils import epath
 
+from kfkd_jax import auditing
 from kfkd_jax import config as config_lib
 from kfkd_jax.run import tasks
 
@@ -56,3 +57,22 @@ def selected_on(config: ml_collections.ConfigDict, fold: tasks.Fold) -> str:
   """Says which points chose, for tables: `select (clean labels)`."""
   half = " half" if fold.select_split == "test" else ""
   return f"{fold.select_split}{half} ({config.selection.labels} labels)"
+
+
+def told_noise(
+  config: ml_collections.ConfigDict,
+  made: np.ndarray | None,
+  probs: Any,
+  labels: np.ndarray,
+) -> np.ndarray | None:
+  """What the mixture is told of the labels' noise, `[K, K]`.
+
+  Args:
+    config: its `fuse.transition` says what.
+    made: the noise that was made, None where it has no matrix.
+    probs: `[C, N, K]` of the selecting points.
+    labels: `[N]` that they select with.
+  """
+  if config.fuse.transition == "estimated":
+    return auditing.estimated_noise(probs, labels)
+  return made if config.fuse.transition == "known" else None

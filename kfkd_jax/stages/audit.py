@@ -84,7 +84,7 @@ def artefacts(space: Workspace) -> list[str]:
 def run(space: Workspace) -> str:
   """Writes `audit/` from what networks said of the training points."""
   for plan in plans(space):
-    networks.train(space, plan)
+    networks.carry_out(space, plan)
   lines = processes.on_main(write_of_run, space, space.path / FOLDER)
   return "\n".join(lines)
 

@@ -65,17 +65,16 @@ def run(space: Workspace) -> str:
   method got right. Prediction sets need points that neither selected nor are
   tested: halves of a fold's test points calibrate each other (`sets`).
   """
-  views = _views(space)
-  return processes.on_main(_compare, space, views)
+  return processes.on_main(_compare, space, view_probs(space))
 
 
-def _compare(space: Workspace, views) -> str:
+def _compare(space: Workspace, view_probs: ViewProbs) -> str:
   task = space.task
   rows = []
   by_fold: list[list[Entry]] = []
   origin = _origin(space.config)
   for fold in task.folds:
-    entries = _entries(space, fold, views)
+    entries = _entries(space, fold, view_probs)
     split = "test" if len(task.folds) == 1 else f"test/{fold.number}"
     here = fold.test_rows
     on_fold = [e._replace(probs=e.probs[here]) for e in entries]
@@ -147,6 +146,7 @@ def score(
   """One result row an entry, on the points of these labels."""
   probs = [entry.probs for entry in entries]
   hits = np.stack([p.argmax(-1) == labels for p in probs])
+  curves = [sets.risk_coverage(p, labels) for p in probs]
   final = [e.method for e in entries].index("final")
   # Of one run, so that only the points vary; gains are paired.
   totals = np.concatenate([hits, hits - 1.0 * hits[final]])[:, None]
@@ -179,18 +179,13 @@ def score(
       ),
       "storage_cost": round(entry.num_members * entry.size.storage, 3),
       "select_gain": entry.select_gain,
-      **_refusals(probs[i], labels),
+      "aurc": curves[i].area,
+      "risk_coverage": [_COVERAGES.tolist(), curves[i].at(_COVERAGES).tolist()],
       **_sets(config, probs[i], labels),
       "teacher_agreement": _agreement(entries, entry.method),
     }
     for i, entry in enumerate(entries)
   ]
-
-
-def _refusals(probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-  curve = sets.risk_coverage(probs, labels)
-  points = np.stack([_COVERAGES, curve.at(_COVERAGES)])
-  return {"aurc": curve.area, "risk_coverage": points.tolist()}
 
 
 def _sets(config, probs: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -251,47 +246,54 @@ def table(
 
 
 # Test probabilities from several views of the images, by fold and method.
-Views = dict[tuple[int, str], np.ndarray]
+ViewProbs = dict[tuple[int, str], np.ndarray]
 
 
-def _views(space: Workspace) -> Views:
-  """What every process must help to predict."""
+def view_probs(space: Workspace) -> ViewProbs:
+  """What every process must help to predict, for `compare.test_time`."""
+
+  def asked_for() -> list[tuple[int, str, list]]:
+    """The ensembles, as JSON, each source over all checkpoints of its run."""
+    found = []
+    for fold in space.task.folds:
+      for method in methods.configured(space.config):
+        for ensemble in method.ensembles(space, fold):
+          if ensemble.method not in space.config.compare.test_time:
+            continue
+          sources = []
+          for source in ensemble.sources:
+            store = results.predictions(space.path, source.run, "test")
+            sources.append((source.run, source.over(len(store)).tolist()))
+          found.append((fold.number, ensemble.method, sources))
+    return found
+
   return {
-    (number, method): variants.with_views(
+    (fold, method): variants.with_views(
       space,
       [methods.Source(run, np.asarray(w, np.float32)) for run, w in sources],
     )
-    for number, method, sources in processes.on_main(_to_view, space)
+    for fold, method, sources in processes.on_main(asked_for)
   }
-
-
-def _over(workdir, source: methods.Source) -> list[float]:
-  """Its weights over all checkpoints of its run."""
-  store = results.predictions(workdir, source.run, "test")
-  return source.over(len(store)).tolist()
-
-
-def _to_view(space: Workspace) -> list[tuple[int, str, list]]:
-  """The ensembles of `compare.test_time`, as JSON."""
-  return [
-    (fold.number, e.method, [(s.run, _over(space.path, s)) for s in e.sources])
-    for fold in space.task.folds
-    for method in methods.configured(space.config)
-    for e in method.ensembles(space, fold)
-    if e.method in space.config.compare.test_time
-  ]
 
 
 def _entries(
   space: Workspace,
   fold: tasks.Fold,
-  views: Views,
+  view_probs: ViewProbs,
 ) -> list[Entry]:
   """Every configured method on a fold, and the rows to repeat with options."""
   entries = []
   for method in methods.configured(space.config):
     for ensemble in method.ensembles(space, fold):
-      plain = _entry(ensemble, methods.predict(space.path, ensemble, "test"))
+      plain = Entry(
+        ensemble.method,
+        methods.predict(space.path, ensemble, "test"),
+        ensemble.selected_on,
+        ensemble.num_members,
+        ensemble.train_cost,
+        ensemble.size,
+        ensemble.select_gain,
+      )
       entries.append(plain)
       name = ensemble.method
       if name in space.config.compare.temperature:
@@ -306,20 +308,8 @@ def _entries(
         entries.append(
           plain._replace(
             method=f"{name}+views",
-            probs=views[fold.number, name],
+            probs=view_probs[fold.number, name],
             num_views=space.config.compare.views,
           )
         )
   return entries
-
-
-def _entry(ensemble: methods.Ensemble, probs: np.ndarray) -> Entry:
-  return Entry(
-    ensemble.method,
-    probs,
-    ensemble.selected_on,
-    ensemble.num_members,
-    ensemble.train_cost,
-    ensemble.size,
-    ensemble.select_gain,
-  )

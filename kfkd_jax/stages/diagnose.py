@@ -95,7 +95,7 @@ def together(found: Answers) -> dict[str, Any]:
   forgotten = np.asarray(forgetting.forgotten(correct))
   numbers = sorted({*(2**i for i in range(size.bit_length())), size})
   numbers = [k for k in numbers if k <= size]
-  shares: dict[str, Any] = {
+  found_together: dict[str, Any] = {
     "forgotten": found.ids[forgotten].tolist(),
     "forgotten_share": float(forgotten.mean()),
     "k": numbers,
@@ -106,10 +106,10 @@ def together(found: Answers) -> dict[str, Any]:
   }
   if found.answers is None:
     least = [float((correct[-k:].mean(0) > 0.5).mean()) for k in numbers]
-    return {**shares, "majority_at_least": least}
+    return {**found_together, "majority_at_least": least}
   votes = [forgetting.majority_vote(found.answers[-k:]) for k in numbers]
   right = [float((vote == found.labels).mean()) for vote in votes]
-  return {**shares, "majority_of_last": right}
+  return {**found_together, "majority_of_last": right}
 
 
 def summary_together(split: dict[str, Any]) -> str:

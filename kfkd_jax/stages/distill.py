@@ -6,6 +6,7 @@ images than their teachers had labels for.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,9 @@ def artefacts(space: Workspace) -> list[str]:
   return [
     f"runs/{name}"
     for teacher in space.config.distill.teachers
-    for number in range(1, space.config.distill.rounds + 1)
+    for round_ in range(1, space.config.distill.rounds + 1)
     for name in results.run_names(
-      space.config, students.student_name(teacher, number)
+      space.config, students.student_name(teacher, round_)
     )
   ]
 
@@ -55,11 +56,25 @@ def plans(space: Workspace) -> list[networks.Plan]:
 
 
 def _rounds(space: Workspace, teacher) -> list[networks.Plan]:
+  """A student of the fusion, a student of that one, and so on."""
   found: list[networks.Plan] = []
-  for number in range(1, space.config.distill.rounds + 1):
-    name = students.student_name(teacher, number)
-    before = found[-1] if found else None
-    found.append(_plan(space, name, teacher, before))
+  for round_ in range(1, space.config.distill.rounds + 1):
+    if not found:
+      run, weights = workspace.TEACHER, results.weights_of(space.path, teacher)
+      taught_by = {"weights": files.digest(weights.tobytes())}
+    else:
+      run, weights = found[-1].name, np.ones(1, np.float32)
+      taught_by = {"student": networks.origin(space.config, found[-1])}
+    plan = networks.Plan(
+      students.student_name(teacher, round_),
+      functools.partial(_lesson, space, run, weights),
+      inputs={
+        "distill": config_lib.deciding(space.config, "lesson"),
+        **taught_by,
+      },
+      changes=students.student_changes(space.config),
+    )
+    found.append(plan)
   return found
 
 
@@ -95,11 +110,12 @@ def run(space: Workspace) -> str:
   accuracies, lines = [], []
   for teacher in space.config.distill.teachers:
     planned = _rounds(space, teacher)
+    # `students` ends where a round no longer helps, before the plans do.
     for name, plan in zip(
       students.students(space, teacher), planned, strict=False
     ):
-      networks.train(space, plan)
-      accuracy = processes.on_main(_accuracy, space.path, name)
+      networks.carry_out(space, plan)
+      accuracy = processes.on_main(results.final_accuracy, space.path, name)
       accuracies.append(f"{name} {accuracy:.3f}")
       lines += processes.on_main(_warnings, space, name, teacher)
   said = f"test accuracy: {', '.join(accuracies) or 'no teachers configured'}"
@@ -124,30 +140,6 @@ def _warnings(space: Workspace, name, teacher) -> list[str]:
     split="test",
   )
   return list(verdict.warn(rows, methods=[name]))
-
-
-def _accuracy(workdir, name) -> float:
-  store = results.predictions(workdir, name, "test")
-  return float(np.mean(store[len(store) - 1].argmax(-1) == store.labels))
-
-
-def _plan(space: Workspace, name, teacher, before) -> networks.Plan:
-  """A student of the fusion, or of the student `before`."""
-  if before is None:
-    run, weights = workspace.TEACHER, results.weights_of(space.path, teacher)
-    taught_by = {"weights": files.digest(weights.tobytes())}
-  else:
-    run, weights = before.name, np.ones(1, np.float32)
-    taught_by = {"student": networks.origin(space.config, before)}
-  return networks.Plan(
-    name,
-    lambda: _lesson(space, run, weights),
-    inputs={
-      "distill": config_lib.deciding(space.config, "lesson"),
-      **taught_by,
-    },
-    changes=students.student_changes(space.config),
-  )
 
 
 def _lesson(space: Workspace, run, weights) -> networks.Lesson:

@@ -22,6 +22,7 @@ from kfkd_jax.predictions import (
   read_foreign,
 )
 from kfkd_jax.report import foreign_page, page
+from kfkd_jax.run import workspace
 from kfkd_jax.stages import compare
 from kfkd_jax.stages import diagnose as diagnosing
 from kfkd_jax.stages import fuse as fusing
@@ -81,7 +82,7 @@ def fuse(
 
 
 def _fused(config, found: Predictions, selected_on: str) -> dict[str, Any]:
-  told = fusing.told_noise(config, None, found.probs, found.labels)
+  told = workspace.told_noise(config, None, found.probs, found.labels)
   methods = fusing.fuse(config, found.probs, found.labels, transition=told)
   fold = {
     "selected_on": selected_on,

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from kfkd_jax import auditing, files, fusion
+from kfkd_jax import files, fusion
 from kfkd_jax.predictions import Subset
 from kfkd_jax.run import build, results, workspace
 from kfkd_jax.run.workspace import Workspace
@@ -29,7 +29,9 @@ def run(space: Workspace) -> str:
       space.config,
       probs,
       labels,
-      transition=told_noise(space.config, task.transition, probs, labels),
+      transition=workspace.told_noise(
+        space.config, task.transition, probs, labels
+      ),
     )
     for method in methods.values():
       method["weights"] = results.over_all(method["weights"], kept, len(store))
@@ -40,30 +42,12 @@ def run(space: Workspace) -> str:
       "num_select": len(labels),
       "methods": methods,
     })  # fmt: skip
+  # Every split is predicted at the same checkpoints: any fold's store will do.
   epochs = build.epochs_at(space, store.epochs)
   files.write_json(
     space.path / "fusion.json", {"epochs": epochs, "folds": folds}
   )
   return summary(folds[0]["methods"], epochs)
-
-
-def told_noise(
-  config: ml_collections.ConfigDict,
-  made: np.ndarray | None,
-  probs: Any,
-  labels: np.ndarray,
-) -> np.ndarray | None:
-  """What the mixture is told of the labels' noise, `[K, K]`.
-
-  Args:
-    config: its `fuse.transition` says what.
-    made: the noise that was made, None where it has no matrix.
-    probs: `[C, N, K]` of the selecting points.
-    labels: `[N]` that they select with.
-  """
-  if config.fuse.transition == "estimated":
-    return auditing.estimated_noise(probs, labels)
-  return made if config.fuse.transition == "known" else None
 
 
 def fuse(
@@ -82,12 +66,19 @@ def fuse(
     "window": config.fuse.window,
     "num_epsilons": config.fuse.num_epsilons,
   }
+  mixture = fusion.mixture_fusion(
+    probs, labels, transition=transition, tolerance=config.fuse.tolerance
+  )
+  likelihoods = fusion.label_likelihoods(probs, labels, transition=transition)
   methods = {
     "kf_one_step": _knowledge_fusion(probs, labels, max_members=1, **options),
     "kf": _knowledge_fusion(
       probs, labels, max_members=config.fuse.max_members, **options
     ),
-    "mixture": _mixture(config, probs, labels, transition),
+    "mixture": {
+      "weights": mixture,
+      "gap": fusion.mixture_gap(likelihoods, mixture),
+    },
   }
   final = np.mean(np.asarray(probs[probs.shape[0] - 1]).argmax(-1) == labels)
   for method in methods.values():
@@ -119,14 +110,3 @@ def summary(
 def _knowledge_fusion(probs, labels, **options) -> dict[str, Any]:
   chosen = fusion.knowledge_fusion(probs, labels, **options)
   return chosen._asdict()
-
-
-def _mixture(config, probs, labels, transition) -> dict[str, Any]:
-  weights = fusion.mixture_fusion(
-    probs, labels, transition=transition, tolerance=config.fuse.tolerance
-  )
-  likelihoods = fusion.label_likelihoods(probs, labels, transition=transition)
-  return {
-    "weights": weights,
-    "gap": fusion.mixture_gap(likelihoods, weights),
-  }

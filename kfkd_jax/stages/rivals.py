@@ -31,7 +31,7 @@ def run(space: Workspace) -> str:
   trained: dict[str, None] = {}  # in order, shared ones once
   for method in methods.configured(space.config):
     for plan in method.plans(space):
-      networks.train(space, plan)
+      networks.carry_out(space, plan)
       trained[plan.name] = None
     method.make(space)
   return ", ".join(trained) or "none asked for"

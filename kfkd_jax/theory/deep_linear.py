@@ -47,7 +47,9 @@ def principal_problem(
     inputs: [N, D], centred or not, as the network sees them.
     targets: [N, K].
   """
-  inputs, targets = _checked_data(inputs, targets)
+  inputs = np.asarray(inputs, np.float64)
+  targets = np.asarray(targets, np.float64)
+  _check_shapes(inputs.shape, targets.shape)
   variances, axes = spectral.eigensystem(inputs.T @ inputs / len(inputs))
   moments = axes.T @ (inputs.T @ targets) / len(inputs)
   varies = (variances > 0)[:, None]
@@ -321,6 +323,7 @@ def train(
   """
   inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
   _check_shapes(inputs.shape, targets.shape)
+  # Accelerators round products to fewer bits, which adds up over the steps.
   with jax.default_matmul_precision("highest"):
     gram = inputs.T @ inputs / len(inputs)
     moments = inputs.T @ targets / len(inputs)
@@ -330,6 +333,7 @@ def train(
 
     def loss(layers):
       weights = product(layers)
+      # The squared error up to a constant, from moments: a step costs no N.
       return jnp.vdot(weights, gram @ weights / 2 - moments)
 
     def step(layers, _):
@@ -351,15 +355,6 @@ def _on_axes(problem: PrincipalProblem, inputs: ArrayLike) -> np.ndarray:
       f"shape {inputs.shape}."
     )
   return inputs @ problem.axes
-
-
-def _checked_data(
-  inputs: ArrayLike, targets: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-  inputs = np.asarray(inputs, np.float64)
-  targets = np.asarray(targets, np.float64)
-  _check_shapes(inputs.shape, targets.shape)
-  return inputs, targets
 
 
 def _check_shapes(inputs: tuple[int, ...], targets: tuple[int, ...]) -> None:

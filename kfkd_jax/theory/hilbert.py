@@ -68,6 +68,7 @@ def regulariser(
     )
   # A problem without any kernel left has collapsed, so 1 serves for it.
   top = np.where(collapsed, 1, values.max(axis=-1))
+  # The largest c of `regulariser_bounds`, so 1 / c starts below the solution.
   inverse = np.maximum((norm - radius) / (top * radius), 0)
   for _ in range(100):
     step = _newton_step(values, coefficients, inverse, radius, collapsed)
@@ -215,6 +216,8 @@ def single_fit_values(values: ArrayLike, regularisers: ArrayLike) -> np.ndarray:
   """
   values = np.asarray(values, np.float64)[..., None]
   regularisers = np.asarray(regularisers, np.float64)[..., None, :]
+  # In logarithms: the product overflows with many rounds and small eigenvalues,
+  # and less 1 it cancels where it is near 1.
   with np.errstate(divide="ignore", over="ignore"):
     growth = np.log1p(regularisers / values).sum(axis=-1)
     return 1 / np.expm1(growth)

@@ -65,6 +65,7 @@ def empirical_ntk(
       part = block[: num - row, : num - column] / num_classes
       gram[row : row + size, column : column + size] = part
       gram[column : column + size, row : row + size] = part.T
+  # Blocks on the diagonal are symmetric only up to rounding.
   return (gram + gram.T) / 2
 
 

@@ -48,8 +48,8 @@ def ridge_filters(
       f"got shape {alpha.shape}."
     )
   filters = [np.ones_like(shrink)]
-  for share in np.broadcast_to(alpha, num_rounds):
-    filters.append(shrink * (share + (1 - share) * filters[-1]))
+  for weight in np.broadcast_to(alpha, num_rounds):
+    filters.append(shrink * (weight + (1 - weight) * filters[-1]))
   return np.stack(filters, axis=-2)
 
 

@@ -70,7 +70,13 @@ def coefficients(system: Eigensystem, targets: ArrayLike) -> np.ndarray:
   Returns:
     f64[N] or f64[N, K].
   """
-  return system.vectors.T @ _checked_targets(system, targets)
+  targets = np.asarray(targets, np.float64)
+  if targets.ndim not in (1, 2) or targets.shape[:1] != system.values.shape:
+    raise ValueError(
+      f"targets must be [N] or [N, K] with N = {system.values.size} as in "
+      f"system; got shape {targets.shape}."
+    )
+  return system.vectors.T @ targets
 
 
 def fitted(
@@ -171,16 +177,6 @@ def _checked_filters(system: Eigensystem, filters: ArrayLike) -> np.ndarray:
       f"got shape {filters.shape}."
     )
   return filters
-
-
-def _checked_targets(system: Eigensystem, targets: ArrayLike) -> np.ndarray:
-  targets = np.asarray(targets, np.float64)
-  if targets.ndim not in (1, 2) or targets.shape[:1] != system.values.shape:
-    raise ValueError(
-      f"targets must be [N] or [N, K] with N = {system.values.size} as in "
-      f"system; got shape {targets.shape}."
-    )
-  return targets
 
 
 def _checked_cross_gram(

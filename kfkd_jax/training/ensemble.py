@@ -36,9 +36,9 @@ def predict_checkpoints(
     `f32[C, N, K]`.
   """
   size, count = history.num_checkpoints(stacked), len(inputs)
-  shares = mesh.shape[parallel.ENSEMBLE_AXIS]
+  num_devices = mesh.shape[parallel.ENSEMBLE_AXIS]
   # Members are cut off again below; their weights nobody needs.
-  filled, _ = history.pad_members(stacked, np.zeros(size), shares)
+  filled, _ = history.pad_members(stacked, np.zeros(size), num_devices)
   predict = parallel.pmapped(
     lambda members, x: history.predict_checkpoints(apply_fn, members, x),
     mesh,

@@ -90,12 +90,12 @@ class Feed:
 
     Of stored images, the steps of a call continue those of the last one.
     """
-    for number in steps:
-      epoch, place = divmod(number, self._per_epoch)
+    for step in steps:
+      epoch, place = divmod(step, self._per_epoch)
       # A run that continues within an epoch needs its rows as well.
       if epoch != self._epoch:
         self._start(epoch)
-      yield {**self._rows, **self._brought(number, place)}
+      yield {**self._rows, **self._brought(step, place)}
 
   def _start(self, epoch: int) -> None:
     permutation = order.epoch_order(self._order_seed, epoch, self._count)
@@ -105,7 +105,7 @@ class Feed:
       {"index": index, "weight": weight}, self._mesh, parallel.BATCHES
     )
 
-  def _brought(self, number: int, place: int) -> dict[str, jax.Array]:
+  def _brought(self, step: int, place: int) -> dict[str, jax.Array]:
     """What is not resident: a batch of one step."""
     if self._batches is None:
       return {}
@@ -120,18 +120,18 @@ class Feed:
     # Decoded for this process's own devices alone; the whole batch nobody
     # holds.
     brought["image"] = parallel.shard_own(
-      self._images_of(number)[None],
+      self._images_of(step)[None],
       self._mesh,
       count=self._batch_size,
       spec=parallel.BATCHES,
     )
     return brought
 
-  def _images_of(self, number: int) -> np.ndarray:
+  def _images_of(self, step: int) -> np.ndarray:
     """Decoded ahead from the first step on; steps follow one another."""
     assert self._batches is not None
     if self._images is None:
       self._images = self._open.enter_context(
-        stream.ahead(self._batches, first=number, workers=self._workers)
+        stream.ahead(self._batches, first=step, workers=self._workers)
       )
     return next(self._images)

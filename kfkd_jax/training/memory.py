@@ -49,7 +49,8 @@ def read(memory: chex.ArrayTree, index: chex.Array) -> chex.ArrayTree:
     place, held = _places(everyone, len(rows))
     # Exactly one device holds a row and all others add 0, so the sum is the
     # row.
-    found = jnp.where(_along(held, rows), rows[place], 0)
+    held = held.reshape(held.shape + (1,) * (rows.ndim - 1))
+    found = jnp.where(held, rows[place], 0)
     return lax.dynamic_slice_in_dim(
       lax.psum(found, DATA_AXIS), start, len(index)
     )
@@ -91,7 +92,3 @@ def _places(index, size):
   held = (place >= 0) & (place < size)
   # Masked as well; clipped so that nothing rests on what JAX reads outside.
   return jnp.clip(place, 0, size - 1), held
-
-
-def _along(mask, rows):
-  return mask.reshape(mask.shape + (1,) * (rows.ndim - 1))

@@ -55,11 +55,6 @@ class Gate(NamedTuple):
   by_group: bool = False
 
 
-def _as_given(frozen: Any, images: chex.Array, batch: Batch) -> Batch:
-  del frozen, images
-  return batch
-
-
 class Objective(NamedTuple):
   """A target and a loss, both per example.
 
@@ -78,7 +73,9 @@ class Objective(NamedTuple):
   """
 
   loss: Callable[[chex.Array, Batch], chex.Array]
-  targets: Callable[[Any, chex.Array, Batch], Batch] = _as_given
+  targets: Callable[[Any, chex.Array, Batch], Batch] = (
+    lambda frozen, images, batch: batch
+  )
   memory: Memory | None = None
   gate: Gate | None = None
   features: bool = False
@@ -170,13 +167,13 @@ def cached_distillation(
     labels = supervised()
 
   def loss(logits, batch):
-    share = alpha
+    weight = alpha
     if "unlabelled" in batch:
-      share = alpha + (1 - alpha) * batch["unlabelled"]
+      weight = alpha + (1 - alpha) * batch["unlabelled"]
     taught = losses.distillation(
       logits, batch["teacher_probs"], temperature=temperature
     )
-    return (1 - share) * labels.loss(logits, batch) + share * taught
+    return (1 - weight) * labels.loss(logits, batch) + weight * taught
 
   return Objective(loss, memory=labels.memory)
 

@@ -321,12 +321,12 @@ def eval_apply(module: nn.Module) -> Callable[[Any, chex.Array], chex.Array]:
   return apply_fn
 
 
-def _rows_of(number: chex.Array, rows: Batch) -> Batch:
+def _rows_of(step: chex.Array, rows: Batch) -> Batch:
   """One step's rows on this device, and their `position` in its batch."""
   # `index` and `weight` hold the epoch, of which this is one batch; an array
   # that travels holds one alone, which the remainder finds as well.
   rows = {
-    name: lax.dynamic_index_in_dim(value, number % len(value), keepdims=False)
+    name: lax.dynamic_index_in_dim(value, step % len(value), keepdims=False)
     for name, value in rows.items()
   }
   size = len(rows["index"])

@@ -146,7 +146,10 @@ def test_mistakes_are_found_before_jax_starts():
     "from jax._src import xla_bridge\n"
     "assert not xla_bridge._backends\n"
   )
-  subprocess.run([sys.executable, "-c", code], check=True)
+  done = subprocess.run(
+    [sys.executable, "-c", code], check=False, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
 
 
 def test_foreign_predictions_are_diagnosed_and_fused(

@@ -53,7 +53,9 @@ def test_every_key_that_is_shown_exists(override):
   key, _, text = override.partition("=")
   if text == "FILE.safetensors":
     text = "None"
-  config_lib.override(config_lib.default_config(), key, text.rstrip("."))
+  config = config_lib.default_config()
+  config_lib.override(config, key, text.rstrip("."))
+  assert key in config_lib.names(config)
 
 
 def test_every_command_that_is_shown_exists():
@@ -71,7 +73,11 @@ def _shell(text):
   "spec", sorted(set(re.findall(r"--config=(configs/[^\s`\"]+)", PAGES)))
 )
 def test_every_config_file_that_is_shown_loads(spec):
-  config_lib.validate(config_lib.load_config(f"{ROOT}/{spec}"))
+  config = config_lib.load_config(f"{ROOT}/{spec}")
+  config_lib.validate(config)
+  assert config_lib.names(config) == config_lib.names(
+    config_lib.default_config()
+  )
 
 
 def test_every_page_that_is_linked_is_there():

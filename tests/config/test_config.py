@@ -43,7 +43,12 @@ def configured(**changes):
 )
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_shipped_configs_are_valid(path, arguments):
-  config_lib.validate(config_lib.load_config(f"{path}:{arguments}"))
+  config = config_lib.load_config(f"{path}:{arguments}")
+  config_lib.validate(config)
+  said = dict(part.split("=") for part in arguments.split(",") if "=" in part)
+  assert config.noise.kind == said.get("noise", config.noise.kind)
+  for key, value in config_lib.PROTOCOLS.get(said.get("protocol"), {}).items():
+    assert config.selection[key] == value
 
 
 def test_arguments_of_config_files():
@@ -287,7 +292,10 @@ def test_mistakes_name_key_and_value(changes, message):
 )
 def test_model_options_that_fit_each_other(changes):
   keys = {f"model__{key}": text for key, text in changes.items()}
-  config_lib.validate(configured(**keys))
+  config = configured(**keys)
+  config_lib.validate(config)
+  for key, text in changes.items():
+    assert str(config.model[key]) == text
 
 
 def test_pretrained_weights_fit_models_that_have_some(tmp_path):

@@ -229,7 +229,7 @@ def test_fitted_cuts_the_centre_square():
   assert np.all(np.asarray(pictures.fitted(image, 4)) == 255)
   border = Image.new("L", (8, 8), 255)
   border.paste(0, (1, 1, 7, 7))
-  inner = pictures.fitted(border, 6, share=0.75)
+  inner = pictures.fitted(border, 6, fraction=0.75)
   assert np.all(np.asarray(inner) == 0)
   same = picture(1, (5, 5))
   np.testing.assert_array_equal(pictures.fitted(same, 5), np.asarray(same))

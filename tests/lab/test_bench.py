@@ -12,7 +12,7 @@ from etils import epath
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, models
 from kfkd_jax.lab import bench
-from kfkd_jax.lab.bench import devices, measure, peer, stacks, steps
+from kfkd_jax.lab.bench import devices, histories, measure, peer, steps
 from kfkd_jax.training import objective
 
 TINY = {
@@ -106,9 +106,9 @@ def test_the_stage_is_measured(text):
 
 @pytest.mark.slow
 def test_stacks_are_measured(text):
-  rows = check_rows(stacks.measure_predictions(text))
+  rows = check_rows(histories.measure_predictions(text))
   assert rows["predict_checkpoints, auto, 2 checkpoints"]["limit"] == 1.0
-  rows = stacks.measure_storage(text)
+  rows = histories.measure_storage(text)
   assert len(rows) == 4
   assert all(row["ratio"] >= 0 for row in rows)
 

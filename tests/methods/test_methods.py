@@ -18,7 +18,6 @@ from kfkd_jax import (
 from kfkd_jax.methods import schedules
 from kfkd_jax.run import results, tasks
 from kfkd_jax.run.workspace import Workspace
-from kfkd_jax.stages import compare
 
 pytestmark = pytest.mark.slow
 
@@ -235,7 +234,8 @@ def test_views_of_a_network_apart_count_alike(workdir):
     Workspace(config, workdir), tasks.load_task(config).folds[0]
   )
   sources = [
-    s._replace(weights=compare._over(workdir, s)) for s in ensemble.sources
+    s._replace(weights=s.over(len(results.predictions(workdir, s.run, "test"))))
+    for s in ensemble.sources
   ]
   np.testing.assert_allclose(
     methods.variants.with_views(Workspace(config, workdir), sources),

@@ -56,7 +56,7 @@ def learnt(tmp_path_factory):
   """A teacher that learnt by a memory of what it said."""
   space = space_of(tmp_path_factory.mktemp("elr"), **ELR)
   (plan,) = train.plans(space)
-  networks.train(space, plan)
+  networks.carry_out(space, plan)
   keeping.write_config(space)
   return space
 
@@ -64,7 +64,7 @@ def learnt(tmp_path_factory):
 def test_the_teacher_is_the_network_of_the_row(tmp_path, learnt):
   """To the last bit; so that the row trains no second one."""
   plain = space_of(tmp_path, train__epochs="5")
-  networks.train(plain, plan_of("elr", plain))
+  networks.carry_out(plain, plan_of("elr", plain))
   teacher = last(learnt.path, "teacher")
   np.testing.assert_array_equal(last(plain.path, "elr"), teacher)
   row = methods.OPTIONAL["elr"]
@@ -168,8 +168,8 @@ def test_memory_of_a_teacher_resumes_to_the_same_bits(
   with monkeypatch.context() as patch:
     patch.setattr(networks.Progress, "__call__", stop)
     with pytest.raises(StopError):
-      networks.train(part, plan)
-  networks.train(part, plan)
+      networks.carry_out(part, plan)
+  networks.carry_out(part, plan)
   for split in ("train", "test"):
     stores = [
       results.predictions(space.path, "teacher", split)
@@ -183,7 +183,7 @@ def test_memory_of_a_teacher_resumes_to_the_same_bits(
 def test_memory_finds_its_images_on_disk_too(tmp_path, learnt):
   streamed = space_of(tmp_path, data__stream="always", **ELR)
   (plan,) = train.plans(streamed)
-  networks.train(streamed, plan)
+  networks.carry_out(streamed, plan)
   np.testing.assert_array_equal(
     last(streamed.path, "teacher"), last(learnt.path, "teacher")
   )

@@ -184,7 +184,7 @@ def test_mutual_keeps_the_first_of_two_networks(workdir):
   config = tiny_config(**CONFIG)
   method = OPTIONAL["mutual"]
   (plan,) = method.plans(Workspace(config, workdir))
-  networks.train(Workspace(config, workdir), plan)
+  networks.carry_out(Workspace(config, workdir), plan)
   method.make(Workspace(config, workdir))
   pair = results.predictions(workdir, "mutual_pair", "test")
   kept = results.predictions(workdir, "mutual", "test")
@@ -329,7 +329,7 @@ def test_the_audited_network_is_trained_once_fused_and_distilled(tmp_path):
     stages.run_stage(config, space.path, stage, lambda line: None)
   plans = rivals.plans(space)
   assert [p.name for p in plans] == ["audit_retrain", "audit_retrain_kd"]
-  networks.train(space, plans[0])
+  networks.carry_out(space, plans[0])
   (fold,) = space.task.folds
   (fused,) = OPTIONAL["audit_retrain_kf"].ensembles(space, fold)
   (retrained,) = OPTIONAL["audit_retrain"].ensembles(space, fold)

@@ -476,7 +476,7 @@ def test_training_starts_from_the_file(config, tmp_path, monkeypatch):
       f"m{member}", lambda: networks.supervised(config), {}, member=member
     )
     with pytest.raises(StopHereError):
-      networks.train(Workspace(config, epath.Path(tmp_path)), plan)
+      networks.carry_out(Workspace(config, epath.Path(tmp_path)), plan)
   starts = [given[f"m{m}"][1]["init_from"]["params"] for m in (0, 1)]
   for start in starts:
     kept = {k: v for k, v in start.items() if k != "head"}
@@ -509,7 +509,7 @@ def test_a_run_without_learning_ends_with_the_files_weights(config, tmp_path):
   config.optim.learning_rate = 0.0
   config.optim.weight_decay = 0.0
   plan = networks.Plan("m", lambda: networks.supervised(config), {})
-  networks.train(Workspace(config, epath.Path(tmp_path)), plan)
+  networks.carry_out(Workspace(config, epath.Path(tmp_path)), plan)
   with checkpoints.Checkpoints(epath.Path(tmp_path) / "runs/m/history") as h:
     found = h.restore(1, results.template(Workspace(config)))
   assert_same(found, variables)

@@ -217,7 +217,10 @@ def test_pyplot_is_never_imported():
     "p.to_svg(p.plot_time_to_forget([1, 2], [1, 0]))\n"
     "assert 'matplotlib.pyplot' not in sys.modules\n"
   )
-  subprocess.run([sys.executable, "-c", code], check=True)
+  done = subprocess.run(
+    [sys.executable, "-c", code], check=False, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
 
 
 def test_curves_hold_the_values_and_mark_members():

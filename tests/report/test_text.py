@@ -63,7 +63,13 @@ def test_json_is_exact_and_holds_no_tag(name):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_sweep_titles_and_predictions_are_one_harmless_line(name):
-  title = tables._title((f"data.root={name}",), 1, 1)
-  assert [tag for tag, _ in rendered(f"### {title}\n").tags] == ["h3"]
+  row = dict.fromkeys(("nll", "ece", "train_cost", "accuracy", "gain"), 0.5)
+  row |= {"accuracy_error": None, "gain_error": None, "p_holm": None}
+  row |= dict.fromkeys(("gain_low", "gain_high", "level"), 0.5)
+  row |= dict.fromkeys(("wins", "ties", "losses", "seeds", "inference_cost"), 1)
+  row |= {"method": "kf", "against": "final"}
+  page = tables.markdown({(f"data.root={name}",): [row]}, num_seeds=1)
+  title = page.partition("\n\n")[0]
+  assert [tag for tag, _ in rendered(f"{title}\n").tags] == ["h3"]
   (line,) = predict.summary(predict.np.ones((1, 1)), [name], [name])
   assert line.isprintable()

@@ -7,7 +7,7 @@ from etils import epath
 from tiny import tiny_config
 
 from kfkd_jax import config as config_lib
-from kfkd_jax import files, models, parallel, processes, stages
+from kfkd_jax import files, models, parallel, stages
 from kfkd_jax.export import models as export
 from kfkd_jax.run import (
   build,
@@ -187,12 +187,7 @@ def test_views_of_the_student_are_of_the_student(workdir):
   """Without augmentation every view is the image as it is."""
   config = config_of()
   assert not config.augment.flip
-  views = processes.on_main(compare._to_view, Workspace(config, workdir))
-  ((_, _, sources),) = views
-  probs = compare.variants.with_views(
-    Workspace(config, workdir),
-    [compare.methods.Source(run, np.asarray(w, "f")) for run, w in sources],
-  )
+  (probs,) = compare.view_probs(Workspace(config, workdir)).values()
   store = results.predictions(workdir, "kf_kd", "test")
   np.testing.assert_allclose(probs, store[len(store) - 1], atol=1e-6)
 

@@ -20,9 +20,9 @@ from kfkd_jax.lab.bench import (
   audit,
   devices,
   fusion,
+  histories,
   measure,
   peer,
-  stacks,
   steps,
 )
 
@@ -31,8 +31,8 @@ _PARTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
   "distillation": steps.measure_distillation,
   "together": steps.measure_together,
   "stage": steps.measure_stage,
-  "predictions": stacks.measure_predictions,
-  "storage": stacks.measure_storage,
+  "predictions": histories.measure_predictions,
+  "storage": histories.measure_storage,
   "peer": peer.measure_peers,
 }
 

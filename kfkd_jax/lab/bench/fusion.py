@@ -162,6 +162,10 @@ def _measure_fusion(
   fused = fusion.fuse(probs, weights)
   accuracy = float(np.mean(fused.argmax(axis=1) == labels))
   final = np.asarray(probs[-1], np.float32).argmax(axis=1)
+  gap = None
+  if rule == "mixture_fusion":
+    likelihoods = fusion.label_likelihoods(probs, labels)
+    gap = float(fusion.mixture_gap(likelihoods, weights))
   return {
     "name": rule,
     "shape": list(case.shape),
@@ -174,10 +178,5 @@ def _measure_fusion(
     "num_members": int(np.count_nonzero(weights)),
     "accuracy": accuracy,
     "gain": accuracy - float(np.mean(final == labels)),
-    "gap": _gap(probs, labels, weights) if rule == "mixture_fusion" else None,
+    "gap": gap,
   }
-
-
-def _gap(probs: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-  likelihoods = fusion.label_likelihoods(probs, labels)
-  return float(fusion.mixture_gap(likelihoods, weights))

@@ -59,13 +59,13 @@ def measure_predictions(config_json: str) -> list[dict[str, Any]]:
   ]
   work = at.compute * size * count
   rate = work / measure.typical(seconds["auto"])
-  share = rate / measure.peak_flops(config.model.dtype)
+  of_peak = rate / measure.peak_flops(config.model.dtype)
   return [
     *rows,
     {
       "name": "predict_checkpoints, share of peak",
       "reference": "measured matrix product",
-      "ratio": share,
+      "ratio": of_peak,
     },
   ]
 

@@ -20,10 +20,16 @@ from kfkd_jax.run.workspace import Workspace
 
 def _ensembles(space: Workspace, fold: Fold) -> list[Ensemble]:
   """Every rule that only weighs what the prediction store holds."""
+  chosen = files.read_json(space.path / "fusion.json")["folds"][fold.number]
+  cost = 1 + watching_cost(space, fold)
+  on = workspace.selected_on(space.config, fold)
   return [
     *_unchosen(space, fold),
     *_by_accuracy(space, fold),
-    *_fused(space, fold),
+    *(
+      _of_teacher(method, found["weights"], cost, on, found["gain"])
+      for method, found in chosen["methods"].items()
+    ),
   ]
 
 
@@ -77,17 +83,6 @@ def _by_accuracy(space: Workspace, fold: Fold) -> list[Ensemble]:
       ("best_epoch", best, 1 + watching),
       ("early_stopping", stop.weights, stopped),
     )
-  ]
-
-
-def _fused(space: Workspace, fold: Fold) -> list[Ensemble]:
-  """What the fuse stage chose."""
-  folds = files.read_json(space.path / "fusion.json")["folds"]
-  cost = 1 + watching_cost(space, fold)
-  on = workspace.selected_on(space.config, fold)
-  return [
-    _of_teacher(method, chosen["weights"], cost, on, chosen["gain"])
-    for method, chosen in folds[fold.number]["methods"].items()
   ]
 
 
