@@ -108,7 +108,7 @@ class Checkpoints:
       step: its number.
       tree: global arrays, or of NumPy.
       dtype: that float32 leaves take on disk; None: their own.
-      after: called first; where it raises, nothing is written.
+      after: called before anything is written, which is not where it raises.
     """
     lock.check()
     self.wait()
@@ -116,13 +116,15 @@ class Checkpoints:
       is_there = step in self._manager.all_steps()
     if is_there:  # Orbax refuses a number that is there
       self.delete(step)
-    copies = parallel.snapshot(tree)
+    # Taken out when they are fetched, which frees the devices' memory.
+    copies = [parallel.snapshot(tree)]
 
     def write() -> None:
-      after()
       # As NumPy, which the checksums need anyway: `jax.Array`s take Orbax half
       # as long again, and TensorStore keeps some 15 kB of memory of every save.
-      self._write(step, parallel.to_host(copies), dtype)
+      host = parallel.to_host(copies.pop())
+      after()
+      self._write(step, host, dtype)
 
     calls = [write, self._finish]
     if jax.process_count() > 1:

@@ -145,8 +145,8 @@ def test_a_save_is_of_its_moment_also_where_it_is_donated(tmp_path):
     memory = w.unsafe_buffer_pointer()
     for _ in range(3):
       w = step(w)
-      assert w.unsafe_buffer_pointer() == memory  # in place, not beside it
     begin.set()
+    assert w.unsafe_buffer_pointer() == memory  # in place, not beside it
     store.wait()
     assert not store.restore(1, {"w": w})["w"].any()
 
@@ -168,12 +168,12 @@ def test_thread_that_died_is_not_waited_for(tmp_path, monkeypatch, capsys):
     target=ocp.PyTreeCheckpointer().restore, args=(tmp_path / "nowhere",)
   )
   kept = checkpoints.Checkpoints(epath.Path(tmp_path) / "h")
-  for_ever = threading.Event().wait
-  monkeypatch.setattr(kept._manager, "wait_until_finished", for_ever)
   kept.__enter__()
-  kept.save(1, {"w": np.ones(3)})
-  failing.start()
-  failing.join()
+  kept.save(1, {"w": np.ones(3)}, after=threading.Event().wait)  # for ever
+  # Whose thread it was is not known.
+  with checkpoints.Checkpoints(epath.Path(tmp_path) / "r"):
+    failing.start()
+    failing.join()
   with pytest.raises(OSError, match=r"written \(.*nowhere"):
     kept.__exit__(None, None, None)
   assert threading.excepthook is hook
