@@ -170,7 +170,8 @@ def train(
       # Also where all steps of the tick are done: continued, the run takes none
       # and evaluates.
       if probs is None:
-        _save(history, resume, at, clock, mesh)
+        _save(history, resume, at, clock)
+        resume.wait()  # or what fails now would be lost
         epoch = clock.start(tick) // clock.steps_per_epoch + 1
         processes.say(
           f"{run.name}: stopped in epoch {epoch}; run again to continue"
@@ -185,7 +186,7 @@ def train(
       _append_metrics(run, clock.epochs(tick), metrics)
       at = Position(at.state, tick, at.fit[:0])
       if tick in clock.saved:
-        _save(history, resume, at, clock, mesh)
+        _save(history, resume, at, clock)
       observe(EpochReport(clock.epochs(tick), recipe.epochs, metrics, rate))
 
   return parallel.to_host(Trained(at.state.variables, at.state.average))
@@ -342,12 +343,10 @@ def _unpacked(tree: dict[str, Any], clock: Clock) -> Position:
   return Position(tree["state"], finished, tree["fit"][:steps])
 
 
-def _save(history, resume, at: Position, clock: Clock, mesh) -> None:
-  history.wait()  # a resumed run must find all that came before it
-  tree = _packed(at, clock)
-  for name in ("finished", "fit"):
-    tree[name] = parallel.replicate(tree[name], mesh)
-  resume.save(clock.start(at.finished + 1) + len(at.fit), tree)
+def _save(history, resume, at: Position, clock: Clock) -> None:
+  number = clock.start(at.finished + 1) + len(at.fit)
+  # A resumed run must find all that came before it.
+  resume.save(number, _packed(at, clock), after=history.wait)
 
 
 def _open_stores(stores, run, splits, recipe, owner) -> None:

@@ -83,6 +83,7 @@ class History:
     # was lost. A run that continues from before may still count what is gone.
     self._note = run / "dropped.json"
     self._dropped = set(processes.on_main(self._read_note))
+    self._unwanted: list[int] = []  # noted, but still there
 
   @property
   def path(self) -> epath.Path:
@@ -96,12 +97,16 @@ class History:
 
   def save(self, epoch: int, variables: Any, *, last: bool) -> None:
     """Starts saving what `as_kept` gave."""
+    self._delete_unwanted()
     dtype = None if last else self._dtype
     self._checkpoints.save(epoch, variables, dtype=dtype)
 
   def retain(self, epoch: int, right: RightBits) -> None:
-    """Counts in a saved epoch, the newest of `right`; drops one too many."""
-    self._delete(processes.on_main(self._choose, epoch, right))
+    """Counts in a saved epoch, the newest of `right`; drops one too many.
+
+    It goes with the next save: deleting waits until the newest is on disk.
+    """
+    self._unwanted += processes.on_main(self._choose, epoch, right)
 
   def _choose(self, epoch: int, right: RightBits) -> list[int]:
     """What to drop, noted; what is counted only the main process knows."""
@@ -140,9 +145,9 @@ class History:
 
   def restart(self, epoch: int) -> None:
     """Forgets whatever came after `epoch`, also what was dropped."""
-    dropped = processes.on_main(self._forget, epoch)
+    self._unwanted = processes.on_main(self._forget, epoch)
     self._checkpoints.delete_after(epoch)
-    self._delete(dropped)  # killed before it could
+    self._delete_unwanted()  # killed before it could
 
   def _forget(self, epoch: int) -> list[int]:
     self._dropped = {e for e in self._dropped if e <= epoch}
@@ -153,13 +158,19 @@ class History:
     self._checkpoints.__enter__()
     return self
 
-  def __exit__(self, *raised: Any) -> None:
-    self._checkpoints.__exit__(*raised)
+  def __exit__(self, kind: type | None, *rest: Any) -> None:
+    try:
+      if kind is None:
+        self._delete_unwanted()
+    finally:
+      self._checkpoints.__exit__(kind, *rest)
 
-  def _delete(self, epochs: list[int]) -> None:
-    for epoch in epochs:
-      if epoch in self._checkpoints.steps():
+  def _delete_unwanted(self) -> None:
+    there = self._checkpoints.steps() if self._unwanted else []
+    for epoch in self._unwanted:
+      if epoch in there:
         self._checkpoints.delete(epoch)
+    self._unwanted = []
 
   def _read_note(self) -> list[int]:
     there = files.exists(self._note)

@@ -135,6 +135,32 @@ def test_a_save_is_of_the_moment_it_was_asked_for(tmp_path):
     assert not store.restore(1, tree)["w"].any()
 
 
+def test_a_save_is_of_its_moment_also_where_it_is_donated(tmp_path):
+  mesh = parallel.data_mesh(jax.devices()[:1])
+  step = jax.jit(lambda w: w + 1, donate_argnums=0)
+  w = step(parallel.replicate(np.full(1 << 20, -1, np.float32), mesh))
+  begin = threading.Event()
+  with checkpoints.Checkpoints(epath.Path(tmp_path)) as store:
+    store.save(1, {"w": w}, after=begin.wait)
+    memory = w.unsafe_buffer_pointer()
+    for _ in range(3):
+      w = step(w)
+    begin.set()
+    assert w.unsafe_buffer_pointer() == memory  # in place, not beside it
+    store.wait()
+    assert not store.restore(1, {"w": w})["w"].any()
+
+
+def test_nothing_is_written_where_what_comes_before_fails(tmp_path):
+  def fail():
+    raise OSError(28, "a checkpoint cannot be written", "before")
+
+  with pytest.raises(OSError, match="written: 'before'"):
+    with checkpoints.Checkpoints(epath.Path(tmp_path)) as store:
+      store.save(1, make_tree(1), after=fail)
+  assert not (tmp_path / "1").exists()
+
+
 def test_thread_that_died_is_not_waited_for(tmp_path, monkeypatch, capsys):
   hook = threading.excepthook
   monkeypatch.setattr(checkpoints, "_GRACE_SECONDS", 0.1)
@@ -142,11 +168,12 @@ def test_thread_that_died_is_not_waited_for(tmp_path, monkeypatch, capsys):
     target=ocp.PyTreeCheckpointer().restore, args=(tmp_path / "nowhere",)
   )
   kept = checkpoints.Checkpoints(epath.Path(tmp_path) / "h")
-  for_ever = threading.Event().wait
-  monkeypatch.setattr(kept._manager, "wait_until_finished", for_ever)
   kept.__enter__()
-  failing.start()
-  failing.join()
+  kept.save(1, {"w": np.ones(3)}, after=threading.Event().wait)  # for ever
+  # Whose thread it was is not known.
+  with checkpoints.Checkpoints(epath.Path(tmp_path) / "r"):
+    failing.start()
+    failing.join()
   with pytest.raises(OSError, match=r"written \(.*nowhere"):
     kept.__exit__(None, None, None)
   assert threading.excepthook is hook
@@ -159,6 +186,7 @@ def test_too_little_memory_is_no_full_disk(tmp_path, monkeypatch):
 
   kept = checkpoints.Checkpoints(epath.Path(tmp_path) / "h")
   monkeypatch.setattr(kept._manager, "wait_until_finished", refuse)
+  kept.save(1, {"w": np.ones(3)})
   with pytest.raises(OSError, match="MemoryError") as raised:
     kept.wait()
   assert raised.value.errno == errno.ENOMEM

@@ -174,7 +174,8 @@ def test_checkpoint_that_cannot_be_written_names_its_folder(
   def refuse(*arguments, **options):
     raise ValueError("no room\nand much more")
 
-  with checkpoints.Checkpoints(epath.Path(tmp_path) / "history") as kept:
-    monkeypatch.setattr(kept._manager, "save", refuse)
-    with pytest.raises(OSError, match=r"written \(no room\).*history"):
-      kept.save(1, tree)
+  kept = checkpoints.Checkpoints(epath.Path(tmp_path) / "history")
+  monkeypatch.setattr(kept._manager, "save", refuse)
+  kept.save(1, tree)
+  with pytest.raises(OSError, match=r"written \(no room\).*history"):
+    kept.wait()

@@ -1,6 +1,8 @@
 """One run: an exact pass an epoch, resumable anywhere to the same bits."""
 
+import errno
 import os
+import pathlib
 import shutil
 import signal
 
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -236,6 +239,57 @@ def test_history_holds_the_network_that_was_returned(whole):
     assert_same(checkpoint(whole[2], EPOCHS - 1, variables), variables)
 
 
+def test_history_holds_each_epoch_while_the_next_ones_train(tmp_path, whole):
+  # Its steps are done long before a save has fetched what they take over.
+  seen = {}
+
+  def note(step):
+    def noted(state, *rest):
+      seen[len(seen)] = jax.tree.map(np.array, state.variables)
+      return step(state, *rest)
+
+    return noted
+
+  training, splits = make_data()
+  loop.train(
+    epath.Path(tmp_path),
+    make_recipe(resume_every=1),
+    objective.supervised(),
+    training,
+    splits,
+    seeds=loop.Seeds(1, 2, 3),
+    mesh=parallel.data_mesh(jax.devices()[:1]),
+    wrap_step=note,
+  )
+  for epoch in range(1, EPOCHS):
+    kept = checkpoint(tmp_path, epoch, whole[0].variables)
+    assert_same(kept, seen[epoch * STEPS])
+
+
+def refuse_to_save(monkeypatch, name):
+  """A full disk, of which only the thread that saves hears."""
+  save = ocp.CheckpointManager.save
+
+  def refuse(self, *arguments, **options):
+    if pathlib.Path(self.directory).name == name:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return save(self, *arguments, **options)
+
+  monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
+
+
+@pytest.mark.parametrize("name", ["history", "resume"])
+def test_a_save_that_fails_in_the_background_ends_the_run(
+  tmp_path, monkeypatch, name
+):
+  refuse_to_save(monkeypatch, name)
+  message = f"checkpoint cannot be written .*No space.*{name}'"
+  with pytest.raises(OSError, match=message) as raised:
+    train(tmp_path)
+  assert raised.value.errno == errno.ENOSPC
+  assert not (tmp_path / "resume" / "6").exists()
+
+
 def test_predictions_are_those_of_the_kept_checkpoint(whole):
   _, splits = make_data()
   views = make_recipe().views
@@ -436,6 +490,16 @@ def test_sigterm_during_the_last_report_is_not_lost():
   assert seen == [True]
   with pytest.raises(ZeroDivisionError):  # the block's own error goes first
     asked(lambda requested: 1 // (not requested))
+
+
+def test_sigterm_says_that_nothing_could_be_saved(
+  tmp_path, sigterm_at, monkeypatch, capsys
+):
+  refuse_to_save(monkeypatch, "resume")
+  sigterm_at(1)
+  with pytest.raises(OSError, match="checkpoint cannot be written"):
+    train(tmp_path)
+  assert "run again" not in capsys.readouterr().out
 
 
 VICTIM = 5  # its loss breaks

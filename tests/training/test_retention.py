@@ -192,6 +192,7 @@ def test_killed_between_noting_and_deleting(
   whole, tmp_path, monkeypatch, stop_at
 ):
   def die(self, step):
+    self.wait()
     steps = self.steps()
     if self.path.name == "history" and max(steps) == stop_at:
       assert len(steps) > KEEP
