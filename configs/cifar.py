@@ -39,7 +39,7 @@ def get_config(args=""):
   config.optim.decay_everything = True
   config.train.epochs = 200
   config.train.batch_size = 128
-  config.history.resume_every = 1
+  config.history.resume_every = 5
   config.predictions.train = False
   if arguments.runlocal:
     num_classes = NUM_CLASSES[arguments.data]
