@@ -39,11 +39,11 @@ class _Merged:
     nnx: Any = sys.modules["flax.nnx"]
 
     def by_path(state):
-      pure = isinstance(state, nnx.State)
-      return named_leaves(nnx.to_pure_dict(state) if pure else state)
+      # A variable may hold None or a dict.
+      return named_leaves(state, lambda node: isinstance(node, nnx.Variable))
 
-    # `merge` counts the leaves and gives them out in order, whatever they are
-    # called: numbers tell which path of the graph gets which.
+    # `merge` counts the leaves and gives them out in the order of their paths,
+    # whatever these are. So it tells the paths of the graph as well.
     numbers = {number: number for number in range(self.graph.num_leaves)}
     needed = by_path(nnx.state(nnx.merge(self.graph, numbers)))
     given = by_path(state)
@@ -54,7 +54,7 @@ class _Merged:
         "checkpoints must be all of nnx.state(net) of a network of this "
         f"graph; {different[0]!r} is in the {where} alone."
       )
-    leaves = {number: given[path] for path, number in needed.items()}
+    leaves = {number: given[path] for number, path in enumerate(needed)}
     net = nnx.merge(self.graph, leaves)
     net.eval()
     return net(inputs)

@@ -242,6 +242,21 @@ def test_nnx_checkpoints_may_come_back_as_dicts_with_text_for_indices():
   np.testing.assert_allclose(probs, expected, atol=1e-6)
 
 
+class _Packed(nnx.Module):
+  def __init__(self):
+    self.pair = nnx.Param({"w": jnp.zeros((5, 3)), "b": jnp.arange(3.0)})
+    self.cache = nnx.Variable(None)
+
+  def __call__(self, x):
+    return x @ self.pair["w"] + self.pair["b"][None]
+
+
+def test_variables_of_nnx_may_hold_dicts_or_nothing():
+  probs = history.predict(_Packed(), nnx.state(_Packed()), _inputs(2))
+  expected = jax.nn.softmax(jnp.broadcast_to(jnp.arange(3.0), (2, 3)))
+  np.testing.assert_allclose(probs, expected, atol=1e-6)
+
+
 def test_donated_checkpoints_are_named():
   kept = [{"w": jnp.full(2, c)} for c in range(3)]
   kept[1]["w"].delete()
