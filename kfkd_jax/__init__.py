@@ -13,7 +13,8 @@ Weights over the checkpoints, `weights[C]`:
 `knowledge_fusion`, `mixture_fusion`, `final_only`, `best_checkpoint`,
 `horizontal`, `fixed_jumps`, `random_checkpoints`; `fuse` applies them.
 
-Networks of any kind, as `apply_fn(variables, inputs) -> logits`:
+Networks of any kind, an `nnx.Module` as it is, others as a function
+`apply_fn(variables, inputs) -> logits`:
 `stack_checkpoints`, `predict_checkpoints`, `fused_predict`.
 
 Losses per example, to distil with: `cross_entropy`, `distillation`.

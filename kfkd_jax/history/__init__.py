@@ -1,8 +1,9 @@
 """Stacked checkpoints of one training run, and prediction with them.
 
-`apply_fn(variables, inputs) -> logits[N, K]` is any pure function. Pass the
-same function object every time: what is compiled is kept per function. Letters:
-C checkpoints, N examples, K classes.
+`apply_fn(variables, inputs) -> logits[N, K]` is an NNX network, where the
+checkpoints are copies of its `nnx.state`, or any pure function. Pass the same
+function object every time: what is compiled is kept per function. Letters: C
+checkpoints, N examples, K classes.
 """
 
 from kfkd_jax.history.predicting import (

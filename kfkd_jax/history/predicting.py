@@ -10,13 +10,13 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike
 
 from kfkd_jax import stacks
+from kfkd_jax.history.networks import ApplyFn, as_apply_fn
 from kfkd_jax.history.stacking import (
   leading_size,
   num_checkpoints,
   take_checkpoints,
 )
 
-ApplyFn = Callable[[Any, Any], jax.Array]
 T = TypeVar("T")
 
 _IMPLS = ("auto", "vmap", "map", "loop")
@@ -27,7 +27,7 @@ _USED_SHARE = 0.8  # of the free memory: estimates are of temporaries alone
 
 
 def predict(
-  apply_fn: ApplyFn,
+  apply_fn: ApplyFn | Any,
   variables: Any,
   inputs: Any,
   *,
@@ -36,11 +36,13 @@ def predict(
   """Returns the class probabilities of one checkpoint, f32[N, K].
 
   Args:
-    apply_fn: (variables, inputs) -> logits [N, K].
+    apply_fn: (variables, inputs) -> logits [N, K], or an NNX network, see
+      `predict_checkpoints`.
     variables: the checkpoint.
     inputs: array or pytree with leaves [N, ...].
     batch_size: examples at a time, see `predict_checkpoints`.
   """
+  apply_fn = as_apply_fn(apply_fn)
   return _in_batches(
     lambda batch, chunk: _predict(apply_fn, variables, batch),
     inputs,
@@ -50,7 +52,7 @@ def predict(
 
 
 def predict_checkpoints(
-  apply_fn: ApplyFn,
+  apply_fn: ApplyFn | Any,
   stacked: Any,
   inputs: Any,
   *,
@@ -61,7 +63,9 @@ def predict_checkpoints(
   """Returns the class probabilities of every checkpoint.
 
   Args:
-    apply_fn: (variables, inputs) -> logits [N, K].
+    apply_fn: (variables, inputs) -> logits [N, K]. Or an `nnx.Module` or its
+      `nnx.GraphDef`, for checkpoints that are copies of its `nnx.state` or pure
+      dicts of it: it predicts in eval mode; the module itself stays as it is.
     stacked: pytree with leaves [C, ...].
     inputs: array or pytree with leaves [N, ...].
     batch_size: examples at a time. The last batch is padded, so one shape is
@@ -86,7 +90,7 @@ def predict_checkpoints(
   >>> probs.round(2).tolist() == [[[0.5, 0.5]], [[0.0, 1.0]]]
   True
   """
-  size = num_checkpoints(stacked)
+  apply_fn, size = as_apply_fn(apply_fn), num_checkpoints(stacked)
   chunk = _chunk_size(apply_fn, stacked, inputs, batch_size, impl, chunk)
 
   def predict_batch(batch, chunk):
@@ -99,7 +103,7 @@ def predict_checkpoints(
 
 
 def fused_predict(
-  apply_fn: ApplyFn,
+  apply_fn: ApplyFn | Any,
   stacked: Any,
   weights: ArrayLike,
   inputs: Any,
@@ -114,7 +118,8 @@ def fused_predict(
   are not run, unless `weights` is traced.
 
   Args:
-    apply_fn: (variables, inputs) -> logits [N, K].
+    apply_fn: (variables, inputs) -> logits [N, K], or an NNX network, see
+      `predict_checkpoints`.
     stacked: pytree with leaves [C, ...].
     weights: [C], not negative, of sum 1 (not looked at where traced).
     inputs: array or pytree with leaves [N, ...].
@@ -132,6 +137,7 @@ def fused_predict(
   ... ).tolist()
   [[0.25, 0.75]]
   """
+  apply_fn = as_apply_fn(apply_fn)
   stacked, weights = _members(stacked, weights)
   chunk = _chunk_size(apply_fn, stacked, inputs, batch_size, impl, chunk)
 

@@ -119,14 +119,15 @@ class _Dropped(nnx.Module):
   def __init__(self):
     self.linear = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
     self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(1))
+    self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(2))
 
   def __call__(self, x):
-    return self.linear(self.dropout(x))
+    return self.norm(self.linear(self.dropout(x)))
 
 
 @pytest.fixture(scope="module")
 def nnx_run():
-  """A network with dropout, and its live and copied states of three steps."""
+  """A network in train mode, its live and its copied states of three steps."""
   net, live, copies = _Dropped(), [], []
   optimizer = nnx.Optimizer(net, optax.sgd(0.1), wrt=nnx.Param)
 
@@ -142,7 +143,6 @@ def nnx_run():
       step(net, optimizer, _inputs(4))
       live.append(nnx.split(net)[1])
       copies.append(jax.tree.map(jnp.copy, nnx.state(net)))
-  net.eval()
   return net, live, copies
 
 
@@ -160,19 +160,101 @@ def test_live_states_of_nnx_are_refused(nnx_run):
     history.stack_checkpoints(numbered)
 
 
+def _nnx_probs(state, inputs):
+  """In eval mode: nothing dropped, normed by the kept statistics."""
+  linear, norm = state["linear"], state["norm"]
+  logits = inputs @ np.asarray(linear["kernel"]) + np.asarray(linear["bias"])
+  logits = (logits - np.asarray(norm["mean"])) / np.sqrt(norm["var"] + 1e-5)
+  return jax.nn.softmax(logits * norm["scale"] + norm["bias"])
+
+
 @pytest.mark.parametrize("options", _IMPLS, ids=str)
-def test_copied_states_of_nnx_predict_without_dropping(nnx_run, options):
+@pytest.mark.parametrize("form", [lambda net: net, nnx.graphdef])
+def test_nnx_predicts_in_eval_mode_and_stays_as_it_is(nnx_run, form, options):
   net, _, copies = nnx_run
-  graph = nnx.graphdef(net)
   stacked = history.stack_checkpoints(copies)
+  graph, state = nnx.graphdef(net), jax.tree.map(jnp.copy, nnx.state(net))
+  options = {**options, "batch_size": 4}
   with jax.numpy_rank_promotion("allow"):
+    expected = [_nnx_probs(nnx.to_pure_dict(c), _inputs(6)) for c in copies]
     probs = history.predict_checkpoints(
-      lambda v, x: nnx.merge(graph, v)(x), stacked, _inputs(6), **options
+      form(net), stacked, _inputs(6), **options
     )
-  for found, state in zip(probs, copies, strict=True):
-    linear = state["linear"]
-    logits = _inputs(6) @ linear["kernel"][...] + linear["bias"][...][None]
-    np.testing.assert_allclose(found, jax.nn.softmax(logits), atol=1e-6)
+    fused = history.fused_predict(
+      form(net), stacked, [0.25, 0, 0.75], _inputs(6), **options
+    )
+    last = history.predict(form(net), nnx.state(net), _inputs(6))
+  np.testing.assert_allclose(probs, expected, atol=1e-6)
+  np.testing.assert_allclose(
+    fused, 0.25 * expected[0] + 0.75 * expected[2], atol=1e-6
+  )
+  np.testing.assert_allclose(last, expected[2], atol=1e-6)
+  assert not net.dropout.deterministic
+  assert not net.norm.use_running_average
+  assert nnx.graphdef(net) == graph
+  pairs = zip(jax.tree.leaves(nnx.state(net)), jax.tree.leaves(state))
+  assert all((a == b).all() for a, b in pairs)
+
+
+def test_nnx_networks_of_one_graph_compile_once(nnx_run, monkeypatch):
+  net, _, copies = nnx_run
+  stacked, called = history.stack_checkpoints(copies), []
+  forward = _Dropped.__call__
+  monkeypatch.setattr(
+    _Dropped, "__call__", lambda *a: called.append(0) or forward(*a)
+  )
+  with jax.numpy_rank_promotion("allow"):
+    for network in (net, _Dropped(), nnx.graphdef(net)):
+      history.predict_checkpoints(network, stacked, _inputs(7))
+  assert len(called) == 1
+
+
+def test_nnx_checkpoints_are_told_apart_by_path(nnx_run):
+  net, _, copies = nnx_run
+  parameters = history.stack_checkpoints(
+    [nnx.filter_state(state, nnx.Param) for state in copies]
+  )
+  message = "all of nnx.state.*; 'dropout/rngs/count' is in the network alone"
+  for network in (net, nnx.graphdef(net)):
+    with pytest.raises(ValueError, match=message):
+      history.predict_checkpoints(network, parameters, _inputs(2))
+  more = {**nnx.to_pure_dict(copies[0]), "more": np.ones(1)}
+  with pytest.raises(ValueError, match="'more' is in the checkpoints alone"):
+    history.predict(net, more, _inputs(2))
+  # As many leaves, which `nnx.merge` alone would take for each other.
+  linear = nnx.Linear(5, 3, rngs=nnx.Rngs(0))
+  other = {"offset": np.ones((1, 3)), "weight": np.ones((1, 5, 3))}
+  with pytest.raises(ValueError, match="'bias' is in the network alone"):
+    history.predict_checkpoints(linear, other, _inputs(2))
+
+
+def test_nnx_checkpoints_may_come_back_as_dicts_with_text_for_indices():
+  def make(seed):
+    rngs = nnx.Rngs(seed)
+    return nnx.Sequential(*[nnx.Linear(5, 5, rngs=rngs) for _ in range(11)])
+
+  net = make(0)
+  layers = nnx.to_pure_dict(nnx.state(net))["layers"]
+  saved = {"layers": {str(place): layers[place] for place in layers}}
+  with jax.numpy_rank_promotion("allow"):
+    probs = history.predict(make(1), saved, _inputs(3))
+    expected = jax.nn.softmax(net(_inputs(3)))
+  np.testing.assert_allclose(probs, expected, atol=1e-6)
+
+
+class _Packed(nnx.Module):
+  def __init__(self):
+    self.pair = nnx.Param({"w": jnp.zeros((5, 3)), "b": jnp.arange(3.0)})
+    self.cache = nnx.Variable(None)
+
+  def __call__(self, x):
+    return x @ self.pair["w"] + self.pair["b"][None]
+
+
+def test_variables_of_nnx_may_hold_dicts_or_nothing():
+  probs = history.predict(_Packed(), nnx.state(_Packed()), _inputs(2))
+  expected = jax.nn.softmax(jnp.broadcast_to(jnp.arange(3.0), (2, 3)))
+  np.testing.assert_allclose(probs, expected, atol=1e-6)
 
 
 def test_donated_checkpoints_are_named():
