@@ -95,21 +95,21 @@ def compare(
   runs = {
     name: [points[names[c]][s].run for s in seeds] for name, c in chosen.items()
   }
-  tested = {
-    name: {
-      row["method"]: row
-      for row in tables.summarise(
-        [
-          tables.beside(tables.only(own, [name]), there, name, _THERE)
-          for own, there in zip(runs[method], runs["final"], strict=True)
-        ],
-        against=_THERE,
-        num_samples=num_samples,
-        level=level,
-      )
-    }
-    for name in ("final", method)
-  }
+  tested = {}
+  for name in selecting:
+    both = [
+      tables.beside(tables.only(own, [name]), there, name, _THERE)
+      for own, there in zip(runs[method], runs["final"], strict=True)
+    ]
+    rows = tables.summarise(
+      both, against=_THERE, num_samples=num_samples, level=level
+    )
+    tested[name] = {row["method"]: row for row in rows}
+  return _shown(points, method, seeds, selecting, chosen, tested)
+
+
+def _shown(points, method, seeds, selecting, chosen, tested) -> str:
+  """The comparison as Markdown."""
   lines = [
     f"| chosen by | point | select: final | select: {method} | test: final "
     f"| test: {method} |",
@@ -118,7 +118,7 @@ def compare(
   for by, at in (("final", _THERE), (method, None)):
     cells = [
       by,
-      text.to_markdown(", ".join(names[chosen[by]])),
+      text.to_markdown(", ".join(list(points)[chosen[by]])),
       *(_percent(selecting[name][chosen[by]].mean()) for name in selecting),
       *(
         _percent(row["accuracy"], row["accuracy_error"])
