@@ -273,15 +273,25 @@ def _audit_elsewhere(options, config, workdir) -> str:
 
 
 def _sweep(options, config, workdir) -> tuple[int, str]:
-  """Runs cells, or only reads them; lists those that failed."""
+  """The table of cells, and what a method would choose of them."""
   from kfkd_jax.lab import sweep
 
   against, grid = options.against or "final", options.grid or ()
+  if options.choose is not None and not options.only_table:
+    sweep.check_choice(config, workdir, options.choose, grid)
+  code, table = _swept(options, config, workdir, against, grid)
+  if options.choose is not None:
+    table += f"\n\n{sweep.choice(config, workdir, options.choose)}"
+  return code, table
+
+
+def _swept(options, config, workdir, against, grid) -> tuple[int, str]:
+  """Runs cells, or only reads them; lists those that failed."""
+  from kfkd_jax.lab import studies, sweep
+
   if options.only_table:
     return 0, sweep.read_table(config, workdir, against=against)
   if options.stage == "study":
-    from kfkd_jax.lab import studies
-
     (name,) = options.inputs
     outcome = studies.run(
       config, name, workdir, num_seeds=options.seeds, grid=grid

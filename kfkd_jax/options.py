@@ -111,6 +111,14 @@ _OPTIONS = (
     {"metavar": "METHOD"},
   ),
   Option(
+    "--choose",
+    ("sweep",),
+    "say which point of the grid this method would choose by its accuracy on "
+    "the selecting points, which the final network would, and what either is "
+    "worth on the test points",
+    {"metavar": "METHOD"},
+  ),
+  Option(
     "--only-table",
     ("sweep",),
     "run nothing, show the table of what is finished",

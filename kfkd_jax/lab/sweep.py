@@ -21,7 +21,9 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, stages
-from kfkd_jax.report import tables
+from kfkd_jax.catalogue import METHODS
+from kfkd_jax.lab import choosing
+from kfkd_jax.report import tables, text
 from kfkd_jax.run import keeping, results
 from kfkd_jax.run.workspace import Workspace
 
@@ -32,6 +34,8 @@ _NUM_SEEDS = 5
 _PATIENCE = 60.0  # seconds to wait while another command writes its note
 # Keys that decide any of these may not differ between a sweep's commands.
 _NUMBERS = {"train", "fuse", "distill", "rivals", "compare"}
+# Axes along which the task varies, of which nobody may choose.
+_TASK = ("data.", "selection.", "noise.kind", "noise.rate", "noise.field")
 
 
 class Plan(NamedTuple):
@@ -162,6 +166,84 @@ def read_table(
     raise ValueError(f"{workdir} holds no sweep; `kfkd sweep` begins one")
   _check_same_base(config, workdir, noted)
   return _write_tables(config, workdir, noted, against)
+
+
+def check_choice(
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  method: str,
+  grid: Sequence[str] = (),
+) -> None:
+  """Refuses a method that can choose nothing, and a grid without a choice."""
+  if method == "final":
+    raise config_lib.ConfigError(
+      "--choose=final is said beside any method; name one such as mixture"
+    )
+  if method not in METHODS:
+    raise config_lib.ConfigError(
+      f"--choose={method!r} is no method; there are "
+      f"{', '.join(m for m in METHODS if m != 'final')}"
+    )
+  noted = _noted(epath.Path(workdir))
+  axes = config_lib.parse_grid(grid, config) or (noted.axes if noted else ())
+  if all(axis.key.startswith(_TASK) for axis in axes):
+    varied = ", ".join(axis.key for axis in axes) or "the seed"
+    raise config_lib.ConfigError(
+      f"--choose={method} needs a --grid to choose from, such as "
+      f"train.epochs=30,60; the sweep in {workdir} varies {varied} alone"
+    )
+
+
+def choice(
+  config: ml_collections.ConfigDict, workdir: epath.Path, method: str
+) -> str:
+  """What a method and the final network choose of the grid, task by task."""
+  workdir = epath.Path(workdir)
+  noted = _noted(workdir)
+  if noted is None:
+    raise ValueError(f"{workdir} holds no sweep; `kfkd sweep` begins one")
+  check_choice(config, workdir, method)
+  tasks: dict[
+    tuple[str, ...], dict[tuple[str, ...], dict[int, choosing.Finished]]
+  ] = {}
+  for cell, run in _finished(config, workdir, noted):
+    fused = files.read_json(workdir / cell.name / "fusion.json")
+    selecting = choosing.selecting_accuracy(run.rows, fused)
+    if method not in selecting:
+      raise config_lib.ConfigError(
+        f"--choose={method!r} has no accuracy on the selecting points in "
+        f"{cell.name}; there are {', '.join(selecting)}"
+      )
+    task = tuple(part for part in cell.point if part.startswith(_TASK))
+    own = tuple(part for part in cell.point if part not in task)
+    seeds = tasks.setdefault(task, {}).setdefault(own, {})
+    seeds[cell.config.seed] = choosing.Finished(run, selecting)
+  if not tasks:
+    raise config_lib.ConfigError(
+      f"--choose={method}: no cell of the sweep in {workdir} is finished yet"
+    )
+  parts = []
+  for task, points in tasks.items():
+    said = choosing.compare(
+      points,
+      method,
+      num_samples=config.compare.bootstrap_samples,
+      level=config.compare.level,
+    )
+    title = ", ".join(("chosen on the selecting points", *task))
+    parts.append(f"### {text.to_markdown(title)}\n\n{said}")
+  return "\n\n".join(parts)
+
+
+def _finished(
+  config: ml_collections.ConfigDict, workdir: epath.Path, plan: Plan
+) -> Iterator[tuple[Cell, tables.Run]]:
+  """The cells that are finished, and what they scored."""
+  for cell in _cells(config, plan):
+    folder = workdir / cell.name
+    if stages.is_up_to_date(Workspace(cell.config, folder), "compare"):
+      rows = files.read_json_lines(folder / "results.jsonl")
+      yield cell, tables.Run(rows, results.read_hits(folder))
 
 
 def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
@@ -322,13 +404,11 @@ def _united(noted: Plan, wanted: Plan) -> Plan:
 
 def _write_tables(config, workdir, plan: Plan, against: str) -> str:
   """Summarises the finished cells; writes Markdown and CSV beside them."""
-  points: dict[tuple[str, ...], list[tables.Run]] = {}
-  for cell in _cells(config, plan):
-    runs = points.setdefault(cell.point, [])
-    folder = workdir / cell.name
-    if stages.is_up_to_date(Workspace(cell.config, folder), "compare"):
-      rows = files.read_json_lines(folder / "results.jsonl")
-      runs.append(tables.Run(rows, results.read_hits(folder)))
+  points: dict[tuple[str, ...], list[tables.Run]] = {
+    cell.point: [] for cell in _cells(config, plan)
+  }
+  for cell, run in _finished(config, workdir, plan):
+    points[cell.point].append(run)
   summaries = {
     point: tables.summarise(
       runs,
@@ -340,8 +420,8 @@ def _write_tables(config, workdir, plan: Plan, against: str) -> str:
     if runs
   }
   name = "table" if against == "final" else f"table-against-{against}"
-  text = tables.markdown(summaries, num_seeds=len(plan.seeds))
+  table = tables.markdown(summaries, num_seeds=len(plan.seeds))
   if summaries:
-    files.write_text(workdir / f"{name}.md", text + "\n")
+    files.write_text(workdir / f"{name}.md", table + "\n")
     files.write_text(workdir / f"{name}.csv", tables.csv_text(summaries))
-  return text
+  return table

@@ -39,7 +39,7 @@ HISTORY = Method(_ensembles)
 def _of_teacher(method, weights, cost, on="", gain=None) -> Ensemble:
   """An ensemble by weights over all checkpoints, also those not kept."""
   source = Source(workspace.TEACHER, np.asarray(weights, np.float32))
-  return Ensemble(method, (source,), on, cost, gain)
+  return Ensemble(method, (source,), on, float(cost), gain)
 
 
 def _unchosen(space: Workspace, fold: Fold) -> list[Ensemble]:

@@ -29,6 +29,35 @@ class Run(NamedTuple):
   hits: Hits
 
 
+def only(run: Run, methods: Sequence[str]) -> Run:
+  """What a run says of those of `methods` that it has; its rows stay."""
+  names = [str(name) for name in run.hits.methods]
+  there = [names.index(method) for method in methods if method in names]
+  hits = run.hits._replace(
+    methods=run.hits.methods[there],
+    hits=run.hits.hits[:, there],
+    scored=run.hits.scored[:, there],
+  )
+  return Run(run.rows, hits)
+
+
+def beside(run: Run, other: Run, method: str, name: str) -> Run:
+  """A run and, as its method `name`, a method of another run."""
+  for part in ("ids", "tested"):
+    if not np.array_equal(getattr(other.hits, part), getattr(run.hits, part)):
+      raise ValueError(
+        f"runs cannot be compared: their hits.npz differ in {part}"
+      )
+  theirs = only(other, [method]).hits
+  hits = run.hits._replace(
+    methods=np.append(run.hits.methods, name),
+    hits=np.concatenate([run.hits.hits, theirs.hits], axis=1),
+    scored=np.concatenate([run.hits.scored, theirs.scored], axis=1),
+  )
+  found = [{**r, "method": name} for r in other.rows if r["method"] == method]
+  return Run([*run.rows, *found], hits)
+
+
 def summarise(
   runs: Sequence[Run],
   *,

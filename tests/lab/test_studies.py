@@ -108,6 +108,25 @@ def test_without_a_matrix_nothing_is_told(tmp_path):
   assert np.isnan([row["mixture_known"] for row in rows]).all()
 
 
+def test_recipes_by_what_chooses_and_by_what_is_tested(tmp_path):
+  kf = {"accuracy": 0.9, "gain": 0.2}
+  folder = epath.Path(tmp_path)
+  files.write_json(folder / "fusion.json", {"folds": [{"methods": {"kf": kf}}]})
+  gains = {"final": None, "kf": 0.2, "mixture": 0.1}
+  rows = [
+    {"method": method, "accuracy": 0.5, "select_gain": gain}
+    for method, gain in gains.items()
+  ]
+  files.write_json_lines(folder / "results.jsonl", rows)
+  (row,) = measures.chosen(config_lib.default_config(), folder)
+  assert row == pytest.approx({
+    "final": 0.5, "kf": 0.5, "mixture": 0.5,
+    "select_final": 0.7, "select_kf": 0.9, "select_mixture": 0.8,
+  })  # fmt: skip
+  drawn = {v for vs in studies.find("reversal").figures.values() for v in vs}
+  assert drawn == set(row)
+
+
 def cell_of(objective, seed, right):
   """What `composed.run_of` says of a cell whose methods are right here."""
   names = [*right, "kf_one_step"]

@@ -315,12 +315,76 @@ def test_command_line(cells, capsys):
   assert kfkd(capsys, where)[0] == 0
 
 
+def leave_choice(cells, point, *, final, gain, seed=0):
+  """What chooses of a finished cell besides."""
+  folder = cells.root / point / f"seed-{seed}"
+  kf = {"accuracy": final + gain, "gain": gain}
+  files.write_json(folder / "fusion.json", {"folds": [{"methods": {"kf": kf}}]})
+  rows = [
+    row("final", seed, 0.5),
+    {**row("kf", seed, 0.5), "select_gain": gain},
+  ]
+  files.write_json_lines(folder / "results.jsonl", rows)
+
+
+def test_choice_of_each_task(cells, capsys):
+  """Noise is no choice: under each kind, one is made of its own epochs."""
+  kinds, epochs = ("pair", "symmetric"), (30, 60)
+  where = f"--workdir={cells.root}"
+  go(cells, f"noise.kind={','.join(kinds)}", "train.epochs=30,60", num_seeds=1)
+  for kind in kinds:
+    for number in epochs:
+      leave_choice(
+        cells, f"noise.kind={kind}/train.epochs={number}",
+        final=0.9 if kind == "pair" else 0.5, gain=number / 1000,
+      )  # fmt: skip
+  code, out, err = kfkd(capsys, where, "--only-table", "--choose=kf")
+  assert (code, err) == (0, "")
+  _, pair, symmetric = out.split("### chosen on the selecting points, ")
+  assert pair.startswith("noise.kind=pair\n")
+  assert symmetric.startswith("noise.kind=symmetric\n")
+  assert "| final | train.epochs=30 | 90.00 | 93.00 | 50.00 | 50.00 |" in pair
+  assert "| kf | train.epochs=60 | 50.00 | 56.00 | 50.00 | 50.00 |" in symmetric
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (["--choose=fk"], "--choose='fk' is no method; there are best_epoch"),
+    (["--choose=final"], "name one such as mixture"),
+    (["--choose=swa"], "in train.epochs=30/seed-0; there are final, kf"),
+  ],
+)
+def test_what_cannot_choose_is_refused(cells, capsys, arguments, message):
+  go(cells, "train.epochs=30,60", num_seeds=1)
+  for number in (30, 60):
+    leave_choice(cells, f"train.epochs={number}", final=0.5, gain=0.1)
+  where = f"--workdir={cells.root}"
+  code, _, err = kfkd(capsys, where, "--only-table", *arguments)
+  assert code == 2
+  assert message in err and err.count("\n") == 1
+
+
+def test_nothing_finished_chooses_nothing(cells, capsys):
+  cells.failing = {f"train.epochs={n}/seed-0": ValueError("no") for n in (1, 2)}
+  where = f"--workdir={cells.root}"
+  grid = "--grid=train.epochs=1,2"
+  code, _, err = kfkd(capsys, where, grid, "--seeds=1", "--choose=kf")
+  assert code == 2
+  assert "train.epochs=2/seed-0 failed: no" in err
+  assert err.splitlines()[-1].endswith("is finished yet")
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
     (["--seeds=0"], "--seeds must be at least 1"),
     (["--grid=noise.rates=1"], "did you mean 'noise.rate'"),
     (["--only-table"], "holds no sweep"),
+    (["--only-table", "--choose=kf"], "holds no sweep"),
+    (["--choose=kf"], "varies the seed alone"),
+    (["--choose=kf", "--grid=noise.rate=0,0.4"], "varies noise.rate alone"),
+    (["--choose=fk", "--grid=train.epochs=1,2"], "'fk' is no method"),
   ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -333,7 +397,13 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 
 def test_arguments_of_a_sweep_go_with_it_alone(capsys):
-  for argument in ("--grid=a=1", "--seeds=2", "--only-table", "--against=kf"):
+  for argument in (
+    "--grid=a=1",
+    "--seeds=2",
+    "--only-table",
+    "--against=kf",
+    "--choose=kf",
+  ):
     assert cli.main(["run", argument]) == 2
     name = argument.split("=")[0]
     assert f"{name} goes with sweep" in capsys.readouterr().err

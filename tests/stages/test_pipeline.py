@@ -113,6 +113,15 @@ def test_golden_values(workdir):
     assert rows[method]["nll"] == pytest.approx(nll, abs=2e-3)
 
 
+def test_costs_are_plain_numbers(workdir):
+  """The verdict on a run whose best row cost a NumPy number was an error."""
+  space = Workspace(tiny_config(), epath.Path(workdir))
+  (fold,) = space.task.folds
+  for method in methods.configured(space.config):
+    for ensemble in method.ensembles(space, fold):
+      assert type(ensemble.train_cost) is float, ensemble.method
+
+
 def test_every_method_is_scored_with_its_costs(workdir):
   rows = rows_of(workdir)
   assert set(rows) == METHODS

@@ -172,6 +172,17 @@ STUDIES: dict[str, Study] = {
     {"accuracy": ("accuracy",), "gains": ("over_final",)},
     line="train.objective", by=("method",), summary=composed.summarise,
   ),
+  "reversal": Study(
+    "Is the recipe that is best before fusing also best after it?",
+    "reversal", _NO_STUDENTS,
+    ("train.epochs=15,30,60,120", "optim.learning_rate=0.03,0.1,0.3"),
+    measures.chosen, "train.epochs",
+    {
+      key: (key,) for method in ("final", "kf", "mixture")
+      for key in (f"select_{method}", method)
+    },
+    line="optim.learning_rate", log=True,
+  ),
   "audit": Study(
     "How well does a training history tell wrong labels?",
     "noise", _CHEAP,
@@ -187,6 +198,9 @@ _VALUE_NAMES = {
   "kept": "share of the checkpoints kept",
   "num_select": "selecting points",
   "accuracy": "accuracy",
+  "select_final": "final network, selecting",
+  "select_kf": "KF, selecting",
+  "select_mixture": "mixture, selecting",
   "max_forget": "largest Fₑ",
   "forget": "Fₑ",
   "null_forget": "Fₑ if independent",

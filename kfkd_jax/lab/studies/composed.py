@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
-import numpy as np
 from etils import epath
 
 from kfkd_jax import files
-from kfkd_jax.report.tables import Run
+from kfkd_jax.report.tables import Run, beside, only
 from kfkd_jax.report.tables import summarise as over_seeds
 from kfkd_jax.run import results
 
@@ -79,10 +78,10 @@ def _compared(group: Mapping[str, Mapping[int, Run]]) -> list[Row]:
       for seed, run in runs.items()
       if seed in group[best]
     ]
-    beside: dict[str, Any] = {}
+    over_best: dict[str, Any] = {}
     if both:
       rows = over_seeds(both, against=_BEST)
-      beside = {row["method"]: row for row in rows}
+      over_best = {row["method"]: row for row in rows}
     table += [
       {
         OBJECTIVE: objective,
@@ -90,7 +89,7 @@ def _compared(group: Mapping[str, Mapping[int, Run]]) -> list[Row]:
         "seeds": row["seeds"],
         **_estimate("accuracy", row, "accuracy"),
         **_estimate("over_final", row, "gain"),
-        **_estimate("over_best", beside.get(row["method"], {}), "gain"),
+        **_estimate("over_best", over_best.get(row["method"], {}), "gain"),
       }
       for row in own[objective]
     ]
@@ -104,27 +103,5 @@ def _estimate(name: str, row: Mapping[str, Any], value: str) -> Row:
 
 def _chosen(run: Run, other: Run | None = None) -> Run:
   """The methods looked at; with the final network of another as `_BEST`."""
-  names = [str(name) for name in run.hits.methods]
-  there = [names.index(method) for method in METHODS if method in names]
-  hits = run.hits._replace(
-    methods=run.hits.methods[there],
-    hits=run.hits.hits[:, there],
-    scored=run.hits.scored[:, there],
-  )
-  if other is None:
-    return Run(run.rows, hits)
-  for name in ("ids", "tested"):
-    if not np.array_equal(getattr(other.hits, name), getattr(hits, name)):
-      raise ValueError(
-        f"objectives cannot be compared: their hits.npz differ in {name}"
-      )
-  final = [str(name) for name in other.hits.methods].index("final")
-  hits = hits._replace(
-    methods=np.append(hits.methods, _BEST),
-    hits=np.concatenate([hits.hits, other.hits.hits[:, [final]]], axis=1),
-    scored=np.concatenate([hits.scored, other.hits.scored[:, [final]]], axis=1),
-  )
-  finals = [
-    {**row, "method": _BEST} for row in other.rows if row["method"] == "final"
-  ]
-  return Run([*run.rows, *finals], hits)
+  chosen = only(run, METHODS)
+  return chosen if other is None else beside(chosen, other, "final", _BEST)

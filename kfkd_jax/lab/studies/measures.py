@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from kfkd_jax import auditing, files, forgetting, fusion, metrics
 from kfkd_jax.config import changed
+from kfkd_jax.lab import choosing
 from kfkd_jax.methods import online as online_fusion
 from kfkd_jax.predictions import PredictionStore, Subset
 from kfkd_jax.run import (
@@ -63,6 +64,19 @@ def gains_of(test: Mapping[str, Any], rows: Sequence[Mapping]) -> Row:
     "null_forget": test["null"][worst],
     **{method: mean(method, "gain") for method in _GAINS},
   }
+
+
+def chosen(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
+  """One row: accuracy where points selected, which chooses, and on test."""
+  del config
+  rows = files.read_json_lines(workdir / "results.jsonl")
+  fused = files.read_json(workdir / "fusion.json")
+  select = choosing.selecting_accuracy(rows, fused)
+  tested = {
+    method: fmean(r["accuracy"] for r in rows if r["method"] == method)
+    for method in ("final", "kf", "mixture")
+  }
+  return [{**tested, **{f"select_{m}": select[m] for m in tested}}]
 
 
 def epochs(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
