@@ -159,7 +159,8 @@ def audit(probs: Any, labels: ArrayLike) -> Audit:
   proportion between. As many are accused, and no fewer than the plain mean of
   all predictions, divided alike, differs in. They are few where nothing is
   wrong, and too few where wrong labels are memorised nearly as soon as right
-  ones are learnt.
+  ones are learnt. One epoch tells no early from late: as many are accused as
+  confident learning's joint has of another class.
 
   Args:
     probs: [C, N, K] predictions of the training points, an array, a memory map,
@@ -368,8 +369,12 @@ def audit_finish(sums: AuditSums) -> Audit:
     told[each, given] = -1
     suggested[rows] = best = told.argmax(axis=1)
     other[rows] = sums.probs[rows][each, best] / num_epochs
-  plain, _ = _beliefs(sums.probs, means)
-  share = _share_wrong(believed != labels, is_sure, plain != labels)
+  joint = _confident_joint(sums, num_epochs)
+  if num_epochs == 1:
+    share = 1 - float(np.trace(joint))
+  else:
+    plain, _ = _beliefs(sums.probs, means)
+    share = _share_wrong(believed != labels, is_sure, plain != labels)
   accused = np.zeros(len(labels), bool)
   first = np.argsort(-score, kind="stable")
   accused[first[: round(share * len(labels))]] = True
@@ -383,7 +388,7 @@ def audit_finish(sums: AuditSums) -> Audit:
     num_right=sums.num_right,
     num_epochs=num_epochs,
     noise_matrix=_rows_of(_counted(suggested, labels, num_classes)),
-    confident_joint=_confident_joint(sums, num_epochs),
+    confident_joint=joint,
     scores=_scores(sums, num_epochs),
   )
 

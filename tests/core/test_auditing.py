@@ -406,3 +406,17 @@ def test_an_audit_of_nothing_is_refused():
     kfkd.audit_finish(kfkd.audit_init([0, 1], 2))
   with pytest.raises(ValueError, match=r"as at the start, \(2, 2\)"):
     kfkd.audit_update(kfkd.audit_init([0, 1], 2), np.ones((3, 2)) / 2)
+
+
+def test_one_epoch_counts_what_it_is_sure_of():
+  # A network that errs on a tenth of the points, unsurely.
+  rng = np.random.default_rng(0)
+  right = rng.integers(4, size=2000)
+  logits = rng.normal(size=(2000, 4))
+  logits[np.arange(2000), right] += rng.normal(3, 1, size=2000)
+  probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  given = np.where(rng.random(2000) < 0.2, (right + 1) % 4, right)
+  found = auditing.audit(probs[None], given)
+  assert np.mean(probs.argmax(1) != given) > 0.25
+  assert found.accused.mean() == pytest.approx(0.2, abs=0.03)
+  assert np.mean((given != right)[found.accused]) > 0.85
