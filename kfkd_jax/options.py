@@ -375,7 +375,7 @@ def _check_options(options, overrides) -> None:
     value = getattr(options, option.name[2:].replace("-", "_"))
     if stage not in option.stages and value is not None:
       raise ConfigError(
-        f"{option.name} goes with {', '.join(option.stages)}; not with "
+        f"{option.name} goes with {', '.join(option.stages)}, not with "
         f"{stage!r}"
       )
   if stage == "clean" and (options.config or overrides):

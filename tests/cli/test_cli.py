@@ -84,7 +84,7 @@ def test_what_needs_no_jax_does_not_wait_for_it(tmp_path, argument, code, said):
     (["help", "--config.train.epochs=3"], "help takes no --config"),
     (
       ["compare", "--predictions=x.npz"],
-      "goes with diagnose, fuse, report, audit; not",
+      "goes with diagnose, fuse, report, audit, not",
     ),
     (["fuse", "--predictions=no-such-file.npz"], "no-such-file.npz"),
     (["sweep", "--seeds=0"], "--seeds must be at least 1"),
