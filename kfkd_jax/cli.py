@@ -378,7 +378,8 @@ def _foreign_output(options, name: str):
 
   if options.output is None:
     file = epath.Path(options.predictions)
-    if any((up / "manifest.json").exists() for up in file.absolute().parents):
+    whole = epath.Path(os.path.abspath(file))
+    if any((up / "manifest.json").exists() for up in whole.parents):
       raise ValueError(f"{file} lies in a run; name a folder by --output")
     known = file.suffix in (".npz", ".csv", ".jsonl")
     return file.parent / f"{file.stem if known else file.name}.{name}"
