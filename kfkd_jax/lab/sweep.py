@@ -161,9 +161,7 @@ def read_table(
 ) -> str:
   """The table of the cells that are finished; runs nothing."""
   workdir = epath.Path(workdir)
-  noted = _noted(workdir)
-  if noted is None:
-    raise ValueError(f"{workdir} holds no sweep; `kfkd sweep` begins one")
+  noted = _begun(workdir)
   _check_same_base(config, workdir, noted)
   return _write_tables(config, workdir, noted, against)
 
@@ -199,9 +197,7 @@ def choice(
 ) -> str:
   """What a method and the final network choose of the grid, task by task."""
   workdir = epath.Path(workdir)
-  noted = _noted(workdir)
-  if noted is None:
-    raise ValueError(f"{workdir} holds no sweep; `kfkd sweep` begins one")
+  noted = _begun(workdir)
   check_choice(config, workdir, method)
   tasks: dict[
     tuple[str, ...], dict[tuple[str, ...], dict[int, choosing.Finished]]
@@ -353,6 +349,14 @@ def _noted(workdir: epath.Path) -> Plan | None:
     raise ValueError(
       f"{note} is damaged; remove it and run again: what is finished stays"
     ) from error
+
+
+def _begun(workdir: epath.Path) -> Plan:
+  """What the sweep is made of so far, of which there must be one."""
+  noted = _noted(workdir)
+  if noted is None:
+    raise ValueError(f"{workdir} holds no sweep; `kfkd sweep` begins one")
+  return noted
 
 
 def _check_grid_named(workdir: epath.Path, axes) -> None:

@@ -201,32 +201,37 @@ def _compared(
       on = _fused(config, other, "the other half")["folds"][0]["methods"]
       for m, w in _weights(other, on).items():
         probs[m][here] = _fuse(known.probs[:, here], w)
-  last = (known.probs[-1].argmax(-1) == known.labels).mean()
-  entries = []
-  for method, weights in chosen.items():
-    own = (_fuse(known.probs, weights).argmax(-1) == known.labels).mean()
-    entries.append(
-      compare.Entry(
-        method,
-        probs[method],
-        "" if method == "final" else content["folds"][0]["selected_on"],
-        int(np.count_nonzero(weights)),
-        1.0,
-        select_gain=None if method == "final" else float(own - last),
-      )
+  right = _accuracies(known)
+  gains = {name: found["gain"] for name, found in methods.items()}
+  gains["best_epoch"] = float(right.max() - right[-1])
+  entries = [
+    compare.Entry(
+      method,
+      probs[method],
+      "" if method == "final" else content["folds"][0]["selected_on"],
+      int(np.count_nonzero(weights)),
+      1.0,
+      select_gain=gains.get(method),
     )
+    for method, weights in chosen.items()
+  ]
   return compare.score(config, entries, labels, split="test"), probs["kf"]
 
 
 def _weights(known: Predictions, methods) -> dict[str, np.ndarray]:
   """By method: the last and the best checkpoint, and the fusions."""
-  right = [(p.argmax(-1) == known.labels).mean() for p in known.probs]
+  right = _accuracies(known)
   one = np.eye(len(right), dtype=np.float32)
   fusions = {
     name: np.asarray(methods[name]["weights"], np.float32)
     for name in ("kf_one_step", "kf", "mixture")
   }
   return {"final": one[-1], "best_epoch": one[np.argmax(right)], **fusions}
+
+
+def _accuracies(known: Predictions) -> np.ndarray:
+  """Of every checkpoint, `[C]`."""
+  return (known.probs.argmax(-1) == known.labels).mean(-1)
 
 
 def _fuse(probs: np.ndarray, weights: np.ndarray) -> np.ndarray:
