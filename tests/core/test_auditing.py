@@ -8,7 +8,7 @@ import pytest
 from scipy import special
 
 import kfkd_jax as kfkd
-from kfkd_jax import auditing, label_noise
+from kfkd_jax import auditing, label_noise, stacks
 
 
 def history(given, clean, num_classes, *, num_epochs=12, seed=0, habit=None):
@@ -197,7 +197,7 @@ class Store:
 def test_any_form_of_a_history_says_the_same(form, monkeypatch):
   probs, given, _ = noisy("symmetric", 0.3, num=90)
   whole = kfkd.audit(probs, given)
-  monkeypatch.setattr(auditing.stacks, "CHUNK", 35)  # 7 rows at a time
+  monkeypatch.setattr(stacks, "CHUNK", 35)  # 7 rows at a time
   same(kfkd.audit(form(probs), given), whole)
 
 

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from kfkd_jax import checkpoints, files, parallel
+from kfkd_jax.checkpoints import numbered
 
 # A failed read leaves Orbax's own coroutines unfinished.
 pytestmark = pytest.mark.filterwarnings(
@@ -163,7 +164,7 @@ def test_nothing_is_written_where_what_comes_before_fails(tmp_path):
 
 def test_thread_that_died_is_not_waited_for(tmp_path, monkeypatch, capsys):
   hook = threading.excepthook
-  monkeypatch.setattr(checkpoints, "_GRACE_SECONDS", 0.1)
+  monkeypatch.setattr(numbered, "_GRACE_SECONDS", 0.1)
   failing = threading.Thread(
     target=ocp.PyTreeCheckpointer().restore, args=(tmp_path / "nowhere",)
   )

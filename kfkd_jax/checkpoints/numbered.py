@@ -1,24 +1,17 @@
-"""Checkpoints on disk; the only module that imports Orbax.
-
-Two kinds share one class: `history/` keeps parameters and batch statistics of
-every epoch, `resume/` the newest full states. Beside each tree lies a JSON item
-with the SHA-256 of every leaf, as Orbax itself does not notice a flipped bit,
-and with whose checkpoint it is.
-"""
+"""Numbered checkpoints of our own in one folder, saved in the background."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
 import errno
-import hashlib
 import logging
 import pathlib
 import threading
 import time
 import traceback
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,26 +21,19 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from kfkd_jax import files, history, lock, parallel, processes
+from kfkd_jax import files, lock, parallel, processes
+from kfkd_jax.checkpoints.ways import (
+  DamagedCheckpointError,
+  Muted,
+  absolute,
+  digests,
+  first_line,
+)
 
 _REMEDY = "remove it and run again"
 _STEP_SECONDS = 0.2
 _GRACE_SECONDS = 5  # for Orbax to notice that a thread of its own died
 _LABEL = "label"  # no name of a leaf, all of which begin with a bracket or dot
-
-
-class _Muted(logging.Filter):
-  """Hides Orbax's line a save, and failures at length before they are raised.
-
-  Only while there are checkpoints at work: a host program may log with it too.
-  """
-
-  def filter(self, record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.CRITICAL
-
-
-class DamagedCheckpointError(ValueError):
-  """A checkpoint that is there but cannot be trusted; names its folder."""
 
 
 class Checkpoints:
@@ -70,8 +56,8 @@ class Checkpoints:
     keep: int | None = None,
     owner: Mapping[str, str] = types.MappingProxyType({}),
   ):
-    self.path = _absolute(path)
-    self._muted = _Muted()
+    self.path = absolute(path)
+    self._muted = Muted()
     logging.getLogger("absl").addFilter(self._muted)
     self._deaths: list[BaseException] = []
     self._owner = owner
@@ -211,7 +197,7 @@ class Checkpoints:
       cause = error
     # Together, so that no process goes on while another goes back.
     if processes.anywhere(cause is not None):
-      what = _first_line(cause) if cause else "by another process"
+      what = first_line(cause) if cause else "by another process"
       raise DamagedCheckpointError(
         f"{self.path / str(step)} cannot be read ({what}); {_REMEDY}"
       ) from cause
@@ -285,7 +271,7 @@ class Checkpoints:
       number = getattr(error, "errno", None) or errno.EIO
       if isinstance(error, MemoryError) or "start new thread" in str(error):
         number = errno.ENOMEM
-      reason = f"a checkpoint cannot be written ({_first_line(error)})"
+      reason = f"a checkpoint cannot be written ({first_line(error)})"
       raise OSError(number, reason, str(self.path)) from error
 
 
@@ -312,138 +298,18 @@ def _in_background(
   return future
 
 
-_TREE = "_METADATA"  # Orbax leaves it in the folder of a pytree
-_ITEMS = "_CHECKPOINT_METADATA"  # and this one around them
-_USUAL_ITEMS = ("default", "tree", "state", "params")
+def _restore_args(template: Any) -> ocp.args.PyTreeRestore:
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template
+  )
+  as_numpy = jax.tree.map(
+    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
+  )
+  return ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy)
 
 
-def is_saved_tree(path: epath.Path) -> bool:
-  """Whether Orbax saved a pytree in this folder, or one of a manager's steps.
-
-  Older ones left the inner folder's mark alone.
-  """
-  path = epath.Path(path)
-  if (path / _TREE).exists():
-    return True
-  return (path / _ITEMS).exists() and bool(_items(path))
-
-
-def _items(path: epath.Path) -> list[str]:
-  return sorted(p.name for p in path.iterdir() if (p / _TREE).exists())
-
-
-class SavedTree:
-  """A pytree that anybody saved by Orbax, read some leaves at a time.
-
-  Args:
-    path: its folder, or a manager's step with one pytree or a usual name of it.
-
-  Attributes:
-    path: as given.
-    leaves: shape and type by name, the keys from the root on between slashes.
-  """
-
-  def __init__(self, path: epath.Path):
-    self.path = path = epath.Path(path)
-    self._item = None if (path / _TREE).exists() else self._choose_item()
-    self._folder = _absolute(path / self._item if self._item else path)
-    with _quiet():
-      try:
-        with ocp.PyTreeCheckpointer() as reader:
-          self._tree = reader.metadata(self._folder).item_metadata.tree
-      except Exception as error:
-        raise self._damaged(error) from error
-    self.leaves = {
-      name: jax.ShapeDtypeStruct(spec.shape, spec.dtype)
-      for name, spec in history.named_leaves(self._tree).items()
-      if getattr(spec, "shape", None) is not None
-    }
-    # Of our own histories: sums by the names that `digests` gives.
-    beside = path / "digests" / "metadata"
-    self._sums = files.read_json(beside) if beside.exists() else {}
-
-  def _choose_item(self) -> str:
-    there = _items(self.path)
-    usual = [name for name in _USUAL_ITEMS if name in there]
-    if len(there) > 1 and not usual:
-      raise ValueError(
-        f"{self.path} holds several trees ({', '.join(there)}); name one, "
-        f"as in {self.path / there[0]}"
-      )
-    return (usual or there)[0]
-
-  def _damaged(self, error: Exception) -> ValueError:
-    return ValueError(
-      f"{self._folder} is damaged or was not saved by Orbax "
-      f"({_first_line(error)})"
-    )
-
-  def _named(self, give: Callable[[str, Any], Any]) -> Any:
-    """The tree with `give(name, spec)` in place of every leaf."""
-    values = [
-      give(name, spec)
-      for name, spec in history.named_leaves(self._tree).items()
-    ]
-    return jax.tree.unflatten(jax.tree.structure(self._tree), values)
-
-  def read(self, names: Iterable[str]) -> dict[str, Any]:
-    """The leaves of these names, arrays in NumPy."""
-    wanted = set(names)
-    item = self._named(
-      lambda name, spec: spec if name in wanted else ocp.PLACEHOLDER
-    )
-    how = self._named(
-      lambda name, spec: ocp.RestoreArgs(
-        restore_type=np.ndarray if name in self.leaves else None
-      )
-    )
-    try:
-      with _quiet(), ocp.PyTreeCheckpointer() as reader:
-        read = reader.restore(
-          self._folder, args=ocp.args.PyTreeRestore(item, restore_args=how)
-        )
-    except Exception as error:
-      raise self._damaged(error) from error
-    read = jax.tree.map(lambda x: None if x is ocp.PLACEHOLDER else x, read)
-    for name, digest in (digests(read) if self._sums else {}).items():
-      if self._sums.get(name) != digest:
-        raise DamagedCheckpointError(
-          f"{self.path} is damaged: {name} is not what was saved"
-        )
-    return history.named_leaves(read)
-
-  @contextlib.contextmanager
-  def writing(
-    self, path: epath.Path
-  ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Saves a tree like this one at `path`; yields what fills it.
-
-    Orbax takes a tree whole, so it is held until then.
-    """
-    held: dict[str, Any] = {}
-    yield held.update
-    texts = history.named_leaves(self._tree).keys() - self.leaves.keys()
-    held |= self.read(texts) if texts else {}
-    save = ocp.args.PyTreeSave(self._named(lambda name, spec: held[name]))
-    with _quiet():
-      if self._item is None:
-        with ocp.PyTreeCheckpointer() as writer:
-          writer.save(_absolute(path), args=save)
-      else:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-          items = ocp.args.Composite(**{self._item: save})
-          writer.save(_absolute(path), args=items)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Orbax logs by absl, which prints where nobody set logging up."""
-  muted = _Muted()
-  logging.getLogger("absl").addFilter(muted)
-  try:
-    yield
-  finally:
-    logging.getLogger("absl").removeFilter(muted)
+def _widened(leaf: np.ndarray, like: Any) -> np.ndarray:
+  return leaf.astype(like.dtype) if leaf.dtype == jnp.bfloat16 else leaf
 
 
 # What Orbax adds, measured: shapes, shardings and checksums of every leaf, and
@@ -461,43 +327,3 @@ def disk_bytes(tree: Any, *, dtype: str | None = None) -> int:
 
   sizes = [size(leaf) for leaf in jax.tree.leaves(tree)]
   return sum(sizes) + len(sizes) * _BYTES_PER_LEAF + _BYTES_PER_CHECKPOINT
-
-
-def _absolute(path: epath.Path) -> epath.Path:
-  """Orbax takes no relative folder; a bucket's address is absolute as it is."""
-  path = epath.Path(path)
-  return path if "://" in str(path) else path.resolve()
-
-
-def _restore_args(template: Any) -> ocp.args.PyTreeRestore:
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), template
-  )
-  as_numpy = jax.tree.map(
-    lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract
-  )
-  return ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy)
-
-
-def _widened(leaf: np.ndarray, like: Any) -> np.ndarray:
-  return leaf.astype(like.dtype) if leaf.dtype == jnp.bfloat16 else leaf
-
-
-def digests(tree: Any) -> dict[str, str]:
-  """The SHA-256 of every leaf by its name."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-  names = [jax.tree_util.keystr(path) for path, _ in leaves]
-
-  def digest(leaf: np.ndarray) -> str:
-    content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-    return hashlib.sha256(content).hexdigest()
-
-  with concurrent.futures.ThreadPoolExecutor() as pool:
-    sums = pool.map(digest, [leaf for _, leaf in leaves])
-    return dict(zip(names, sums, strict=True))
-
-
-def _first_line(error: Exception) -> str:
-  """The beginning of it; Orbax's may hold whole specifications."""
-  line = (str(error) or type(error).__name__).split("\n")[0]
-  return line if len(line) <= 120 else f"{line[:120]}..."
