@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from test_site import program
 
 from kfkd_jax import config as config_lib
 
@@ -215,6 +216,22 @@ def run(name, folder):
   assert "Traceback" not in found.text + found.stderr
   assert "Warning" not in found.stderr, found.stderr
   return found
+
+
+def test_what_is_stored_says_nothing_of_the_machine(tmp_path):
+  lines = [
+    "import pathlib, sys, warnings",
+    "print('half', end='\\r')",
+    "print('done', pathlib.Path('found.txt').resolve())",
+    "warnings.warn('not for a reader')",
+  ]
+  cells = [nbformat.v4.new_code_cell("\n".join(lines))]
+  path = tmp_path / "told.ipynb"
+  nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+  (cell,) = program("notebooks").executed(path).cells
+  assert cell.execution_count == 1
+  assert set(cell.metadata) == set()
+  assert [output.text for output in cell.outputs] == ["done found.txt\n"]
 
 
 def test_a_cell_that_fails_fails_the_test(tmp_path, monkeypatch):
