@@ -24,6 +24,7 @@ import nbformat
 from latex2mathml import converter
 from mkdocs.structure.files import File, Files
 
+import kfkd_jax
 from kfkd_jax import catalogue
 from kfkd_jax import config as config_lib
 
@@ -43,7 +44,7 @@ NOTEBOOKS = sorted(COLABS.glob("*.ipynb"))
 MADE = {
   "Methods": [f"methods/{slug}.md" for slug in catalogue.METHODS],
   "Notebooks": [f"{path.stem}.md" for path in NOTEBOOKS],
-  "Reference": [f"reference/{name}.md" for name in MODULES],
+  "Reference": [f"reference/{name}.md" for name in ("kfkd_jax", *MODULES)],
 }
 # Pages that lie elsewhere in the repository, as links of `colabs` name them.
 ELSEWHERE = {
@@ -115,6 +116,7 @@ def made() -> Iterator[tuple[str, str | bytes]]:
   for slug in catalogue.METHODS:
     yield f"methods/{slug}.md", method_page(slug)
   yield "keys.md", keys_page()
+  yield "reference/kfkd_jax.md", package_page()
   for name in MODULES:
     yield f"reference/{name}.md", reference_page(name)
   for path in NOTEBOOKS:
@@ -274,21 +276,35 @@ def keys_page() -> str:
   return "\n\n".join(parts) + "\n"
 
 
+def package_page() -> str:
+  """What the package holds at its top, with links to where it is described."""
+  said = inspect.getdoc(kfkd_jax) or ""
+  for name in kfkd_jax.__all__:
+    for module in MODULES:
+      if name in public_names(module):
+        link = f"[`{name}`][kfkd_jax.{module}.{name}]"
+        said = said.replace(f"`{name}`", link)
+  return f"# kfkd_jax\n\n{said}\n"
+
+
 def reference_page(name: str) -> str:
   """A module's docstring, and all that it defines or hands on."""
   full = f"kfkd_jax.{name}"
-  module = importlib.import_module(full)
-  public = [
+  said = inspect.getdoc(importlib.import_module(full)) or ""
+  public = [f"::: {full}.{key}" for key in public_names(name)]
+  return "\n\n".join([f"# {full}", said, *public]) + "\n"
+
+
+def public_names(name: str) -> list[str]:
+  """The functions and classes of a module, or of the rooms inside it."""
+  full = f"kfkd_jax.{name}"
+  return [
     key
-    for key, value in vars(module).items()
+    for key, value in vars(importlib.import_module(full)).items()
     if not key.startswith("_")
+    and callable(value)
     and getattr(value, "__module__", "").startswith(full)
-    # Jitted functions are neither.
-    and (callable(value) or inspect.isclass(value))
   ]
-  said = inspect.getdoc(module) or ""
-  parts = [f"# {full}", said, *(f"::: {full}.{key}" for key in public)]
-  return "\n\n".join(parts) + "\n"
 
 
 def notebook_page(path: pathlib.Path) -> Iterator[tuple[str, str | bytes]]:

@@ -12,9 +12,11 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 
 import pytest
 
+import kfkd_jax
 from kfkd_jax import config as config_lib
 from kfkd_jax.catalogue import METHODS
 from kfkd_jax.lab import sweep
@@ -92,16 +94,19 @@ def test_a_sweep_comes_on_the_board_with_its_command(tmp_path, monkeypatch):
 
 
 class Page(html.parser.HTMLParser):
-  """Ids, what is loaded, and the words below each second heading."""
+  """Ids, links, what is loaded, and the words below each second heading."""
 
   def __init__(self, path):
     super().__init__()
-    self.ids, self.loaded, self.words, self._part = set(), [], {}, None
+    self.ids, self.links, self.loaded = set(), [], []
+    self.words, self._part = {}, None
     self.feed(path.read_text())
 
   def handle_starttag(self, tag, attributes):
     given = dict(attributes)
     self.ids.add(given.get("id"))
+    if tag == "a":
+      self.links.append(given.get("href") or "")
     if tag == "h2":
       self._part = given.get("id")
       self.words[self._part] = ""
@@ -156,6 +161,19 @@ def test_every_method_has_a_page_with_all_that_one_asks(site):
 @pytest.mark.slow
 def test_every_key_has_an_anchor(site):
   assert {key.name for key in config_lib.KEYS} <= site["keys.html"].ids
+
+
+@pytest.mark.slow
+def test_the_reference_shows_every_name(site):
+  pages = [page for name, page in site.items() if name.startswith("reference/")]
+  described = set().union(*(page.ids for page in pages))
+  linked = site["reference/kfkd_jax.html"].links
+  for name in kfkd_jax.__all__:
+    if not isinstance(getattr(kfkd_jax, name), types.ModuleType):
+      (anchor,) = {
+        link.partition("#")[2] for link in linked if link.endswith(f".{name}")
+      }
+      assert anchor in described
 
 
 @pytest.mark.slow
