@@ -40,18 +40,10 @@ network of anybody's checkpoints.
 
 __version__ = "0.1.0"
 
-import contextlib as _contextlib
-import sys as _sys
-
 from etils import epy as _epy
 
 # Loaded when first asked for: the command listens to Ctrl-C before JAX loads.
-# The maker of the reference looks for names without asking for them.
-with (
-  _contextlib.nullcontext()
-  if "pdoc" in _sys.modules
-  else _epy.lazy_api_imports(globals())
-):
+with _epy.lazy_api_imports(globals()):
   from kfkd_jax import (
     auditing,
     averaging,

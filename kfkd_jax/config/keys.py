@@ -100,8 +100,8 @@ _STREAMS = {
   "model": "initial parameters",
   "order": "order of examples",
   "augment": "crops, flips, mixing",
-  "noise": "which labels are wrong",
-  "selection": "who selects, who tests",
+  "noise": "choice of wrong labels",
+  "selection": "choice of who selects and who tests",
 }
 
 # fmt: off

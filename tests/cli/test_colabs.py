@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+from test_site import program
 
 from kfkd_jax import config as config_lib
 
@@ -42,15 +43,21 @@ def test_every_notebook_is_tested():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_committed_without_outputs(name):
-  notebook = read(name)
+def test_committed_as_run_from_top_to_bottom(name):
+  """Stored by `.ci/notebooks`, without anything of the machine that ran it."""
+  notebook, text = read(name), PATHS[name].read_text()
   nbformat.validate(notebook)
-  for cell in code_cells(notebook):
-    assert cell.outputs == []
-    assert cell.execution_count is None
+  cells = code_cells(notebook)
+  assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+  assert "RESULTS {" in cells[-1].outputs[-1].text
+  assert all(o.get("name") != "stderr" for c in cells for o in c.outputs)
   for cell in notebook.cells:
     assert set(cell.metadata) <= {"tags"}, "an editor's notes"
     assert cell.source.strip()
+  assert len(text) < 500_000
+  told = "".join(re.sub(r'"image/png": "[^"]*"', "", text))
+  strange = re.findall(r"/(?:tmp|root|home|work|Users)/\S*|\w*Warning\b", told)
+  assert strange == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,20 +99,26 @@ def test_the_first_cell_installs_from_where_the_reader_says(
   folder = tmp_path / "kfkd_jax"  # a checkout, which pip takes for a name
   folder.mkdir()
   checkout = importlib.machinery.ModuleSpec("kfkd_jax", None, is_package=True)
-  installed = [("pip", f'install -q "{folder}"')]
-  assert install(monkeypatch, "kfkd_jax", checkout) == installed
+
+  def installed(address):
+    return [("pip", f'install -q "kfkd-jax[run] @ {address}"')]
+
+  here = folder.as_uri()
+  assert install(monkeypatch, "kfkd_jax", checkout) == installed(here)
   address = "git+https://example.org/kfkd_jax"
-  assert install(monkeypatch, address) == [("pip", f'install -q "{address}"')]
+  assert install(monkeypatch, address) == installed(address)
+  (unsaid,) = install(monkeypatch, None)
+  assert "@ git+https://github.com/" in unsaid[1]
   there = importlib.machinery.ModuleSpec("kfkd_jax", None, origin="here")
   assert install(monkeypatch, None, there) == []
 
 
 @pytest.mark.parametrize(
-  "source", [None, "", "kfkd-jax", "kfkd_jax[tpu]", "http://example.org/a.whl"]
+  "source", ["", "kfkd-jax", "kfkd_jax[tpu]", "http://example.org/a.whl"]
 )
 def test_the_first_cell_installs_no_bare_name(monkeypatch, tmp_path, source):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match=r"^KFKD_SOURCE=.* clone or upload") as e:
+  with pytest.raises(ValueError, match=r"^KFKD_SOURCE=.* a checkout") as e:
     install(monkeypatch, source)
   assert "\n" not in str(e.value)
 
@@ -118,7 +131,9 @@ def test_nothing_tells_to_install_us_from_an_index():
     for path in (ROOT / folder).iterdir()
     if path.is_file()
     for line in path.read_text("utf-8", "ignore").splitlines()
-    if re.search(r"""install\b.*[ '"]kfkd[-_]jax""", line, re.I)
+    if re.search(
+      r"""install\b.*[ '"]kfkd[-_]jax(?!(\[\w+\])? @ )""", line, re.I
+    )
     or (path.name.startswith("requirements") and line.startswith("kfkd"))
   ]
   assert told == []
@@ -201,6 +216,22 @@ def run(name, folder):
   assert "Traceback" not in found.text + found.stderr
   assert "Warning" not in found.stderr, found.stderr
   return found
+
+
+def test_what_is_stored_says_nothing_of_the_machine(tmp_path):
+  lines = [
+    "import pathlib, sys, warnings",
+    "print('half', end='\\r')",
+    "print('done', pathlib.Path('found.txt').resolve())",
+    "warnings.warn('not for a reader')",
+  ]
+  cells = [nbformat.v4.new_code_cell("\n".join(lines))]
+  path = tmp_path / "told.ipynb"
+  nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+  (cell,) = program("notebooks").executed(path).cells
+  assert cell.execution_count == 1
+  assert set(cell.metadata) == set()
+  assert [output.text for output in cell.outputs] == ["done found.txt\n"]
 
 
 def test_a_cell_that_fails_fails_the_test(tmp_path, monkeypatch):

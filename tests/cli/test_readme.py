@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import tomllib
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ PAGES = "\n".join(
     ROOT / "README.md",
     ROOT / ".github" / "CONTRIBUTING.md",
     *sorted((ROOT / "colabs").glob("*.md")),
+    ROOT / "colabs" / "board" / "README.md",
   )
 )
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
@@ -29,17 +31,15 @@ def test_first_screen_holds_exactly_two_commands():
   assert lines[0].endswith("/kfkd run")
 
 
-def test_code_of_the_functional_door_runs():
-  (code,) = (
-    block
-    for block in re.findall(r"```python\n(.*?)```", README, re.S)
-    if "import kfkd_jax as kfkd" in block
-  )
+@pytest.mark.parametrize("page", ["README.md", "colabs/functions.md"])
+def test_code_of_the_functional_door_runs(page):
+  text = (ROOT / page).read_text()
+  (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
   names = {}
   exec(code, names)
   assert names["fused"].shape == (300, 10)
   np.testing.assert_allclose(names["fused"].sum(-1), 1, atol=1e-5)
-  assert names["mixed"].sum() == pytest.approx(1)
+  assert names["chosen"].weights.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,48 @@ def test_every_config_file_that_is_shown_loads(spec):
 
 
 def test_every_page_that_is_linked_is_there():
-  for folder, text in ((ROOT, README), (ROOT / "colabs", PAGES)):
-    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
-      found = [folder / link, ROOT / link, ROOT / ".github" / link]
-      assert any(path.exists() for path in found), link
+  pages = [
+    ROOT / "README.md",
+    ROOT / ".github" / "CONTRIBUTING.md",
+    *(ROOT / "colabs").rglob("*.md"),
+  ]
+  for page in pages:
+    for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
+      assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_everything_agrees_with_the_address_of_the_repository():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  address = project["urls"]["Repository"]
+  ours = address.removeprefix("https://github.com/")
+  files = [
+    ROOT / "README.md",
+    ROOT / "CITATION.cff",
+    ROOT / "mkdocs.yml",
+    *(ROOT / "colabs").glob("*.md"),
+    *(ROOT / "colabs").glob("*.ipynb"),
+  ]
+  found = {
+    (file.name, slug)
+    for file in files
+    # Of Colab's badges, of what is installed, and of a checkout to clone.
+    for slug in re.findall(
+      r"(?:google\.com/github|git\+https://github\.com|repository-code: "
+      r"\"https://github\.com)/([\w.-]+/[\w.-]+)",
+      file.read_text(),
+    )
+  }
+  assert len(found) >= 8  # the citation, notebooks, and their list
+  others = {slug for _, slug in found} - {ours}
+  assert not others, (
+    f"pyproject.toml says {address}; the rest follows by: sed -i "
+    f"'s#{others.pop()}#{ours}#g' CITATION.cff mkdocs.yml README.md "
+    "colabs/*.md colabs/*.ipynb"
+  )
+  for notebook in (ROOT / "colabs").glob("*.ipynb"):
+    badge = (
+      f"https://colab.research.google.com/github/{ours}/blob/main/colabs/"
+      f"{notebook.name})"
+    )
+    assert badge in notebook.read_text()
+    assert badge in (ROOT / "colabs" / "notebooks.md").read_text()

@@ -2,7 +2,6 @@
 
 import doctest
 import inspect
-import pathlib
 import re
 import subprocess
 import sys
@@ -61,23 +60,6 @@ def test_importing_brings_no_more_than_jax_and_numpy():
     [sys.executable, "-c", code], check=True, capture_output=True, text=True
   )
   assert found.stdout.split() == []
-
-
-GUIDE = (
-  pathlib.Path(__file__).parents[2] / ".github" / "CONTRIBUTING.md"
-).read_text()
-
-
-def test_reference_builds_and_shows_every_name(tmp_path):
-  (command,) = re.findall(r"^\S+python (.*) -o api (.*)$", GUIDE, re.M)
-  options, modules = (part.split() for part in command)
-  subprocess.run(
-    [sys.executable, *options, "-o", tmp_path, *modules], check=True
-  )
-  page = (tmp_path / "kfkd_jax.html").read_text()
-  for name in FUNCTIONS:
-    assert f'id="{name}"' in page, name
-  assert (tmp_path / "kfkd_jax" / "predictions.html").exists()
 
 
 # What a user gets wrong first.
