@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -110,6 +112,9 @@ def make_optimizer(
   weight_decay: float = 0.0,
   clip_norm: float | None = None,
   decay_everything: bool = False,
+  head: Callable[[chex.ArrayTree], chex.ArrayTree] | None = None,
+  backbone_rate: float = 1.0,
+  head_steps: int = 0,
 ) -> optax.GradientTransformation:
   """SGD with momentum, or AdamW.
 
@@ -124,6 +129,10 @@ def make_optimizer(
     weight_decay: its strength.
     clip_norm: gradients longer than this are shortened to it; None: never.
     decay_everything: also decay biases and norm parameters.
+    head: True for the parameters of the last layer, False for the backbone;
+      None: all are the last layer's.
+    backbone_rate: what the backbone has of the learning rate.
+    head_steps: in which the backbone stands still.
   """
   mask = None if decay_everything else decay_mask
   if name == "sgd":
@@ -137,4 +146,22 @@ def make_optimizer(
     raise ValueError(f"optimizer {name!r} is unknown; choose {OPTIMIZERS}")
   if clip_norm is not None:
     parts.insert(0, optax.clip_by_global_norm(clip_norm))
+  if head is not None and (backbone_rate < 1 or head_steps):
+    # Before as well, or momentum would gather while it stands still.
+    parts = [
+      _backbone_times(1.0, head_steps, head),
+      *parts,
+      _backbone_times(backbone_rate, head_steps, head),
+    ]
   return optax.chain(*parts)
+
+
+def _backbone_times(rate, head_steps, head) -> optax.GradientTransformation:
+  """Multiplies the backbone's updates: by 0 at first, by `rate` then."""
+
+  def backbone(params):
+    return jax.tree.map(lambda is_head: not is_head, head(params))
+
+  return optax.masked(
+    optax.scale_by_schedule(lambda step: rate * (step >= head_steps)), backbone
+  )

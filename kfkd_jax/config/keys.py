@@ -207,6 +207,15 @@ KEYS = (
       "and resnet34, imagenet for the others that have a choice.", _TRAIN, str),
   Key("model.patch", None, between(1, 512), "Side of a token; None: 16.",
       _TRAIN, int),
+  Key("model.drop_path", 0.0, between(0, 0.99),
+      "Chance that an image skips the last block in training; less for earlier "
+      "ones (stochastic depth).", _TRAIN, later=True),
+  Key("model.dropout", 0.0, between(0, 0.99),
+      "Chance that a number is left out in training: in a vit after every "
+      "layer, elsewhere before the classifier.", _TRAIN, later=True),
+  Key("model.layer_scale", None, between(0, 1e3),
+      "What the factors of a block's output begin with; None: the model's own.",
+      _TRAIN, float, later=True),
   Key("model.remat", False, _BOOL,
       "Compute activations twice instead of keeping them.", _TRAIN),
   Key("model.pretrained", None,
@@ -231,6 +240,12 @@ KEYS = (
       "Of the learning rate, see optim.make_schedule.", _TRAIN),
   Key("optim.warmup_epochs", 0, at_least(0), "In which the rate rises.",
       _TRAIN),
+  Key("optim.head_epochs", 0, at_least(0),
+      "In which nothing but the last layer of pretrained weights learns.",
+      _TRAIN, later=True),
+  Key("optim.backbone_rate", 1.0, between(0, 1),
+      "What all but the last layer of pretrained weights has of the learning "
+      "rate.", _TRAIN, later=True),
   Key("optim.boundaries", (0.5, 0.75), SHARES, "step: shares of the run.",
       _TRAIN),
   Key("optim.decay", 0.1, between(0, 1), "step: factor at each boundary.",

@@ -51,7 +51,17 @@ def _only_some_have(option: str) -> Refusal:
 
 # The network's before all, then by section; of several the first is named.
 REFUSALS = (
-  *map(_only_some_have, ("stem", "patch", "remat")),
+  *map(
+    _only_some_have,
+    (
+      "stem",
+      "patch",
+      "remat",
+      "drop_path",
+      "dropout",
+      "layer_scale",
+    ),
+  ),
   Refusal(
     lambda c: (
       c.model.pretrained is not None and c.model.name in models.UNPUBLISHED
@@ -112,6 +122,27 @@ REFUSALS = (
     ),
     "optim.schedule={optim.schedule!r} needs optim.cycle, epochs of a cycle; "
     "it is None",
+  ),
+  Refusal(
+    lambda c: (
+      c.model.pretrained is None
+      and (c.optim.backbone_rate < 1 or c.optim.head_epochs)
+    ),
+    "optim.backbone_rate={optim.backbone_rate} and optim.head_epochs="
+    "{optim.head_epochs} need model.pretrained, weights to begin with; it is "
+    "None",
+  ),
+  Refusal(
+    lambda c: c.optim.head_epochs >= c.train.epochs,
+    "optim.head_epochs={optim.head_epochs} leaves nothing of train.epochs="
+    "{train.epochs}",
+  ),
+  Refusal(
+    lambda c: (
+      c.distill.epochs is not None and c.optim.head_epochs >= c.distill.epochs
+    ),
+    "optim.head_epochs={optim.head_epochs} leaves nothing of distill.epochs="
+    "{distill.epochs}",
   ),
   Refusal(
     lambda c: c.optim.warmup_epochs >= c.train.epochs,

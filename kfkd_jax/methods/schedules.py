@@ -151,6 +151,7 @@ def _fge_plans(space: Workspace) -> list[networks.Plan]:
     "optim.low": low / high,
     "optim.cycle": 2 * half,
     "optim.warmup_epochs": 0,
+    "optim.head_epochs": 0,
     "train.epochs": epochs,
     "history.every": half,
   }

@@ -2,8 +2,9 @@
 
 A model is a linen module called as `module.apply(variables, images, train=...)`
 that returns float32 logits and keeps its BatchNorm statistics, if any, in the
-collection `batch_stats`. What its last layer reads, `[B, F]`, is sown as
-`features` in the collection `intermediates`. With `axis_name` set, the
+collection `batch_stats`. One that leaves parts out in training says so by
+`is_random`, and takes `keys[B]` then. What its last layer reads, `[B, F]`, is
+sown as `features` in the collection `intermediates`. With `axis_name` set, the
 statistics of a training step are averaged over that mesh axis.
 """
 
@@ -19,7 +20,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kfkd_jax.models import convnext, maxvit, resnet, vit, wide_resnet
+from kfkd_jax.models import (
+  convnext,
+  densenet,
+  maxvit,
+  mobilenet,
+  resnet,
+  vit,
+  wide_resnet,
+)
 from kfkd_jax.models.cnn import CNN
 from kfkd_jax.models.layers import STEMS as STEMS
 from kfkd_jax.models.mlp import MLP
@@ -42,6 +51,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
   "vit_small": vit.ViTSmall,
   "vit_base": vit.ViTBase,
   "maxvit_tiny": maxvit.MaxViTTiny,
+  "densenet121": densenet.DenseNet121,
+  "mobilenetv3_large": mobilenet.MobileNetV3Large,
+  "mobilenetv3_small": mobilenet.MobileNetV3Small,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import chex
 import flax.linen as nn
@@ -39,6 +40,69 @@ class Classifier(nn.Module):
   axis_name: str | None = None
   norm_momentum: float = 0.9
 
+  @property
+  def is_random(self) -> bool:
+    """Whether training needs `keys[B]`, one for what each image leaves out."""
+    return False
+
+
+class Dropping(Classifier):
+  """What models have in common that leave parts of themselves out in training.
+
+  Called with `keys`, one of each image, `[B]`: what an image draws does not
+  depend on where, and with how many others, it is computed. Without, nothing
+  is left out.
+
+  Attributes:
+    drop_path: chance that an image skips the last block (Huang et al. 2016); it
+      rises from 0 at the first one.
+    dropout: chance that a number is left out (Srivastava et al. 2014).
+  """
+
+  drop_path: float = 0.0
+  dropout: float = 0.0
+
+  @property
+  def is_random(self) -> bool:
+    return bool(self.drop_path or self.dropout)
+
+  def path_rates(self, blocks: int) -> list[float]:
+    """The chance of each block to be skipped."""
+    return [self.drop_path * b / max(blocks - 1, 1) for b in range(blocks)]
+
+
+Keys: TypeAlias = (
+  chex.Array | None
+)  # [B], of the images; None leaves nothing out
+
+
+def layer_keys(keys: Keys, layer: int) -> Keys:
+  """What a layer draws from: other numbers than any other layer."""
+  if keys is None:
+    return None
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, layer)
+
+
+def drop(
+  x: chex.Array, keys: Keys, rate: float, *, whole: bool = False
+) -> chex.Array:
+  """`x[B, ...]` with some numbers, or whole images, at 0 and the rest larger.
+
+  Args:
+    x: what the layer gives.
+    keys: of this layer.
+    rate: the chance of a zero; the rest is divided by 1 - rate.
+    whole: leave out all numbers of an image or none.
+  """
+  if keys is None or not rate:
+    return x
+  shape = (1,) * (x.ndim - 1) if whole else x.shape[1:]
+  kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+  return jnp.where(kept, x / (1 - rate), 0)
+
+
+skip = functools.partial(drop, whole=True)
+
 
 def batch_norm(
   model: Classifier, *, train: bool, epsilon: float = 1e-5
@@ -71,12 +135,27 @@ class Mlp(nn.Module):
   activation: Callable[[chex.Array], chex.Array]
   dtype: jnp.dtype
   ratio: int = 4
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, x: chex.Array, keys: Keys = None) -> chex.Array:
+    width = x.shape[-1]
+    x = Linear(self.ratio * width, dtype=self.dtype, name="fc1")(x)
+    x = drop(self.activation(x), layer_keys(keys, 0), self.dropout)
+    x = Linear(width, dtype=self.dtype, name="fc2")(x)
+    return drop(x, layer_keys(keys, 1), self.dropout)
+
+
+class LayerScale(nn.Module):
+  """A factor for each channel, at first `start` (Touvron et al. 2021)."""
+
+  start: float
+  dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: chex.Array) -> chex.Array:
-    width = x.shape[-1]
-    x = Linear(self.ratio * width, dtype=self.dtype, name="fc1")(x)
-    return Linear(width, dtype=self.dtype, name="fc2")(self.activation(x))
+    first = nn.initializers.constant(self.start)
+    return x * self.param("gamma", first, (x.shape[-1],)).astype(self.dtype)
 
 
 class Attention(nn.Module):

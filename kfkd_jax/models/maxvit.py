@@ -46,9 +46,10 @@ class MBConv(nn.Module):
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
   dtype: jnp.dtype
+  drop_path: float
 
   @nn.compact
-  def __call__(self, x: chex.Array) -> chex.Array:
+  def __call__(self, x: chex.Array, keys: layers.Keys) -> chex.Array:
     wide = 4 * self.features
     y = self.norm(name="pre_norm")(x)
     y = self.conv(wide, (1, 1), use_bias=False, name="conv1_1x1")(y)
@@ -65,7 +66,7 @@ class MBConv(nn.Module):
     y = _gelu(self.norm(name="norm2")(y))
     y = SqueezeExcite(self.features // 4, self.dtype, name="se")(y)
     y = self.conv(self.features, (1, 1), name="conv3_1x1")(y)
-    return self._shortcut(x) + y
+    return self._shortcut(x) + layers.skip(y, keys, self.drop_path)
 
   def _shortcut(self, x: chex.Array) -> chex.Array:
     if self.strides > 1:
@@ -82,14 +83,18 @@ class WindowAttention(nn.Module):
   window: int
   head_width: int
   dtype: jnp.dtype
+  drop_path: float
 
   @nn.compact
-  def __call__(self, x: chex.Array) -> chex.Array:
+  def __call__(self, x: chex.Array, keys: layers.Keys) -> chex.Array:
     norm = functools.partial(nn.LayerNorm, 1e-5, dtype=self.dtype)
     heads = max(x.shape[-1] // self.head_width, 1)
     attention = layers.Attention(heads, self.dtype, self.window, name="attn")
-    x = x + self._within(attention, norm(name="norm1")(x))
-    return x + layers.Mlp(_gelu, self.dtype, name="mlp")(norm(name="norm2")(x))
+    first, second = (layers.layer_keys(keys, number) for number in range(2))
+    y = self._within(attention, norm(name="norm1")(x))
+    x = x + layers.skip(y, first, self.drop_path)
+    y = layers.Mlp(_gelu, self.dtype, name="mlp")(norm(name="norm2")(x))
+    return x + layers.skip(y, second, self.drop_path)
 
   def _within(
     self, attention: Callable[[chex.Array], chex.Array], x: chex.Array
@@ -120,34 +125,39 @@ class Block(nn.Module):
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
   dtype: jnp.dtype
+  drop_path: float
 
   @nn.compact
-  def __call__(self, x: chex.Array) -> chex.Array:
+  def __call__(self, x: chex.Array, keys: layers.Keys) -> chex.Array:
+    drawn = [layers.layer_keys(keys, number) for number in range(3)]
     x = MBConv(
       self.features,
       self.strides,
       self.conv,
       self.norm,
       self.dtype,
+      self.drop_path,
       name="conv",
-    )(x)
+    )(x, drawn[0])
     attend = functools.partial(
       WindowAttention,
       window=self.window,
       head_width=self.head_width,
       dtype=self.dtype,
+      drop_path=self.drop_path,
     )
-    x = attend("block", name="attn_block")(x)
-    return attend("grid", name="attn_grid")(x)
+    x = attend("block", name="attn_block")(x, drawn[1])
+    return attend("grid", name="attn_grid")(x, drawn[2])
 
 
-class MaxViT(layers.Classifier):
+class MaxViT(layers.Dropping):
   """A stem, four stages of `Block`, each at half the resolution, and a head.
 
   The stem's first convolution has stride 2 (`imagenet`) or 1 (`cifar`). `width`
   channels in the first stage, twice as many in each next. A window's side is
   that of the last stage: 7 for images of 224. `remat` computes a block's inner
-  activations anew in the backward pass. No stochastic depth.
+  activations anew in the backward pass. `dropout` is that of what the head
+  reads.
   """
 
   stage_sizes: Sequence[int] = (2, 2, 5, 2)
@@ -157,7 +167,9 @@ class MaxViT(layers.Classifier):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
+  def __call__(
+    self, x: chex.Array, *, train: bool = False, keys: layers.Keys = None
+  ) -> chex.Array:
     window = self._window(x.shape)
     conv = functools.partial(
       layers.Conv, dtype=self.dtype, kernel_init=layers.conv_init
@@ -170,6 +182,7 @@ class MaxViT(layers.Classifier):
     )
     x = _gelu(norm(name="stem.norm1")(x))
     x = conv(self.width, (3, 3), 1, _padding(1), name="stem.conv2")(x)
+    number, rates = 0, self.path_rates(sum(self.stage_sizes))
     for stage, size in enumerate(self.stage_sizes):
       for b in range(size):
         x = block(
@@ -180,15 +193,19 @@ class MaxViT(layers.Classifier):
           conv,
           norm,
           self.dtype,
+          rates[number],
           name=f"stages.{stage}.blocks.{b}",
-        )(x)
-    return self._head(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+        )(x, layers.layer_keys(keys, number))
+        number += 1
+    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+    return self._head(x, layers.layer_keys(keys, number))
 
-  def _head(self, x: chex.Array) -> chex.Array:
+  def _head(self, x: chex.Array, keys: layers.Keys) -> chex.Array:
     linear = functools.partial(layers.Linear, dtype=jnp.float32)
     x = nn.LayerNorm(1e-5, dtype=jnp.float32, name="head.norm")(x)
     x = nn.tanh(linear(x.shape[-1], name="head.pre_logits.fc")(x))
     self.sow("intermediates", "features", x)
+    x = layers.drop(x, keys, self.dropout)
     return linear(self.num_classes, name="head.fc")(x)
 
   def _window(self, shape: tuple[int, ...]) -> int:

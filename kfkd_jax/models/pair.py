@@ -8,6 +8,8 @@ import chex
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kfkd_jax.models import layers
+
 
 class Pair(nn.Module):
   """Two networks of one kind, drawn apart; they share nothing but the images.
@@ -27,10 +29,24 @@ class Pair(nn.Module):
     self.first = self.make()
     self.second = self.make()
 
-  def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
+  @property
+  def is_random(self) -> bool:
+    """As for one of the two."""
+    return self.make().is_random
+
+  def __call__(
+    self, x: chex.Array, *, train: bool = False, keys: layers.Keys = None
+  ) -> chex.Array:
     if not train and not self.is_initializing():
       return self.first(x, train=False)
-    pair = [net(x, train=train) for net in (self.first, self.second)]
+    drawn = [
+      {} if keys is None else {"keys": layers.layer_keys(keys, n)}
+      for n in range(2)
+    ]
+    pair = [
+      net(x, train=train, **more)
+      for net, more in zip((self.first, self.second), drawn, strict=True)
+    ]
     return jnp.stack(pair, axis=1) if train else pair[0]
 
 

@@ -39,7 +39,7 @@ _DTYPES = {
   "F16": np.float16,
   "BF16": jnp.bfloat16,
 }
-_HEADS = ("head.fc", "head", "fc")
+_HEADS = ("head.fc", "head", "fc", "classifier")  # names of the last layer
 # Filters are height, width, in, out here; out, in, height, width there.
 _TO_TORCH, _TO_FLAX = (3, 2, 0, 1), (2, 3, 1, 0)
 
@@ -87,6 +87,14 @@ def tensors(variables: dict[str, Any]) -> Tensors:
     _name(keys): _turned(keys, leaf, _TO_TORCH)
     for tree in variables.values()
     for keys, leaf in traverse_util.flatten_dict(tree).items()
+  }
+
+
+def head_mask(params: dict[str, Any]) -> dict[str, Any]:
+  """True for the parameters of the last layer, False for all others."""
+  return {
+    name: jax.tree.map(lambda _, name=name: name in _HEADS, tree)
+    for name, tree in params.items()
   }
 
 

@@ -39,8 +39,11 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     "width": config.model.width,
     "stem": config.model.stem,
     "patch": config.model.patch,
-    # False is the default where there is the option, and refused elsewhere.
+    "layer_scale": config.model.layer_scale,
+    # These are the defaults where there is the option, and refused elsewhere.
     "remat": config.model.remat or None,
+    "drop_path": config.model.drop_path or None,
+    "dropout": config.model.dropout or None,
     "dtype": config.model.dtype,
   }
   return {k: v for k, v in options.items() if v is not None}
@@ -133,6 +136,9 @@ def make_recipe(
     weight_decay=space.config.optim.weight_decay,
     clip_norm=space.config.optim.clip_norm,
     decay_everything=space.config.optim.decay_everything,
+    head=pretrained.head_mask,
+    backbone_rate=space.config.optim.backbone_rate,
+    head_steps=space.config.optim.head_epochs * steps,
   )
   return loop.Recipe(
     module=make_module(space),

@@ -85,6 +85,10 @@ class _Learnt(NamedTuple):
   memory: Any
 
 
+# What is drawn beside the views, whose keys are numbered by rows of the batch.
+_MIXING, _PARTS = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
+
+
 def make_train_step(
   module: nn.Module,
   optimizer: optax.GradientTransformation,
@@ -111,6 +115,7 @@ def make_train_step(
   and means over the batch see one piece at a time.
   """
   learn = _make_learner(module, objective)
+  is_random = getattr(module, "is_random", False)
 
   def step(state, frozen, resident, rows, seed):
     # Of the step alone: a resumed run draws the same views, nothing is stored.
@@ -119,6 +124,8 @@ def make_train_step(
     batch = _augmented(key, batch, views)
     if views.mixup:
       batch = _mixed(key, batch, views.mixup, module.num_classes)
+    if is_random:
+      batch = {**batch, "keys": _keys(key, batch["position"])}
     # Read before and written after: the loss sees what the epoch before left.
     if objective.memory is not None:
       remembered = memory.read(state.memory, batch["index"])
@@ -184,6 +191,7 @@ def _make_learner(module: nn.Module, objective: Objective):
   def learn(params, batch_stats, frozen, batch, total_worth):
     # Outside what is differentiated: no gradient flows into a target.
     batch = objective.targets(frozen, batch["image"], batch)
+    keys = {"keys": batch["keys"]} if "keys" in batch else {}
 
     def forward(params):
       logits, updates = module.apply(
@@ -191,6 +199,7 @@ def _make_learner(module: nn.Module, objective: Objective):
         batch["image"],
         train=True,
         mutable=collections,
+        **keys,
       )
       seen = batch
       if objective.features:
@@ -350,6 +359,12 @@ def _augmented(key: chex.PRNGKey, batch: Batch, views: Views) -> Batch:
   return {**batch, "image": views.clean(images)}
 
 
+def _keys(key: chex.PRNGKey, position: chex.Array) -> chex.PRNGKey:
+  """One for each row of a batch, from which the network leaves parts out."""
+  own = jax.random.fold_in(key, _PARTS)
+  return jax.vmap(jax.random.fold_in, (None, 0))(own, position)
+
+
 def _mixed(
   key: chex.PRNGKey, batch: Batch, concentration: float, num_classes: int
 ) -> Batch:
@@ -360,8 +375,7 @@ def _mixed(
   probabilities.
   """
   batch = {**batch, "label": jax.nn.one_hot(batch["label"], num_classes)}
-  # A number that no row of a batch has: theirs are the keys of the views.
-  own = jax.random.fold_in(key, np.uint32(2**32 - 1))
+  own = jax.random.fold_in(key, _MIXING)
   coefficient = jax.random.beta(own, concentration, concentration)
   everyone = {
     name: lax.all_gather(value, DATA_AXIS, tiled=True)

@@ -7,7 +7,7 @@ import pytest
 import scipy.special
 
 from kfkd_jax import models
-from kfkd_jax.models import pretrained
+from kfkd_jax.models import layers, mobilenet, pretrained
 
 IMAGENET = {"stem": "imagenet"}
 
@@ -26,6 +26,10 @@ TIMM = {
   "vit_small": (22_050_664, "03e6e034b3796f89", {}),  # vit_small_patch16_224
   "vit_base": (86_567_656, "c2466264757856c5", {}),  # vit_base_patch16_224
   "maxvit_tiny": (30_916_528, "c19e207e6b304a6a", {}),  # maxvit_tiny_tf_224
+  "densenet121": (7_978_856, "c4a956e878d257a8", {}),
+  # mobilenetv3_large_100 and mobilenetv3_small_100
+  "mobilenetv3_large": (5_483_032, "45e47990ea6b1d0c", {}),
+  "mobilenetv3_small": (2_542_856, "f5e518da1a2d7d3a", {}),
 }
 
 # One small network of every family: (name, options, side of its images).
@@ -56,6 +60,26 @@ SMALL = {
     "maxvit_tiny",
     {"stage_sizes": (1, 1), "width": 4, "head_width": 2},
     24,
+  ),
+  "densenet": ("densenet121", {"stage_sizes": (2, 1), "width": 4}, 17),
+  "densenet cifar": (
+    "densenet121",
+    {"stage_sizes": (1, 2), "width": 6, "stem": "cifar"},
+    8,
+  ),
+  "mobilenet": (
+    "mobilenetv3_small",
+    {
+      "blocks": (
+        (mobilenet.Kind(3, 16, 16, True, False, 2),),
+        (
+          mobilenet.Kind(5, 24, 8, False, True, 2),
+          mobilenet.Kind(5, 40, 8, True, True),
+        ),
+      ),
+      "width": 10,
+    },
+    15,
   ),
   "maxvit cifar": (
     "maxvit_tiny",
@@ -189,6 +213,8 @@ def loss_of(module, variables, images):
     ("convnext", 3),
     ("vit", 2),
     ("maxvit", 2),
+    ("densenet", 3),
+    ("mobilenet", 3),
   ],
 )
 def test_remat_rematerialises_every_block(family, blocks):
@@ -433,6 +459,62 @@ def window_attention(net, name, x, kind, window, head_width):
   return x + net.mlp(f"{name}.mlp", y, gelu_tanh)
 
 
+def densenet(module, net, x):
+  small_stem = module.stem == "cifar"
+  stride, pad = (1, 1) if small_stem else (2, 3)
+  x = net.conv("features.conv0", x, stride, (pad, pad))
+  x = relu(net.batch_norm("features.norm0", x))
+  if not small_stem:
+    edge = ((0, 0), (1, 1), (1, 1), (0, 0))
+    x = pool(np.pad(x, edge, constant_values=-np.inf), 3, 2, np.max)
+  for stage, size in enumerate(module.stage_sizes):
+    if stage:
+      name = f"features.transition{stage}"
+      x = net.conv(f"{name}.conv", relu(net.batch_norm(f"{name}.norm", x)))
+      x = pool(x, 2, 2, np.mean)
+    for b in range(size):
+      name = f"features.denseblock{stage + 1}.denselayer{b + 1}"
+      y = net.conv(f"{name}.conv1", relu(net.batch_norm(f"{name}.norm1", x)))
+      y = relu(net.batch_norm(f"{name}.norm2", y))
+      y = net.conv(f"{name}.conv2", y, 1, (1, 1))
+      x = np.concatenate([x, y], -1)
+  x = relu(net.batch_norm("features.norm5", x))
+  return net.linear("classifier", x.mean((1, 2)))
+
+
+def hard_sigmoid(x):
+  return np.clip(x + 3, 0, 6) / 6
+
+
+def hard_swish(x):
+  return x * hard_sigmoid(x)
+
+
+def mobilenet_v3(module, net, x):
+  x = hard_swish(net.batch_norm("bn1", net.conv("conv_stem", x, 2, (1, 1))))
+  for stage, kinds in enumerate(module.blocks):
+    for b, kind in enumerate(kinds):
+      name, act = f"blocks.{stage}.{b}", hard_swish if kind.hard else relu
+      y, norms, last = x, iter((1, 2, 3)), "conv_pw"
+      if f"{name}.conv_pwl.weight" in net.t:
+        y, last = net.conv(f"{name}.conv_pw", y), "conv_pwl"
+        y = act(net.batch_norm(f"{name}.bn{next(norms)}", y))
+      pad = (kind.kernel // 2,) * 2
+      y = net.conv(f"{name}.conv_dw", y, kind.strides, pad, groups=y.shape[-1])
+      y = act(net.batch_norm(f"{name}.bn{next(norms)}", y))
+      if kind.gated:
+        gate = net.conv(f"{name}.se.conv_reduce", y.mean((1, 2), keepdims=True))
+        y = y * hard_sigmoid(net.conv(f"{name}.se.conv_expand", relu(gate)))
+      y = net.batch_norm(
+        f"{name}.bn{next(norms)}", net.conv(f"{name}.{last}", y)
+      )
+      x = x + y if x.shape == y.shape else y
+  name = f"blocks.{len(module.blocks)}.0"
+  x = hard_swish(net.batch_norm(f"{name}.bn1", net.conv(f"{name}.conv", x)))
+  x = hard_swish(net.conv("conv_head", x.mean((1, 2), keepdims=True)))
+  return net.linear("classifier", x[:, 0, 0])
+
+
 @pytest.mark.parametrize(
   ("family", "reference"),
   [
@@ -446,6 +528,9 @@ def window_attention(net, name, x, kind, window, head_width):
     ("vit", vit),
     ("maxvit", maxvit),
     ("maxvit cifar", maxvit),
+    ("densenet", densenet),
+    ("densenet cifar", densenet),
+    ("mobilenet", mobilenet_v3),
   ],
 )
 def test_computes_what_the_published_network_does(family, reference):
@@ -454,6 +539,49 @@ def test_computes_what_the_published_network_does(family, reference):
   logits = jax.jit(lambda v, x: module.apply(v, x))(variables, images)
   scale = np.abs(expected).max()
   np.testing.assert_allclose(logits / scale, expected / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["drop_path", "dropout"])
+@pytest.mark.parametrize(
+  "family", ["convnext", "vit", "maxvit", "densenet", "mobilenet"]
+)
+def test_what_an_image_leaves_out_is_its_keys(family, option):
+  """The same wherever it stands in a batch, and nothing without keys."""
+  module, variables, images = small(family, **{option: 0.7})
+  assert module.is_random
+
+  # In evaluation, or BatchNorm would mix the images.
+  def told(images, keys):
+    return module.apply(variables, images, keys=keys)
+
+  keys = jax.random.split(jax.random.key(1), 200)
+  many = jax.jit(told)(np.repeat(images[:1], 200, axis=0), keys)
+  turned = jax.jit(told)(np.repeat(images[:1], 200, axis=0), keys[::-1])
+  np.testing.assert_allclose(many, turned[::-1], atol=1e-4)
+  assert len(np.unique(np.round(np.asarray(many), 4), axis=0)) > 1
+  plain, _, _ = small(family)
+  assert not plain.is_random
+  np.testing.assert_array_equal(
+    module.apply(variables, images), plain.apply(variables, images)
+  )
+
+
+def test_blocks_are_skipped_the_more_the_later_they_are():
+  module = models.create("vit_tiny", 3, drop_path=0.3)
+  assert module.path_rates(4) == pytest.approx([0, 0.1, 0.2, 0.3])
+  assert module.path_rates(1) == [0]
+
+
+def test_what_is_left_out_leaves_the_mean_as_it_was():
+  keys = jax.random.split(jax.random.key(0), 20_000)
+  x = jnp.full((len(keys), 3), 2.0)
+  some = np.asarray(layers.drop(x, keys, 0.25))
+  assert set(np.unique(some)) == {0, np.float32(2 / 0.75)}
+  np.testing.assert_allclose(some.mean(0), 2, atol=0.05)
+  assert not (some == some[:, :1]).all(axis=1).all()
+  whole = np.asarray(layers.skip(x, keys, 0.25))
+  assert (whole == whole[:, :1]).all()
+  np.testing.assert_allclose(whole.mean(0), 2, atol=0.05)
 
 
 def test_unknown_model_lists_the_known():

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 import re
 import struct
 import tracemalloc
@@ -16,7 +17,8 @@ import test_models
 from etils import epath
 from tiny import tiny_config
 
-from kfkd_jax import checkpoints, models
+from kfkd_jax import checkpoints, models, stages
+from kfkd_jax import config as config_lib
 from kfkd_jax.models import pretrained, vit
 from kfkd_jax.run import build, networks, results, streams, tasks
 from kfkd_jax.run.workspace import Workspace
@@ -496,6 +498,41 @@ def test_training_starts_from_the_file(config, tmp_path, monkeypatch):
   )
   assert_same(state.average, kwargs["init_from"])
   assert_same(state.variables, kwargs["init_from"])
+
+
+def test_transfer_trains_the_head_alone_and_then_the_rest(config, tmp_path):
+  """The recipe of configs/transfer.py, with small weights made on the spot."""
+  recipe = pathlib.Path(__file__).parents[2] / "configs" / "transfer.py"
+  changes = {
+    "model.width": "4",
+    "model.patch": "8",
+    "history.every": "1",
+    "history.dtype": "float32",
+  }
+  narrow = config_lib.read(f"{recipe}:runlocal,model=vit_tiny", changes.items())
+  path, variables = file_for(narrow, tmp_path, classes=1000)
+  config = config_lib.read(
+    f"{recipe}:runlocal,model=vit_tiny,weights={path}", changes.items()
+  )
+  stages.run_stage(config, epath.Path(tmp_path / "w"), "train")
+  space = Workspace(config, epath.Path(tmp_path / "w"))
+  with results.open_history(space.path, "teacher") as history:
+    first, second = (
+      history.restore(epoch, results.template(space))["params"]
+      for epoch in (1, 2)
+    )
+  given = variables["params"]
+  body = [name for name in given if name != "head"]
+  assert_same({n: first[n] for n in body}, {n: given[n] for n in body})
+  moved = jax.tree.map(
+    lambda a, b: np.abs(a - b).max(),
+    {n: second[n] for n in body},
+    {n: given[n] for n in body},
+  )
+  assert min(jax.tree.leaves(moved)) > 0
+  assert np.abs(second["head"]["bias"] - first["head"]["bias"]).max() > 0
+  assert first["head"]["kernel"].shape == (4, 5)
+  assert np.abs(first["head"]["bias"]).max() > 0  # drawn as zeros
 
 
 def test_without_a_file_training_starts_fresh(config):

@@ -1,5 +1,7 @@
 """What a step learns from: live against cached targets, mixing, averages."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from kfkd_jax import fusion, history, losses, parallel
+from kfkd_jax import fusion, history, losses, models, parallel
+from kfkd_jax.models import layers
 from kfkd_jax.training import memory, objective, self_taught, step
 from kfkd_jax.training.state import init_state, put
 
@@ -211,6 +214,58 @@ def test_pieces_of_a_batch_make_the_step_of_the_whole(pieces, num_devices):
   parts, part_sums = run(lesson, PLAIN, resident, pieces=pieces, **options)
   assert_close(parts[-1].params, whole[-1].params)
   assert_close(part_sums, sums, atol=1e-5)
+
+
+class SkippingNet(layers.Dropping):
+  """Leaves out numbers of its hidden layer, and some images whole."""
+
+  num_classes: int = CLASSES
+  drop_path: float = 0.5
+  dropout: float = 0.5
+
+  @nn.compact
+  def __call__(self, x, *, train=False, keys=None):
+    x = nn.tanh(nn.Dense(5)(x.reshape(len(x), -1)))
+    x = layers.drop(x, layers.layer_keys(keys, 0), self.dropout)
+    x = layers.skip(x, layers.layer_keys(keys, 1), self.drop_path)
+    return nn.Dense(self.num_classes)(x)
+
+
+@pytest.mark.parametrize(("num_devices", "pieces"), [(1, 4), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+  "make", [SkippingNet, lambda: models.Pair(CLASSES, SkippingNet)]
+)
+def test_what_is_left_out_is_the_rows_own(make, num_devices, pieces):
+  """However many devices and pieces there are; another step, other parts."""
+  resident, _ = make_data()
+  lesson = objective.supervised()
+  if make is not SkippingNet:
+    lesson = self_taught.mutual()
+  one, _ = run(lesson, PLAIN, resident, num_devices=1, module=make())
+  same, _ = run(
+    lesson, PLAIN, resident,
+    num_devices=num_devices, pieces=pieces, module=make(),
+  )  # fmt: skip
+  assert_close(same[-1].params, one[-1].params)
+
+
+def test_every_step_leaves_out_other_parts():
+  seen = []
+
+  def loss(logits, batch):
+    jax.debug.callback(lambda x: seen.append(np.array(x)), logits)
+    return 0 * logits.sum(-1)  # learns nothing: only what is left out changes
+
+  module = SkippingNet(drop_path=0.0)
+  run(
+    objective.Objective(loss), PLAIN, make_data()[0],
+    num_devices=1, module=module,
+  )  # fmt: skip
+  jax.effects_barrier()
+  assert len(seen) == 3
+  # Of 5 numbers, two draws agree by chance in one row of 32.
+  for before, after in itertools.pairwise(seen):
+    assert np.isclose(before, after).all(axis=1).sum() < BATCH / 2
 
 
 def remembering():

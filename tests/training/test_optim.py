@@ -1,9 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from kfkd_jax import optim
+from kfkd_jax.models import pretrained
 
 
 def values(schedule, num_steps):
@@ -132,3 +134,31 @@ def test_adamw_decay_is_decoupled():
 def test_clipping_shortens_the_whole_gradient():
   update = one_update(clip_norm=1.0)
   assert update["kernel"] == pytest.approx(-0.1 / np.sqrt(6), rel=1e-5)
+
+
+def test_the_backbone_waits_for_the_head_and_learns_slower_then():
+  """By its definition: as if training began when it is set free."""
+  params = {"head.fc": {"w": jnp.ones(2)}, "stem": {"w": jnp.ones((2, 2))}}
+  grads = jax.tree.map(jnp.ones_like, params)
+
+  def walked(steps, **options):
+    optimizer = optim.make_optimizer(
+      "sgd", lambda step: 0.1, head=pretrained.head_mask, **options
+    )
+    state, at = optimizer.init(params), params
+    for _ in range(steps):
+      updates, state = optimizer.update(grads, state, at)
+      at = optax.apply_updates(at, updates)
+    return at
+
+  plain = walked(5)
+  waiting = walked(5, head_steps=3, backbone_rate=0.5)
+  np.testing.assert_allclose(
+    waiting["head.fc"]["w"], plain["head.fc"]["w"], rtol=1e-6
+  )
+  free = walked(2)["stem"]["w"]
+  np.testing.assert_allclose(
+    1 - waiting["stem"]["w"], 0.5 * (1 - free), rtol=1e-5
+  )
+  still = walked(3, head_steps=3, backbone_rate=0.5)
+  np.testing.assert_array_equal(still["stem"]["w"], 1)
