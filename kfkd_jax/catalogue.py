@@ -95,6 +95,8 @@ _ROWS = (
          ("strategy.self_adaptive_start", "strategy.self_adaptive_decay")),
   Method("mutual", "Mutual learning", "Zhang et al. 2018", _ASKED),
   Method("online_fusion", "Online fusion", needs=_ASKED),
+  Method("online_coverage", "Online, by coverage", "CAFE, 2026", _ASKED,
+         ("strategy.coverage_share",)),
   Method("sckd", "Gated distillation (SCKD)", "Zhu, Wang 2021", _TAUGHT,
          (*_BESIDE_LABELS, "strategy.temperature", "strategy.sckd_threshold",
           "strategy.sckd_by_group")),

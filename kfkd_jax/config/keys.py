@@ -403,6 +403,9 @@ KEYS = (
       "Share of the run before labels move.", _RIVALS),
   Key("strategy.self_adaptive_decay", 0.9, between(0, 1),
       "Of the moving labels.", _RIVALS),
+  Key("strategy.coverage_share", 0.5, between(0, 1),
+      "Of online_coverage's past in the targets at the end of the run; it "
+      "rises evenly to it.", _RIVALS, later=True),
   Key("strategy.sckd_threshold", 0.0, between(-1, 1),
       "Least cosine with the labels' gradient.", _RIVALS),
   Key("strategy.sckd_by_group", False, _BOOL,

@@ -23,6 +23,7 @@ from kfkd_jax.fusion.mixture import (
 from kfkd_jax.fusion.rules import (
   Stopped,
   best_checkpoint,
+  coverage,
   early_stopping,
   final_only,
   fixed_jumps,
@@ -37,6 +38,7 @@ __all__ = [
   "Stopped",
   "best_checkpoint",
   "best_epsilon_exact",
+  "coverage",
   "early_stopping",
   "equivalent_weights",
   "final_only",

@@ -48,6 +48,39 @@ def best_checkpoint(accuracy: ArrayLike) -> np.ndarray:
   return _uniform_over([latest], values.size)
 
 
+def coverage(correct: ArrayLike) -> np.ndarray:
+  """Returns weights by what each checkpoint has right that others miss.
+
+  The checkpoint that has most points right comes first, then the one that has
+  most of the rest, of equals the latest, until nobody has more. A weight is the
+  share of the covered points that were new with it.
+
+  Args:
+    correct: bool[C, S] who was right on a selection split.
+
+  Returns:
+    f32[C], a NumPy array; all on the last checkpoint where nobody is right.
+
+  >>> coverage([[0, 1, 1, 1], [1, 0, 0, 1], [0, 0, 1, 1]]).tolist()
+  [0.75, 0.25, 0.0]
+  """
+  right = np.asarray(stacks.as_booleans("correct", correct))
+  if right.ndim != 2 or not len(right):
+    raise ValueError(
+      f"correct must be [C, S], C at least 1; got shape {right.shape}."
+    )
+  new = np.zeros(len(right), np.float32)
+  missed = np.ones(right.shape[1], bool)
+  while (counts := (right & missed).sum(axis=1)).any():
+    # `argmax` takes the first of equals: of the reversed, the latest.
+    best = len(right) - 1 - counts[::-1].argmax()
+    new[best] = counts[best]
+    missed &= ~right[best]
+  if not new.any():
+    return final_only(len(right))
+  return new / new.sum()
+
+
 class Stopped(NamedTuple):
   """Where patience ended.
 

@@ -43,7 +43,7 @@ OPTIONAL: dict[str, Method] = {
   **audited.AUDITED,
   "mutual": mutual.MUTUAL,
   **strategies.TAUGHT,
-  "online_fusion": online.ONLINE_FUSION,
+  **online.ONLINE,
 }
 
 

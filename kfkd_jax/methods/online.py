@@ -1,13 +1,15 @@
 """Online fusion: the run's own past, fused, teaches it while it trains.
 
-Before every epoch the mixture of the checkpoints so far that is most likely on
-the selecting points is found, and its predictions of the training points join
-the labels, the more the more has been forgotten. It takes no training but the
-run's own, and its history is its teacher.
+Before every epoch weights over the checkpoints so far are found on the
+selecting points, and what these say of the training points together joins the
+labels. It takes no training but the run's own, and its history is its teacher.
+Rows differ in the weights: the likeliest mixture, or what each checkpoint
+covers that others miss.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -15,11 +17,10 @@ import numpy as np
 from kfkd_jax import files, forgetting, fusion, losses
 from kfkd_jax.methods.ensemble import Ensemble, Method, of_runs, on_first_fold
 from kfkd_jax.predictions import PredictionStore
-from kfkd_jax.run import networks, objectives, results, workspace
+from kfkd_jax.run import build, networks, objectives, results, workspace
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop, objective
 
-NAME = "online_fusion"
 _LEAST = 8  # rows that the mixture is padded to, at least
 
 
@@ -27,7 +28,7 @@ class Past(NamedTuple):
   """What the past is worth.
 
   Attributes:
-    weights: `f32[C]` the mixture of the checkpoints so far.
+    weights: `f32[C]` of the checkpoints so far.
     share: of it in the targets, 0 to 1.
   """
 
@@ -58,7 +59,7 @@ def fused_past(likelihoods: np.ndarray, correct: np.ndarray) -> Past:
   return Past(weights / weights.sum(), min(share, 1.0))
 
 
-def _review(space: Workspace) -> loop.Review:
+def _review(space: Workspace, name: str) -> loop.Review:
   """Targets from the stores alone, so that a resumed run finds the same."""
   task = space.task
   fold = task.folds[0]
@@ -81,12 +82,18 @@ def _review(space: Workspace) -> loop.Review:
     return seen[epoch]
 
   def review(finished: int, stores: dict[str, PredictionStore]):
-    del finished
     select = stores[fold.select_split]
     if not select.epochs:
       return {"teacher_probs": one_hot}
     found = [judged(select, epoch) for epoch in select.epochs]
-    past = fused_past(*(np.stack(part) for part in zip(*found, strict=True)))
+    likelihoods, correct = (np.stack(x) for x in zip(*found, strict=True))
+    if name == "online_fusion":
+      past = fused_past(likelihoods, correct)
+    else:
+      (epoch,) = build.epochs_at(space, [finished])
+      share = space.config.strategy.coverage_share
+      share *= epoch / space.config.train.epochs
+      past = Past(fusion.coverage(correct), share)
     told = np.asarray(fusion.fuse(stores["train"], past.weights))
     return {
       "teacher_probs": np.asarray(
@@ -97,15 +104,15 @@ def _review(space: Workspace) -> loop.Review:
   return review
 
 
-def _plans(space: Workspace) -> list[networks.Plan]:
+def _plans(space: Workspace, name: str) -> list[networks.Plan]:
   task = space.task
   fold = task.folds[0]
   labels = workspace.selection_labels(space, fold)
   return [
     networks.Plan(
-      NAME,
+      name,
       lambda: networks.Lesson(
-        objective.cached_distillation(), review=_review(space)
+        objective.cached_distillation(), review=_review(space, name)
       ),
       inputs={
         "selected_on": files.digest(
@@ -119,15 +126,21 @@ def _plans(space: Workspace) -> list[networks.Plan]:
   ]
 
 
-def _ensembles(space: Workspace) -> list[Ensemble]:
+def _ensembles(space: Workspace, name: str) -> list[Ensemble]:
   """One row: training, and predicting both splits at every checkpoint."""
   task = space.task
   fold = task.folds[0]
-  store = results.predictions(space.path, NAME, fold.select_split)
+  store = results.predictions(space.path, name, fold.select_split)
   forwards = len(store) * (len(task.given) + len(fold.select_rows))
   cost = 1 + forwards / (3 * len(task.given) * space.config.train.epochs)
   on = workspace.selected_on(space.config, fold)
-  return [of_runs(NAME, [NAME], cost, selected_on=on)]
+  return [of_runs(name, [name], cost, selected_on=on)]
 
 
-ONLINE_FUSION = Method(on_first_fold(_ensembles), _plans)
+ONLINE = {
+  name: Method(
+    on_first_fold(functools.partial(_ensembles, name=name)),
+    functools.partial(_plans, name=name),
+  )
+  for name in ("online_fusion", "online_coverage")
+}

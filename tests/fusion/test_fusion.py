@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from jax.test_util import check_grads
 from scipy import optimize
 
-from kfkd_jax import fusion, stacks
+from kfkd_jax import forgetting, fusion, stacks
 from kfkd_jax.fusion import knowledge
 from kfkd_jax.fusion import mixture as mixture_lib
 
@@ -655,6 +655,26 @@ def test_random_checkpoints_draw_all_and_depend_on_the_key():
   )
   assert (draws > 0).any(0).all()
   assert len(np.unique(draws, axis=0)) > 5
+
+
+def test_coverage_of_two_is_accuracy_and_forget_fraction():
+  rng = np.random.default_rng(0)
+  correct = np.stack([rng.random(400) < 0.4, rng.random(400) < 0.8])
+  covered = correct.any(axis=0).mean()
+  forgotten = forgetting.forget_fractions(correct)[0]
+  np.testing.assert_allclose(
+    fusion.coverage(correct) * covered,
+    [forgotten, correct[1].mean()],
+    rtol=1e-6,
+  )
+
+
+def test_coverage_takes_nobody_for_what_others_have():
+  twice = [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]]
+  np.testing.assert_allclose(fusion.coverage(twice), [0, 2 / 3, 1 / 3])
+  np.testing.assert_array_equal(fusion.coverage(np.zeros((3, 4))), [0, 0, 1])
+  with pytest.raises(ValueError, match=r"\[C, S\].*shape \(4,\)"):
+    fusion.coverage(np.zeros(4))
 
 
 def test_best_checkpoint_takes_the_latest_of_equals():

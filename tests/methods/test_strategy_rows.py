@@ -201,10 +201,10 @@ class StopError(Exception):
   pass
 
 
-def train_online(folder, stop_at=None, num_devices=1):
+def train_online(folder, stop_at=None, num_devices=1, name="online_fusion"):
   config = tiny_config(**CONFIG)
   task = tasks.load_task(config)
-  (plan,) = online.ONLINE_FUSION.plans(Workspace(config, folder))
+  (plan,) = online.ONLINE[name].plans(Workspace(config, folder))
   lesson = plan.lesson()
 
   def observe(report):
@@ -245,7 +245,7 @@ def test_online_fusion_learns_from_the_stores(tmp_path):
   train_online(tmp_path)
   config = tiny_config(**CONFIG)
   task = tasks.load_task(config)
-  (plan,) = online.ONLINE_FUSION.plans(Workspace(config, tmp_path))
+  (plan,) = online.ONLINE["online_fusion"].plans(Workspace(config, tmp_path))
   stores = {
     name: networks.PredictionStore(tmp_path / "predictions" / name)
     for name in ("select", "train")
@@ -253,14 +253,36 @@ def test_online_fusion_learns_from_the_stores(tmp_path):
   found = plan.lesson().review(4, stores)["teacher_probs"]
   select = np.stack([stores["select"][c] for c in range(4)])
   labels = task.splits["select"].labels
-  past = online.fused_past(
-    fusion.label_likelihoods(select, labels), select.argmax(-1) == labels
-  )
+  likely = fusion.label_likelihoods(select, labels)
+  past = online.fused_past(likely, select.argmax(-1) == labels)
   told = fusion.fuse(np.stack([stores["train"][c] for c in range(4)]), past[0])
   given = np.eye(10)[task.given]
   expected = (1 - past.share) * given + past.share * np.asarray(told)
   np.testing.assert_allclose(found, expected, atol=1e-5)
   assert 0 < past.share < 1
+
+
+def test_what_is_covered_joins_the_labels_more_and_more(tmp_path):
+  config = tiny_config(**CONFIG, strategy__coverage_share="0.6")
+  space = Workspace(config, epath.Path(tmp_path))
+  task, epochs = space.task, config.train.epochs
+  rng = np.random.default_rng(0)
+  stores, told = {}, {}
+  for name in ("select", "train"):
+    split = task.splits[name]
+    told[name] = rng.dirichlet(np.ones(10), (2, len(split.labels))).astype("f")
+    stores[name] = networks.PredictionStore.create(
+      epath.Path(tmp_path) / name, split.labels, split.ids, num_classes=10
+    )
+    for epoch, probs in enumerate(told[name], 1):
+      stores[name].write(epoch, probs)
+  (plan,) = online.ONLINE["online_coverage"].plans(space)
+  found = plan.lesson().review(2, stores)["teacher_probs"]
+  right = told["select"].argmax(-1) == task.splits["select"].labels
+  past = np.tensordot(fusion.coverage(right), told["train"], 1)
+  share = 0.6 * 2 / epochs
+  expected = (1 - share) * np.eye(10)[task.given] + share * past
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("correct", ["drop", "relabel", "weight"])

@@ -18,7 +18,6 @@ from jax.typing import ArrayLike
 from kfkd_jax import auditing, files, forgetting, fusion, metrics
 from kfkd_jax.config import changed
 from kfkd_jax.lab import choosing
-from kfkd_jax.methods import online as online_fusion
 from kfkd_jax.predictions import PredictionStore, Subset
 from kfkd_jax.run import (
   results,
@@ -123,11 +122,11 @@ def online(config: ml_collections.ConfigDict, workdir: epath.Path) -> list[Row]:
   del config
   rows = files.read_json_lines(workdir / "results.jsonl")
   plain = files.read_json(workdir / "diagnosis.json")["splits"]["test"]
-  store = results.predictions(workdir, online_fusion.NAME, "test")
+  store = results.predictions(workdir, "online_fusion", "test")
   forgotten = forgetting.forget_fractions(
     forgetting.correctness(store, store.labels)
   )
-  (of_run,) = [row for row in rows if row["method"] == online_fusion.NAME]
+  (of_run,) = [row for row in rows if row["method"] == "online_fusion"]
   return [
     {
       "accuracy": plain["accuracy"][-1],
