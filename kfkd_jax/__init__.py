@@ -73,7 +73,7 @@ with (
     audit_init,
     audit_update,
   )
-  from kfkd_jax.export.pretrained import from_pretrained
+  from kfkd_jax.export.remote import from_pretrained
   from kfkd_jax.forgetting import (
     correctness,
     forget_fractions,

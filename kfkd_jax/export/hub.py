@@ -11,7 +11,7 @@ from etils import epath
 
 from kfkd_jax import catalogue, files
 from kfkd_jax.data import hub as hub_data
-from kfkd_jax.export import formats, remote
+from kfkd_jax.export import formats, pretrained, remote
 from kfkd_jax.report import text
 from kfkd_jax.run import seals
 
@@ -23,7 +23,7 @@ def metadata(
 
   Args:
     data_name: of the data set.
-    row: of `results.jsonl`, of the model in `remote.WEIGHTS`.
+    row: of `results.jsonl`, of the model in `pretrained.WEIGHTS`.
     license_id: of the model; None leaves it out.
   """
   name = hub_data.shown(data_name)
@@ -103,7 +103,7 @@ def push(repo: str, workdir: epath.Path, *, private: bool) -> str:
   return "\n".join([
     f"{len(names)} files of {folder}, {size / 1e6:.1f} MB, are at {url}:",
     f"  {', '.join(names)}",
-    f"kfkd_jax.from_pretrained({url.repo_id!r}) takes its {remote.WEIGHTS}",
+    f"kfkd_jax.from_pretrained({url.repo_id!r}) takes its {pretrained.WEIGHTS}",
   ])  # fmt: skip
 
 
@@ -116,8 +116,8 @@ def _sound_files(folder: epath.Path) -> list[str]:
   listed, again = seals.listed(folder), "run `kfkd export` again"
   if changed := seals.changed(folder):
     raise ValueError(f"{folder / changed[0]} is not what was exported; {again}")
-  if remote.CONFIG not in listed:
+  if pretrained.CONFIG not in listed:
     raise ValueError(
-      f"{folder} has no {remote.CONFIG}, as of an earlier version; {again}"
+      f"{folder} has no {pretrained.CONFIG}, as of an earlier version; {again}"
     )
   return [*listed, seals.SUMS]

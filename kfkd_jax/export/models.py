@@ -43,7 +43,7 @@ from kfkd_jax import (
 )
 from kfkd_jax.data import hub as hub_data
 from kfkd_jax.data import splits
-from kfkd_jax.export import formats, hub, remote, saved_model, trailer
+from kfkd_jax.export import formats, hub, pretrained, saved_model, trailer
 from kfkd_jax.report import text, verdict
 from kfkd_jax.run import (
   build,
@@ -109,20 +109,27 @@ def _export(space: Workspace, found: Sequence[Model]) -> str:
   card = make_card(space, found, written, gaps)
   files.write_text(folder / "README.md", render_card(card))
   files.write_text(
-    folder / remote.CARD, text.without_markup(files.to_json(card))
+    folder / pretrained.CARD, text.without_markup(files.to_json(card))
   )
   models = [
     f"{method}{end}" for method in programs for end in formats.ALL_SUFFIXES
   ]
   there = [name for name in models if (folder / name).exists()]
   seals.write_sums(
-    folder, ["README.md", remote.CARD, remote.CONFIG, remote.WEIGHTS, *there]
+    folder,
+    [
+      "README.md",
+      pretrained.CARD,
+      pretrained.CONFIG,
+      pretrained.WEIGHTS,
+      *there,
+    ],
   )
   size = sum(f["bytes"] for part in written.values() for f in part.values())
   return (
     f"export/ with {', '.join(programs)}, {size / 1e6:.1f} MB; differs from "
     f"the live models by at most {max(gaps.values()):.1e}; {said}; "
-    f"{remote.WEIGHTS} is {main.method}"
+    f"{pretrained.WEIGHTS} is {main.method}"
     + "".join(f"\nWARNING: {line}" for line in card["warnings"])
   )
 
@@ -438,9 +445,9 @@ def _write_main(folder: epath.Path, model: Model) -> None:
   """Writes the model of the folder, by the names that the Hub knows."""
   weights = weights_file(model)
   config = {**describe(model), "sha256": hashlib.sha256(weights).hexdigest()}
-  files.write_bytes(folder / remote.WEIGHTS, weights)
+  files.write_bytes(folder / pretrained.WEIGHTS, weights)
   files.write_text(
-    folder / remote.CONFIG, text.without_markup(files.to_json(config))
+    folder / pretrained.CONFIG, text.without_markup(files.to_json(config))
   )
 
 

@@ -1,7 +1,7 @@
-"""A network from a folder that `kfkd export` made, or from the Hub.
+"""A network from a folder that `kfkd export` made.
 
-It is built anew from `config.json` and `model.safetensors`; no program of
-others is run.
+It is built anew from its description and its weights; no program of others is
+run.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ from jax.typing import ArrayLike
 from PIL import Image
 
 from kfkd_jax import files, history, models
-from kfkd_jax.export import predict, remote
+from kfkd_jax.export import predict
 from kfkd_jax.training import step
 
+# What a model is, its weights, and what it scored.
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+CARD = "card.json"
 _BATCH = 1024
 _SHOWN = 3  # arrays in a message
 
@@ -90,44 +94,25 @@ class Pretrained:
     return predict.read_inputs(paths, self.image_shape).images
 
 
-def from_pretrained(
-  source: str | os.PathLike, *, revision: str | None = None
-) -> Pretrained:
-  """Returns a network that `kfkd export` wrote, ready to predict.
-
-  >>> model = from_pretrained("kfkd-workdir/export")  # doctest: +SKIP
-  >>> probs = model.predict("pictures/")  # doctest: +SKIP
-  >>> model.class_names[probs[0].argmax()]  # doctest: +SKIP
+def read(folder: epath.Path, source: str) -> Pretrained:
+  """The network in a folder.
 
   Args:
-    source: a folder, or `OWNER/NAME` of a model on the Hugging Face Hub, which
-      is kept in the cache of `huggingface_hub`.
-    revision: of the repository: a branch, a tag or a commit.
-
-  Returns:
-    A `Pretrained`: `predict` gives probabilities [N, K]; `apply_fn`,
-    `variables` (a pytree) and `class_names` are there to go on with.
+    folder: with `CONFIG` and `WEIGHTS`, and `CARD` if there is one.
+    source: what it was asked for as.
   """
-  folder = epath.Path(source)
-  if not folder.is_dir():
-    folder = epath.Path(remote.download(os.fspath(source), revision))
-  elif revision is not None:
-    raise ValueError(
-      f"revision={revision!r} goes with OWNER/NAME on the Hub; {source} is a "
-      "folder"
-    )
-  for name in (remote.CONFIG, remote.WEIGHTS):
+  for name in (CONFIG, WEIGHTS):
     if not files.exists(folder / name):
       raise ValueError(
         f"{source} holds no {name}; `kfkd export` writes it, and `kfkd push` "
         "sends it to the Hub"
       )
-  config = files.read_json(folder / remote.CONFIG)
-  card = folder / remote.CARD
-  apply_fn, expected = _network(folder / remote.CONFIG, config)
+  config = files.read_json(folder / CONFIG)
+  apply_fn, expected = _network(folder / CONFIG, config)
   variables, weights = _weights(
-    folder / remote.WEIGHTS, config.get("sha256"), expected
+    folder / WEIGHTS, config.get("sha256"), expected
   )
+  card = folder / CARD
   return Pretrained(
     apply_fn,
     variables,
@@ -177,7 +162,7 @@ def _weights(
   if digest not in (None, hashlib.sha256(content).hexdigest()):
     raise ValueError(
       f"{path} is damaged or replaced: its SHA-256 sum is not the one in "
-      f"{remote.CONFIG}; fetch or export it again, or take sha256 out there"
+      f"{CONFIG}; fetch or export it again, or take sha256 out there"
     )
   try:
     arrays = safetensors.numpy.load(content)
@@ -192,7 +177,7 @@ def _weights(
   )
   if differing:
     raise ValueError(
-      f"{path} does not fit {remote.CONFIG}: "
+      f"{path} does not fit {CONFIG}: "
       + "; ".join(
         f"{name} is {found.get(name, 'missing')} and should be "
         f"{wanted.get(name, 'absent')}"

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub, and how to fetch a model from it.
+"""The Hugging Face Hub, and a model from there or from a folder like it.
 
 The package `huggingface_hub` speaks to it, to where HF_ENDPOINT says, with the
 token that it finds.
@@ -7,15 +7,18 @@ token that it finds.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-# What a model is, its weights, and what it scored.
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-CARD = "card.json"
+from etils import epath
+
+if TYPE_CHECKING:
+  from kfkd_jax.export import pretrained
+
 REMEDIES = {
   401: "log in with `hf auth login`, or set HF_TOKEN",
   403: "the token may not do that there",
@@ -57,8 +60,42 @@ def in_one_line(what: str) -> Iterator[None]:
     raise ValueError(f"{what}: {line}{remedy}") from error
 
 
-def download(repo: str, revision: str | None) -> str:
-  """The folder with the model of a repository, in the cache of the library."""
+def from_pretrained(
+  source: str | os.PathLike, *, revision: str | None = None
+) -> pretrained.Pretrained:
+  """Returns a network that `kfkd export` wrote, ready to predict.
+
+  >>> model = from_pretrained("kfkd-workdir/export")  # doctest: +SKIP
+  >>> probs = model.predict("pictures/")  # doctest: +SKIP
+  >>> model.class_names[probs[0].argmax()]  # doctest: +SKIP
+
+  Args:
+    source: a folder, or `OWNER/NAME` of a model on the Hugging Face Hub, which
+      is kept in the cache of `huggingface_hub`.
+    revision: of the repository: a branch, a tag or a commit.
+
+  Returns:
+    A `Pretrained`: `predict` gives probabilities [N, K]; `apply_fn`,
+    `variables` (a pytree), `class_names`, `config` and `card` are there to go
+    on with.
+  """
+  # Here, since the package's own door opens without Flax.
+  from kfkd_jax.export import pretrained
+
+  name, folder = os.fspath(source), epath.Path(source)
+  if not folder.is_dir():
+    wanted = (pretrained.CONFIG, pretrained.WEIGHTS, pretrained.CARD)
+    folder = epath.Path(_download(name, revision, wanted))
+  elif revision is not None:
+    raise ValueError(
+      f"revision={revision!r} goes with OWNER/NAME on the Hub; {name} is a "
+      "folder"
+    )
+  return pretrained.read(folder, name)
+
+
+def _download(repo: str, revision: str | None, names: Sequence[str]) -> str:
+  """The folder with these files of a repository, in the library's cache."""
   if not _NAME.fullmatch(repo):
     raise ValueError(
       f"{repo!r} is neither a folder nor OWNER/NAME on the Hugging Face Hub"
@@ -66,5 +103,5 @@ def download(repo: str, revision: str | None) -> str:
   found = library(f"{repo}, which is no folder,")
   with in_one_line(f"{repo} cannot be fetched"):
     return found.snapshot_download(
-      repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]
+      repo, revision=revision, allow_patterns=list(names)
     )
