@@ -13,7 +13,7 @@ from kfkd_jax import catalogue, files
 from kfkd_jax.data import hub as hub_data
 from kfkd_jax.export import formats, pretrained, remote
 from kfkd_jax.report import text
-from kfkd_jax.run import seals
+from kfkd_jax.run import forecast, seals
 
 
 def metadata(
@@ -101,7 +101,7 @@ def push(repo: str, workdir: epath.Path, *, private: bool) -> str:
     )
   size = sum((folder / name).stat().length for name in names)
   return "\n".join([
-    f"{len(names)} files of {folder}, {size / 1e6:.1f} MB, are at {url}:",
+    f"{len(names)} files of {folder}, {forecast.shown(size)}, are at {url}:",
     f"  {', '.join(names)}",
     f"kfkd_jax.from_pretrained({url.repo_id!r}) takes its {pretrained.WEIGHTS}",
   ])  # fmt: skip

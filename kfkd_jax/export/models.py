@@ -47,6 +47,7 @@ from kfkd_jax.export import formats, hub, pretrained, saved_model, trailer
 from kfkd_jax.report import text, verdict
 from kfkd_jax.run import (
   build,
+  forecast,
   results,
   seals,
   students,
@@ -127,7 +128,7 @@ def _export(space: Workspace, found: Sequence[Model]) -> str:
   )
   size = sum(f["bytes"] for part in written.values() for f in part.values())
   return (
-    f"export/ with {', '.join(programs)}, {size / 1e6:.1f} MB; differs from "
+    f"export/ with {', '.join(programs)}, {forecast.shown(size)}; differs from "
     f"the live models by at most {max(gaps.values()):.1e}; {said}; "
     f"{pretrained.WEIGHTS} is {main.method}"
     + "".join(f"\nWARNING: {line}" for line in card["warnings"])

@@ -286,7 +286,7 @@ def test_what_was_pushed_is_fetched_and_predicts(pushed):
       "no token",
       r"me/tiny cannot be pushed to: there is no token; log in with",
     ),
-    ("silent", r"gone/tiny cannot be pushed to: Server disconnected"),
+    ("silent", r"gone/tiny cannot be pushed to: .*[Dd]isconnected"),
   ],
 )
 def test_a_push_that_fails_says_why_in_a_line(pushed, name, message):
