@@ -6,6 +6,7 @@ run.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -191,11 +192,16 @@ def _tables(name: str) -> dict[str, Any]:
     ) from error
   if not sys.stderr.isatty():
     datasets.disable_progress_bars()
+  logger = logging.getLogger("huggingface_hub")
+  level = logger.level
+  logger.setLevel(logging.ERROR)  # without a network it warns at every try
   try:
     tables = datasets.load_dataset(*where)
   except Exception as error:  # of any of the packages that it reads with
     line = next(iter(str(error).splitlines()), type(error).__name__)
     raise ValueError(f"data.name={name!r} cannot be read: {line}") from error
+  finally:
+    logger.setLevel(level)
   found = {}
   for split, table in tables.items():
     for key in _of_type(table.features, "Image"):
@@ -214,6 +220,8 @@ def _keys(name: str, features: Mapping, wanted: Columns) -> list[str]:
     if len(chosen) != 1:
       listed = ", ".join(f"{key} ({_kind(f)})" for key, f in features.items())
       said = f"no {kind} column {asked!r}" if asked else f"no {kind} column"
+      if part == "label":
+        said += " (class_encode_column of datasets makes one)"
       if len(chosen) > 1:
         said = f"several {kind} columns, one to be named by data.{part}_column"
       raise ValueError(f"data.name={name!r} has {said}; its columns: {listed}")

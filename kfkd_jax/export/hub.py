@@ -113,11 +113,14 @@ def _sound_files(folder: epath.Path) -> list[str]:
     raise ValueError(f"push sends local files; copy {folder} here first")
   if not files.exists(folder / seals.SUMS):
     raise ValueError(f"{folder} holds no export; run `kfkd export` first")
-  listed, again = seals.listed(folder), "run `kfkd export` again"
   if changed := seals.changed(folder):
-    raise ValueError(f"{folder / changed[0]} is not what was exported; {again}")
+    raise ValueError(
+      f"{folder / changed[0]} is not what was exported; run `kfkd export` again"
+    )
+  listed = seals.listed(folder)
   if pretrained.CONFIG not in listed:
     raise ValueError(
-      f"{folder} has no {pretrained.CONFIG}, as of an earlier version; {again}"
+      f"{folder} has no {pretrained.CONFIG}, as of an earlier version; remove "
+      "the folder and run `kfkd export` again"
     )
   return [*listed, seals.SUMS]

@@ -104,6 +104,7 @@ def test_train_alone_sets_the_same_share_aside(put):
   both = np.concatenate([found.train.ids, found.test.ids])
   assert np.sort(both).tolist() == list(range(20))
   np.testing.assert_array_equal(found.test.ids, again.test.ids)
+  assert (np.diff(found.train.ids) > 0).all()
   expected = pictures.to_array(pictures.fitted(picture(found.test.ids[2]), 6))
   np.testing.assert_array_equal(found.test.images[2], expected)
   with pytest.raises(ValueError, match=r"data\.test_share=0\.01 of the 20"):
@@ -149,7 +150,10 @@ def test_one_of_several_label_columns_is_named(put):
 @pytest.mark.parametrize(
   ("columns", "message"),
   [
-    (data.Columns(label="picture"), "no ClassLabel column 'picture'; its col"),
+    (
+      data.Columns(label="picture"),
+      r"no ClassLabel column .picture. \(class_encode",
+    ),
     (data.Columns(image="kind"), "no Image column 'kind'; its columns: pic"),
   ],
 )
@@ -172,7 +176,8 @@ def test_sets_that_are_none(put, datasets, tmp_path):
   plain = {"picture": [picture(0)], "kind": [1], "words": ["a"]}
   datasets.Dataset.from_dict(plain).to_parquet(tmp_path / "b" / "train.parquet")
   with pytest.raises(
-    ValueError, match=r"no ClassLabel .*kind \(int64\), words \(string\)"
+    ValueError,
+    match=r"no ClassLabel .*class_encode.*kind \(int64\), words \(string\)",
   ):
     data.load(f"hf:{tmp_path / 'b'}")
   (tmp_path / "c").mkdir()

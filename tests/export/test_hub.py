@@ -14,7 +14,7 @@ import threading
 import numpy as np
 import pytest
 from etils import epath
-from test_pretrained import IMAGES, write
+from test_from_pretrained import IMAGES, write
 
 import kfkd_jax
 from kfkd_jax import cli
@@ -338,7 +338,7 @@ def test_the_package_is_asked_for_by_name(tmp_path, monkeypatch, capsys):
     ),
     (
       lambda f: seals.write_sums(epath.Path(f), ["README.md"]),
-      "has no config.json, as of an earlier version",
+      r"has no config\.json, as of an earlier version; remove the folder",
     ),
   ],
 )
