@@ -167,6 +167,12 @@ def _dispatch(options, overrides, orders) -> int:
 
     print(keeping.clean(workdir, force=bool(options.force)))
     return 0
+  if options.stage == "push":
+    from kfkd_jax.export import hub
+
+    (repo,) = options.inputs
+    print(hub.push(repo, workdir, private=bool(options.private)))
+    return 0
   if options.stage == "study":
     from kfkd_jax.lab import studies
 
