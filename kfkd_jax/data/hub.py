@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kfkd_jax import extras
 from kfkd_jax.data import human_labels, pictures, splits
 from kfkd_jax.data.dataset import Examples
 from kfkd_jax.data.stored import Records, Stored
@@ -183,13 +184,8 @@ def _tables(name: str) -> dict[str, Any]:
       f"data.name={name!r} is neither {PREFIX}FOLDER nor {PREFIX}OWNER/NAME or "
       f"{PREFIX}OWNER/NAME/SUBSET of the Hugging Face Hub"
     )
-  try:
+  with extras.named():
     import datasets
-  except ImportError as error:
-    raise ValueError(
-      f"data.name={name!r} needs the package datasets: "
-      "pip install 'kfkd-jax[hub]'"
-    ) from error
   if not sys.stderr.isatty():
     datasets.disable_progress_bars()
   logger = logging.getLogger("huggingface_hub")

@@ -82,7 +82,7 @@ def push(repo: str, workdir: epath.Path, *, private: bool) -> str:
   """
   folder = epath.Path(workdir) / "export"
   names = _sound_files(folder)
-  library = remote.library("kfkd push")
+  library = remote.library()
   with remote.in_one_line(f"{repo} cannot be pushed to"):
     if library.get_token() is None:
       raise ValueError(f"there is no token; {remote.REMEDIES[401]}")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
+from kfkd_jax import extras
+
 if TYPE_CHECKING:
   from kfkd_jax.export import pretrained
 
@@ -27,19 +29,11 @@ REMEDIES = {
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def library(who: str) -> types.ModuleType:
-  """`huggingface_hub`, without its bars where nobody watches.
-
-  Args:
-    who: needs it, for the error.
-  """
-  try:
+def library() -> types.ModuleType:
+  """`huggingface_hub`, without its bars where nobody watches."""
+  with extras.named():
     import huggingface_hub
     from huggingface_hub import utils
-  except ImportError as error:
-    raise ValueError(
-      f"{who} needs the package huggingface_hub: pip install 'kfkd-jax[hub]'"
-    ) from error
   if not sys.stderr.isatty():
     utils.disable_progress_bars()
   return huggingface_hub
@@ -80,7 +74,8 @@ def from_pretrained(
     on with.
   """
   # Here, since the package's own door opens without Flax.
-  from kfkd_jax.export import pretrained
+  with extras.named():
+    from kfkd_jax.export import pretrained
 
   name, folder = os.fspath(source), epath.Path(source)
   if not folder.is_dir():
@@ -100,7 +95,7 @@ def _download(repo: str, revision: str | None, names: Sequence[str]) -> str:
     raise ValueError(
       f"{repo!r} is neither a folder nor OWNER/NAME on the Hugging Face Hub"
     )
-  found = library(f"{repo}, which is no folder,")
+  found = library()
   with in_one_line(f"{repo} cannot be fetched"):
     return found.snapshot_download(
       repo, revision=revision, allow_patterns=list(names)
