@@ -23,7 +23,7 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, stages
 from kfkd_jax.catalogue import METHODS
 from kfkd_jax.lab import choosing
-from kfkd_jax.report import tables, text
+from kfkd_jax.report import page, tables, text
 from kfkd_jax.run import keeping, results
 from kfkd_jax.run.workspace import Workspace
 
@@ -407,7 +407,7 @@ def _united(noted: Plan, wanted: Plan) -> Plan:
 
 
 def _write_tables(config, workdir, plan: Plan, against: str) -> str:
-  """Summarises the finished cells; writes Markdown and CSV beside them."""
+  """Summarises the finished cells; writes them as a table's files."""
   points: dict[tuple[str, ...], list[tables.Run]] = {
     cell.point: [] for cell in _cells(config, plan)
   }
@@ -426,6 +426,11 @@ def _write_tables(config, workdir, plan: Plan, against: str) -> str:
   name = "table" if against == "final" else f"table-against-{against}"
   table = tables.markdown(summaries, num_seeds=len(plan.seeds))
   if summaries:
-    files.write_text(workdir / f"{name}.md", table + "\n")
-    files.write_text(workdir / f"{name}.csv", tables.csv_text(summaries))
+    shown = {point: tables.shown(rows) for point, rows in summaries.items()}
+    found = page.table_files(name, tables.flat(summaries), tables.flat(shown))
+    # In a text every point has a table of its own.
+    for file, content in (
+      found | {f"{name}.md": f"{table}\n".encode()}
+    ).items():
+      files.write_bytes(workdir / file, content)
   return table

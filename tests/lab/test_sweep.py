@@ -137,6 +137,10 @@ def test_grid_is_the_product_with_readable_names(cells, monkeypatch):
   assert lines[0].startswith("noise.kind,noise.rate,method,against,seeds,")
   assert len(lines) == 1 + 4 * 2
   assert lines[1].startswith("pair,0.2,final,final,2,")
+  paper = (cells.root / "table.tex").read_text().splitlines()
+  assert paper[3].startswith("noise.kind & noise.rate & method & accuracy &")
+  assert paper[5].startswith("pair & 0.2 & final & 50.00 $\\pm$ 0.00 & +0.00")
+  assert len(paper) == 7 + 4 * 2
 
 
 def test_names_of_folders_hold_no_slash(cells):
