@@ -35,11 +35,13 @@ class Page(NamedTuple):
     html: the page.
     figures: by file name.
     tables: rows by file name; all rows of a table have the same keys.
+    shown: the same rows as people read them, where that is not the same.
   """
 
   html: str
   figures: Mapping[str, Figure]
   tables: Mapping[str, Sequence[Mapping[str, Any]]]
+  shown: Mapping[str, Sequence[Mapping[str, Any]]] = {}
 
 
 def render(
@@ -77,7 +79,7 @@ def write(page: Page, path: epath.Path) -> Written:
       plots.save(figure, buffer, format=kind, dpi=_PNG_DPI, metadata=no_date)
       contents[f"figures/{name}.{kind}"] = buffer.getvalue()
   for name, rows in page.tables.items():
-    contents |= table_files(f"tables/{name}", rows)
+    contents |= table_files(f"tables/{name}", rows, page.shown.get(name))
   for name, content in contents.items():
     files.write_bytes(path.parent / name, content)
   return Written([*contents], f"{len(contents[path.name]) / 1000:.0f} kB")
