@@ -109,10 +109,10 @@ def duration(seconds: float) -> str:
 def about(seconds: float) -> str:
   """How long something will take, as far as one can know.
 
-  >>> about(7.25), about(130), about(3900)
-  ('about 7 s', 'about 2 min', 'about 1 h 5 min')
+  >>> about(7.25), about(59.9), about(130), about(3900)
+  ('about 7 s', 'about 1 min', 'about 2 min', 'about 1 h 5 min')
   """
-  if seconds < 60:
+  if round(seconds) < 60:
     return f"about {max(1, round(seconds))} s"
   if seconds < 3600:
     return f"about {round(seconds / 60)} min"
