@@ -461,8 +461,11 @@ def test_missing_cells_are_run_and_summed_up(tmp_path, monkeypatch):
   assert (
     "| pair | 0.2 | 2 | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.5 ± 0.5 |" in outcome.table
   )
-  table = (tmp_path / "noise" / "tables" / "noise.md").read_text()
-  assert "| 0.2050 | 0.0050 |" in table
+  tables = tmp_path / "noise" / "tables"
+  assert "| 20.5 ± 0.5 |" in (tables / "noise.md").read_text()
+  assert r"& 20.5 $\pm$ 0.5 \\" in (tables / "noise.tex").read_text()
+  row = (tables / "noise.csv").read_text().splitlines()[2].split(",")
+  assert [round(float(cell), 3) for cell in row[-2:]] == [0.205, 0.005]
   assert (tmp_path / "noise" / "figures" / "gains.svg").exists()
 
 

@@ -136,7 +136,14 @@ class Made(NamedTuple):
 
 
 def make_workdir(
-  workdir, patch, *, num_classes=4, channels=1, noisy=True, halved=False
+  workdir,
+  patch,
+  *,
+  num_classes=4,
+  channels=1,
+  noisy=True,
+  halved=False,
+  class_names=None,
 ):
   """What the stages before the report leave, from a made history."""
   rng = np.random.default_rng(0)
@@ -148,6 +155,8 @@ def make_workdir(
     noisy=noisy,
     halved=halved,
   )
+  if class_names is not None:
+    task = task._replace(class_names=class_names)
   patch.setattr(tasks, "load_task", lambda config: task)
   for name, part in task.splits.items():
     store = PredictionStore.create(
