@@ -386,6 +386,19 @@ def test_pages_show_every_value(name):
   )
   assert "12.0 ± 1.0" in made.html
   assert list(made.tables) == [name]
+  assert f"against {study.x}, noise.kind=pair.\n" in made.html
+
+
+def test_a_page_says_which_seeds_its_means_are_over():
+  study, table, axes = table_of("window")
+  found = []
+  for seeds in (1, 2, 3):
+    table[0]["seeds"] = seeds
+    html = studies.render("w", study, table, [axis.key for axis in axes]).html
+    found.append(
+      " ".join(html.partition("study w · ")[2][:60].split("<")[0].split())
+    )
+  assert found == ["1 to 2 seeds a point", "2 seeds", "2 to 3 seeds a point"]
 
 
 def test_values_with_slashes_make_names_of_files():

@@ -418,7 +418,7 @@ def _drawn(study: Study, rows, values, title: str) -> page.Drawn:
       for column, number in zip(line, (row[study.x], row[value], error or 0)):
         column.append(number)
   figure = plots.plot_against(lines, xlabel=study.x, title=title, log=study.log)
-  said = f"{', '.join(lines)} against {study.x}"
+  said = f"{'; '.join(lines)} against {study.x}"
   return page.Drawn(figure, f"{said}, {title}" if title else said)
 
 
