@@ -64,9 +64,8 @@ class Cell(NamedTuple):
   @property
   def name(self) -> str:
     """Its folder below the sweep's."""
-    # Without what cannot stand in a folder's name.
-    parts = [p.replace("%", "%25").replace("/", "%2F") for p in self.point]
-    return "/".join([*parts, f"seed-{self.config.seed}"])
+    folders = map(keeping.to_folder, self.point)
+    return "/".join([*folders, f"seed-{self.config.seed}"])
 
 
 class Outcome(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os.path
 import re
-import urllib.parse
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -115,7 +114,7 @@ def _cell(sweep, path) -> tuple[epath.Path, tuple[str, ...]] | None:
   *point, seed = path.relative_to(sweep).parts or ("",)
   if not seed.startswith("seed-") or not all("=" in part for part in point):
     return None
-  return sweep, tuple(map(urllib.parse.unquote, point))
+  return sweep, tuple(map(keeping.of_folder, point))
 
 
 def _finished(path: epath.Path, depth: int) -> Iterator[epath.Path]:
