@@ -201,30 +201,41 @@ def markdown(summaries: Summaries, *, num_seeds: int) -> str:
 
 def note(summaries: Summaries) -> str:
   """What the numbers of `shown` mean, as a caption says it."""
-  first = next(iter(summaries.values()))
-  level, num_others = first[0]["level"], len(first) - 1
-  fewest = statistics.fewest_runs(num_others, level=level)
+  first = next(iter(summaries.values()))[0]
+  level = first["level"]
   said = (
-    f"Accuracy and gain over {first[0]['against']} in %: mean over seeds ± "
+    f"Accuracy and gain over {first['against']} in %: mean over seeds ± "
     f"standard error over seeds, and ({100 * level:g} % paired bootstrap "
     "interval over seeds and test points)"
   )
-  if any(rows[0]["seeds"] >= fewest for rows in summaries.values()):
+  left_out = {len(rows) - 1 for rows in summaries.values() if not _tells(rows)}
+  if any(map(_tells, summaries.values())):
     said += (
       ". p: sign-flip test of the mean gain over seeds, Holm-corrected for the "
       "other methods of the table"
     )
-  if any(rows[0]["seeds"] < fewest for rows in summaries.values()):
+  if left_out:
+    below = ", ".join(
+      f"below {statistics.fewest_runs(num, level=level)} seeds with {num} "
+      "other methods in the table"
+      for num in sorted(left_out)
+    )
     said += (
-      f". p is left out below {fewest} seeds: with fewer, no gain however "
-      f"clear comes below {1 - level:.2g} in a table of {num_others} methods"
+      f". p is left out {below}: no gain however clear could have one below "
+      f"{1 - level:.2g}"
     )
   return f"{said}."
 
 
+def _tells(rows: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether there are seeds enough for a p-value that says something."""
+  num_others, level = len(rows) - 1, rows[0]["level"]
+  return rows[0]["seeds"] >= statistics.fewest_runs(num_others, level=level)
+
+
 def shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
   """A grid point's summary as people read it, in %."""
-  fewest = statistics.fewest_runs(len(rows) - 1, level=rows[0]["level"])
+  tells = _tells(rows)
   return [
     {
       "method": row["method"],
@@ -233,7 +244,7 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
       f"({100 * row['gain_low']:+.2f} to {100 * row['gain_high']:+.2f})",
       "wins/ties/losses": f"{row['wins']}/{row['ties']}/{row['losses']}",
       "p": "-"
-      if row["p_holm"] is None or row["seeds"] < fewest
+      if row["p_holm"] is None or not tells
       else f"{row['p_holm']:.3f}",
       "NLL": f"{row['nll']:.3f}",
       "ECE": f"{row['ece']:.3f}",
