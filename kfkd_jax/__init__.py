@@ -17,6 +17,9 @@ Networks of any kind, an `nnx.Module` as it is, others as a function
 `apply_fn(variables, inputs) -> logits`:
 `stack_checkpoints`, `predict_checkpoints`, `fused_predict`.
 
+A network that `kfkd export` wrote or `kfkd push` sent to the Hugging Face Hub:
+`from_pretrained`.
+
 Losses per example, to distil with: `cross_entropy`, `distillation`.
 
 Wrong labels on purpose: `symmetric`, `pair`, `asymmetric` make a transition
@@ -62,6 +65,7 @@ with _epy.lazy_api_imports(globals()):
     audit_init,
     audit_update,
   )
+  from kfkd_jax.export.remote import from_pretrained
   from kfkd_jax.forgetting import (
     correctness,
     forget_fractions,
@@ -117,6 +121,7 @@ __all__ = [
   "forget_fractions",
   "forgetting",
   "forgetting_curves",
+  "from_pretrained",
   "fuse",
   "fused_predict",
   "fusion",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
@@ -12,8 +13,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+from kfkd_jax import extras, signals
 from kfkd_jax import options as options_lib
-from kfkd_jax import signals
 
 _FAILED = 1
 _USER_ERROR = 2
@@ -30,7 +31,7 @@ def program() -> NoReturn:
   # print where.
   for number in signals.EXIT_CODES:
     signal.signal(number, _leave_at_once)
-  options_lib.parse(sys.argv[1:])  # help and an unknown stage need no JAX
+  _parse(sys.argv[1:])  # help and an unknown stage need no JAX
   import jax  # noqa: F401
 
   try:
@@ -47,6 +48,14 @@ def program() -> NoReturn:
     sys.stderr.flush()
     os._exit(code)
   sys.exit(code)
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+  try:
+    with extras.named():  # the help of a study knows them all
+      return options_lib.parse(argv)
+  except extras.MissingExtraError as error:
+    raise SystemExit(_end(_USER_ERROR, str(error))) from error
 
 
 def _leave_at_once(number: int, frame: object) -> NoReturn:
@@ -82,16 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str], orders: signals.Orders) -> int:
-  options, rest = options_lib.parse(argv)
+  options, rest = _parse(argv)
   try:
-    with _restored():  # loads JAX, which takes its time
+    with _restored(), extras.named():  # loads JAX, which takes its time
       overrides = options_lib.check(options, rest)
       return _dispatch(options, overrides, orders)
   except SystemExit as leaving:
     if orders.code is None:
       _leave(int(leaving.code or 0), "it was told to leave")
     raise
-  except (ValueError, OSError, FloatingPointError) as error:
+  except (
+    ValueError,
+    OSError,
+    FloatingPointError,
+    extras.MissingExtraError,
+  ) as error:
     if options.debug or orders.code is not None:
       raise
     diverged = isinstance(error, FloatingPointError)
@@ -166,6 +180,12 @@ def _dispatch(options, overrides, orders) -> int:
     from kfkd_jax.run import keeping
 
     print(keeping.clean(workdir, force=bool(options.force)))
+    return 0
+  if options.stage == "push":
+    from kfkd_jax.export import hub
+
+    (repo,) = options.inputs
+    print(hub.push(repo, workdir, private=bool(options.private)))
     return 0
   if options.stage == "study":
     from kfkd_jax.lab import studies

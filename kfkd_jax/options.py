@@ -22,6 +22,7 @@ STAGES = {
   "report": "write the report page, or one that compares several DIRs",
   "audit": "find wrong training labels (also of --predictions)",
   "export": "write networks and ensembles as files to ship",
+  "push": "send what export wrote to REPO on the Hugging Face Hub",
   "predict": "predict INPUT... with an exported --model",
   "sanity": "check on the history that fusing finds nothing in nothing",
   "sweep": "the whole run for a grid of keys and several seeds, and tables",
@@ -31,8 +32,9 @@ STAGES = {
   "bench": "measure speed and memory on this machine",
   "help": "say what a KEY means, its default and its range",
 }
-_PLAIN = ("merge", "help")  # they know no configuration
-_ALONE = ("sweep", "study", "bench", "clean", *_PLAIN)  # one process
+_PLAIN = ("merge", "help")  # they know no configuration and no workdir
+_UNCONFIGURED = ("clean", "push", *_PLAIN)
+_ALONE = ("sweep", "study", "bench", *_UNCONFIGURED)  # one process
 # What stands after a stage's name.
 _INPUTS = {
   "predict": (
@@ -43,6 +45,7 @@ _INPUTS = {
   "report": ("DIR", "working directories or sweeps to compare on one page"),
   "study": ("NAME", "which study"),
   "merge": ("PATH", "checkpoints in time order, or a folder of them"),
+  "push": ("REPO", "OWNER/NAME there, made if new"),
   "help": ("KEY", "keys or sections, such as train.epochs; none: all keys"),
 }
 _DEFAULT_WORKDIR = "kfkd-workdir"
@@ -144,6 +147,12 @@ _OPTIONS = (
     {"action": "store_const", "const": True},
   ),
   Option(
+    "--private",
+    ("push",),
+    "make a new repository private; one that is there stays as it is",
+    {"action": "store_const", "const": True},
+  ),
+  Option(
     "--model",
     ("predict",),
     "a .jaxexp file, or a name in the working directory",
@@ -189,6 +198,7 @@ _EXAMPLES = """\
   kfkd report runs/pair runs/symmetric --output=both
   kfkd merge checkpoints/ --weights=sqrt --output=merged
   kfkd predict --model=kf_kd pictures/ --output=probs.npz
+  kfkd push OWNER/NAME --private
   kfkd help train.epochs
 """
 
@@ -304,7 +314,7 @@ def _choices(stage: str) -> str:
 
 def _add_options(parser: argparse.ArgumentParser, stage: str | None) -> None:
   """Adds those of a stage, or of all."""
-  if stage not in (*_PLAIN, "clean"):
+  if stage not in _UNCONFIGURED:
     parser.add_argument(
       "--config",
       metavar="FILE.py[:ARGS]",
@@ -378,9 +388,11 @@ def _check_options(options, overrides) -> None:
         f"{option.name} goes with {', '.join(option.stages)}, not with "
         f"{stage!r}"
       )
+  if stage == "push" and len(options.inputs) != 1:
+    raise ConfigError("push needs one REPO, such as `kfkd push OWNER/NAME`")
   if stage == "clean" and (options.config or overrides):
     raise ConfigError("clean takes no --config; only --workdir and --force")
-  if stage in _PLAIN and (options.config or overrides):
+  if stage in _UNCONFIGURED and (options.config or overrides):
     raise ConfigError(f"{stage} takes no --config")
   if stage in _ALONE and options.multihost is not None:
     raise ConfigError(

@@ -15,6 +15,7 @@ import numpy as np
 from etils import epath
 from jax.typing import ArrayLike
 
+from kfkd_jax import extras
 from kfkd_jax.predictions import PredictionStore, check_probabilities
 
 
@@ -96,8 +97,9 @@ class Recorder:
       test: noted other points, on which the fusions are measured; None for
         halves of these points that measure each other.
     """
-    from kfkd_jax import config as config_lib
-    from kfkd_jax.stages import foreign  # Matplotlib takes its time to load
+    with extras.named():
+      from kfkd_jax import config as config_lib
+      from kfkd_jax.stages import foreign
 
     return foreign.report(
       self.folder,

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from scipy.sparse import linalg
 
+from kfkd_jax import extras
+
 
 def clean_probabilities(values: ArrayLike) -> np.ndarray:
   """Returns how likely each example's label is clean, by its loss alone.
@@ -26,7 +28,8 @@ def clean_probabilities(values: ArrayLike) -> np.ndarray:
   Returns:
     f64[N]; all 1 where the losses are all the same.
   """
-  from sklearn import mixture  # takes its time to load
+  with extras.named():
+    from sklearn import mixture
 
   given = np.asarray(values, np.float64)
   if given.ndim != 1 or not given.size or not np.isfinite(given).all():
@@ -70,7 +73,8 @@ def neighbour_graph(
   Returns:
     Sparse f64[N, N], symmetric, eigenvalues in -1..1.
   """
-  from sklearn import neighbors  # takes its time to load
+  with extras.named():
+    from sklearn import neighbors
 
   rows = np.asarray(features, np.float32)
   if rows.ndim != 2 or not rows.size:

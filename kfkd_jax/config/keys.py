@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -113,8 +114,10 @@ KEYS = (
     for stream, what in _STREAMS.items()),
 
   Key("data.name", "digits",
-      Range(f"such as {', '.join(data.NAMES)}", bool),
-      "A builder of this package or any TFDS image set.", _TRAIN),
+      Range(f"such as {', '.join(data.NAMES)}, hf:OWNER/NAME, hf:FOLDER", bool),
+      "A builder of this package, any TFDS image set, or one of the Hugging "
+      "Face Hub (hf:OWNER/NAME or hf:OWNER/NAME/SUBSET) or a folder of Parquet "
+      "files like those.", _TRAIN),
   Key("data.dir", None, ANY, "TFDS directory; None: its own.", _TRAIN, str),
   Key("data.num_train", None, at_least(1), "None: all that is left.", _TRAIN,
       int),
@@ -131,7 +134,11 @@ KEYS = (
       "Of the short side that the square takes; 0.875 is ImageNet's habit.",
       _TRAIN),
   Key("data.test_share", 0.2, between(0, 1),
-      "Of an image_folder that has no splits.", _TRAIN),
+      "Of an image_folder or hf: set that has no splits.", _TRAIN),
+  *(Key(f"data.{part}_column", None, ANY,
+        f"Of an hf: set with several {kind} columns, which one.", _TRAIN, str,
+        later=True)
+    for part, kind in (("image", "Image"), ("label", "ClassLabel"))),
   Key("data.skip_broken", False, _BOOL,
       "Read all images once, leave out what fails.", _TRAIN),
   Key("data.follow_links", False, _BOOL,
@@ -446,6 +453,11 @@ KEYS = (
       "As well, where TensorFlow is installed.", _EXPORT),
   Key("export.onnx", True, _BOOL,
       "As well, where jax2onnx and onnxruntime are installed.", _EXPORT),
+  Key("export.license", None,
+      Range("an identifier of the Hub, such as mit, apache-2.0 or cc-by-4.0",
+            lambda v: bool(re.fullmatch(r"[a-z0-9][a-z0-9.-]{2,}", v))),
+      "Of the models, for their card; None: the card names none.", _EXPORT, str,
+      later=True),
 
   Key("bench.parts", PARTS, some_of((*PARTS, "audit", "peer")),
       "What is measured; audit: of a history as large as bench.fusion says; "

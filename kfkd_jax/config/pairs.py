@@ -49,6 +49,15 @@ def _only_some_have(option: str) -> Refusal:
   )
 
 
+def _only_hub_sets_have(key: str) -> Refusal:
+  """Of the name of a column for another set than one of the Hub."""
+  return Refusal(
+    lambda c: c.data[key] is not None and not data.is_of_hub(c.data.name),
+    f"data.{key}={{data.{key}!r}} goes with data.name=hf:..., not with "
+    "{data.name!r}",
+  )
+
+
 # The network's before all, then by section; of several the first is named.
 REFUSALS = (
   *map(
@@ -73,6 +82,7 @@ REFUSALS = (
     lambda c: c.data.name in data.FOLDER_NAMES and c.data.root is None,
     "data.name={data.name!r} needs data.root, the folder it lies in",
   ),
+  *map(_only_hub_sets_have, ("image_column", "label_column")),
   Refusal(
     lambda c: (
       (c.augment.crop_scale is not None or c.augment.rand_ops)

@@ -30,7 +30,6 @@ _ANIMALS = (  # number in the file name -> class, as its authors list them
   "guinea pig",
 )
 _SHOWN = 3  # names in a message
-_CARVE_STREAM = 2  # apart from the streams of the splits
 
 
 class Listing(NamedTuple):
@@ -78,7 +77,11 @@ def image_folder(root: str, *, test_share: float) -> Folder:
   if not split:  # also where `train` is a class, full of images
     classes = _two_or_more(root)
     both = _by_class(root, classes, classes)
-    return _carved(both, test_share, tuple(classes), root)
+    rows = splits.carve_test(both.labels, both.ids, test_share, where=root)
+    train, test = (
+      Listing(both.paths[r], both.labels[r], both.ids[r]) for r in rows
+    )
+    return Folder(train, test, tuple(classes))
   others = [  # a test/ without labels, as from competitions, tests nothing
     name
     for name in ("test", "val")
@@ -304,28 +307,6 @@ def _by_class(
       )
     files += [(os.path.join(prefix, name, f), class_of[name]) for f in found]
   return _listing(files, root)
-
-
-def _carved(
-  both: Listing, test_share: float, classes: tuple[str, ...], root: str
-) -> Folder:
-  """A stratified share of the files for testing, always the same."""
-  num_test = round(test_share * len(both.labels))
-  if not 0 < num_test < len(both.labels):
-    raise ValueError(
-      f"data.test_share={test_share} of the {len(both.labels)} images in {root}"
-      " leaves nothing to test or nothing to train on"
-    )
-  order = splits.stratified_order(
-    both.labels, both.ids, seed=0, stream=_CARVE_STREAM
-  )
-
-  def part(rows):
-    # Back in the order of the files, which reads faster from a disk.
-    rows = np.sort(rows)
-    return Listing(both.paths[rows], both.labels[rows], both.ids[rows])
-
-  return Folder(part(order[num_test:]), part(order[:num_test]), classes)
 
 
 def _listing(files: list[tuple[str, int]], where: str) -> Listing:

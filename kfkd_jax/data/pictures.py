@@ -48,6 +48,15 @@ def decode(encoded: bytes, channels: int, *, name: str) -> Image.Image:
     ) from None
 
 
+def is_grey(encoded: bytes) -> bool:
+  """Whether a picture says that it has no colours; it is not read further."""
+  try:
+    with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+      return image.mode in ("1", "L", "LA", "I", "I;16")
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    return False
+
+
 def broken(name: str, reason: object) -> BrokenImageError:
   """The error for an image that cannot be read."""
   return BrokenImageError(

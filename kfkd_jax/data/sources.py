@@ -1,4 +1,4 @@
-"""Image classification sets, by name, from TFDS or folders: no TensorFlow."""
+"""Image classification sets, by name, from TFDS, folders or the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from kfkd_jax.data import folders, human_labels, originals, records
+from kfkd_jax.data import folders, hub, human_labels, originals, records
 from kfkd_jax.data.builders import BUILDERS, SyntheticConfig
 from kfkd_jax.data.dataset import Dataset, Examples, fingerprint
 from kfkd_jax.data.stored import Files, Pixels, Records, Stored
@@ -43,6 +43,7 @@ def load(
   test_share: float = 0.2,
   skip_broken: bool = False,
   follow_links: bool = False,
+  columns: hub.Columns = hub.BY_TYPE,
   stream: Streaming = "never",
   memory_limit: float = 4.0,
 ) -> Dataset:
@@ -50,7 +51,8 @@ def load(
 
   Args:
     name: one of `NAMES` (`synthetic` takes options, as in
-      `synthetic/num_classes=100,num_train=5000`) or any TFDS name.
+      `synthetic/num_classes=100,num_train=5000`), any TFDS name, or a set of
+      the Hugging Face Hub or folder like one, see `hub.read`.
     data_dir: where TFDS keeps data; None for TFDS's default, which follows
       the environment variable TFDS_DATA_DIR.
     manual_dir: where files fetched by hand lie: the folder of an image set,
@@ -64,9 +66,10 @@ def load(
     image_size: side of the centre square that is cut from every image and
       resized; None keeps the images.
     crop_share: of an image's short side that the square keeps.
-    test_share: of the images of an `image_folder` without splits.
+    test_share: of the images of an `image_folder` or `hf:` set without splits.
     skip_broken: reads every image once and leaves out the broken ones.
     follow_links: reads images of a folder that links have elsewhere.
+    columns: of an `hf:` set, where it has several of a kind.
     stream: "never" decodes all images into memory, "always" leaves them on
       disk as `Stored`, "auto" does so if they exceed `memory_limit`.
     memory_limit: GiB of decoded images.
@@ -85,6 +88,14 @@ def load(
   if name in folders.NAMES:
     parts, class_names = _listed(
       name, manual_dir, label_field, test_share, follow_links, view
+    )
+  elif hub.is_of_hub(name):
+    parts, class_names = hub.read(
+      name,
+      columns=columns,
+      label_field=label_field,
+      test_share=test_share,
+      view=view,
     )
   elif (paths := _original_files(name, manual_dir, data_dir)) is not None:
     parts, class_names = _original(name, paths, manual_dir, label_field, view)

@@ -12,6 +12,7 @@ from kfkd_jax import files, label_noise
 
 NOISE_KINDS = ("none", "symmetric", "pair", "asymmetric", "instance", "field")
 NUM_HALVINGS = 3
+_CARVE_STREAM = 2  # apart from the streams of the other splits
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,6 +115,31 @@ def split_train(
   order = stratified_order(labels, ids, seed=seed)
   train = order[num_select : num_select + num_train]
   return np.sort(train), np.sort(order[:num_select])
+
+
+def carve_test(
+  labels: np.ndarray, ids: np.ndarray, test_share: float, *, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """Sets a stratified share aside for testing, always the same.
+
+  Args:
+    labels: int[N].
+    ids: int[N], distinct.
+    test_share: of the examples.
+    where: they lie, for errors.
+
+  Returns:
+    (train, test): sorted, disjoint int64 indices.
+  """
+  num_test = round(test_share * len(labels))
+  if not 0 < num_test < len(labels):
+    raise ValueError(
+      f"data.test_share={test_share} of the {len(labels)} images in {where}"
+      " leaves nothing to test or nothing to train on"
+    )
+  order = stratified_order(labels, ids, seed=0, stream=_CARVE_STREAM)
+  # Back in their old order, which reads faster from a disk.
+  return np.sort(order[num_test:]), np.sort(order[:num_test])
 
 
 def halve_test(

@@ -36,6 +36,7 @@ _FORMATS = {
   "onnx": ("ONNX", "jax2onnx and onnxruntime are", onnx_model),
 }
 SUFFIXES = {"saved_model": ".savedmodel", "onnx": ".onnx"}
+ALL_SUFFIXES = (".jaxexp", ".safetensors", *SUFFIXES.values())
 
 
 def write(

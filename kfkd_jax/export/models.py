@@ -2,12 +2,13 @@
 
 Each model leaves in `export/` a program with its weights inside, StableHLO
 through `jax.export` for any batch size and several kinds of device, and its
-weights by name. A card says what they are and what they scored.
+weights by name. A card says what they are and what they scored. One of them,
+`config.json` and `model.safetensors`, is the model of the folder as the Hugging
+Face Hub lays it out.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.resources
 import itertools
@@ -20,7 +21,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -41,11 +41,13 @@ from kfkd_jax import (
   parallel,
   processes,
 )
+from kfkd_jax.data import hub as hub_data
 from kfkd_jax.data import splits
-from kfkd_jax.export import formats, saved_model, trailer
+from kfkd_jax.export import formats, hub, pretrained, saved_model, trailer
 from kfkd_jax.report import text, verdict
 from kfkd_jax.run import (
   build,
+  forecast,
   results,
   seals,
   students,
@@ -57,7 +59,6 @@ from kfkd_jax.training import step
 # Largest difference of a probability from the live model's, by compute type:
 # the compiler may keep or drop roundings to bfloat16 as it likes.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-_SUFFIXES = (".jaxexp", ".safetensors", *formats.SUFFIXES.values())
 _MAX_BYTES = 2**31 - 2**20  # what a flatbuffer holds, and room for the program
 
 
@@ -83,7 +84,6 @@ class Model(NamedTuple):
     return self.method in catalogue.FUSIONS
 
 
-ApplyFn = Callable[[Any, jax.Array], jax.Array]
 PredictFn = Callable[[jax.Array], Any]
 
 
@@ -98,23 +98,39 @@ def _export(space: Workspace, found: Sequence[Model]) -> str:
   programs = {m.method: serialise(m) for m in found}
   gaps = check_parity(space, found, programs)
   # Models of an earlier export go, and nothing else.
-  for method, suffix in itertools.product(catalogue.EXPORTABLE, _SUFFIXES):
+  for method, suffix in itertools.product(
+    catalogue.EXPORTABLE, formats.ALL_SUFFIXES
+  ):
     if (folder / f"{method}{suffix}").exists():
       formats.remove(folder / f"{method}{suffix}")
   written = {m.method: _write(folder, m, programs) for m in found}
   said = _other_formats(space, found, folder)
+  main = main_model(found, _tested(space))
+  _write_main(folder, main)
   card = make_card(space, found, written, gaps)
   files.write_text(folder / "README.md", render_card(card))
   files.write_text(
-    folder / "card.json", text.without_markup(files.to_json(card))
+    folder / pretrained.CARD, text.without_markup(files.to_json(card))
   )
-  models = [f"{method}{end}" for method in programs for end in _SUFFIXES]
+  models = [
+    f"{method}{end}" for method in programs for end in formats.ALL_SUFFIXES
+  ]
   there = [name for name in models if (folder / name).exists()]
-  seals.write_sums(folder, ["README.md", "card.json", *there])
+  seals.write_sums(
+    folder,
+    [
+      "README.md",
+      pretrained.CARD,
+      pretrained.CONFIG,
+      pretrained.WEIGHTS,
+      *there,
+    ],
+  )
   size = sum(f["bytes"] for part in written.values() for f in part.values())
   return (
-    f"export/ with {', '.join(programs)}, {size / 1e6:.1f} MB; differs from "
-    f"the live models by at most {max(gaps.values()):.1e}; {said}"
+    f"export/ with {', '.join(programs)}, {forecast.shown(size)}; differs from "
+    f"the live models by at most {max(gaps.values()):.1e}; {said}; "
+    f"{pretrained.WEIGHTS} is {main.method}"
     + "".join(f"\nWARNING: {line}" for line in card["warnings"])
   )
 
@@ -127,16 +143,33 @@ def methods(config: ml_collections.ConfigDict) -> list[str]:
   return ["final", *catalogue.FUSIONS, *taught]
 
 
-def make_apply_fn(space: Workspace) -> ApplyFn:
+def main_model(
+  found: Sequence[Model], rows: Mapping[str, Mapping[str, Any]]
+) -> Model:
+  """Whom somebody is given who takes the folder for one model.
+
+  One network before several, and of these a student, for that is what a run is
+  for, unless it is clearly below the final network.
+  """
+  return min(
+    found,
+    key=lambda model: (
+      model.is_fusion,
+      rows[model.method]["gain_interval"][1] < 0,
+      not catalogue.taught_by(model.method),
+    ),
+  )
+
+
+def _tested(space: Workspace) -> dict[str, dict[str, Any]]:
+  """The row of each method, in the fold that chose the weights."""
+  rows = files.read_json_lines(space.path / "results.jsonl")
+  return {r["method"]: r for r in rows if r["split"] in ("test", "test/0")}
+
+
+def make_apply_fn(space: Workspace) -> step.ApplyFn:
   """`(variables, images u8[B, H, W, Ch]) -> logits[B, K]`, in eval mode."""
-  return _apply_fn(build.make_module(space), build.make_views(space))
-
-
-@functools.lru_cache(maxsize=8)
-def _apply_fn(module: nn.Module, views: step.Views) -> ApplyFn:
-  """The same function for the same network, so that it is compiled once."""
-  logits = step.eval_apply(module)
-  return lambda variables, images: logits(variables, views.clean(images))
+  return step.clean_apply(build.make_module(space), build.make_views(space))
 
 
 def read(space: Workspace, method: str) -> Model:
@@ -287,26 +320,29 @@ def weights_file(model: Model) -> bytes:
   tensors = traverse_util.flatten_dict(variables, sep="/")
   if model.is_fusion:
     tensors["weights"] = model.weights
-  task = model.space.task
+  content = safetensors.numpy.save(
+    {k: np.ascontiguousarray(v) for k, v in tensors.items()},
+    {
+      "format": "flax",
+      "kfkd_jax": kfkd_jax.__version__,
+      **{n: files.to_json(value) for n, value in describe(model).items()},
+    },
+  )
+  return _with_sorted_header(content)
+
+
+def describe(model: Model) -> dict[str, Any]:
+  """What it takes to build the network again and to use it."""
   views = build.make_views(model.space)
-  described = {
+  return {
     "method": model.method,
     "model": build.model_options(model.space.config),
     "epochs": model.epochs,
     "image_shape": _image_shape(model.space),
     "mean": views.mean,
     "std": views.std,
-    "class_names": task.class_names,
+    "class_names": model.space.task.class_names,
   }
-  content = safetensors.numpy.save(
-    {k: np.ascontiguousarray(v) for k, v in tensors.items()},
-    {
-      "format": "flax",
-      "kfkd_jax": kfkd_jax.__version__,
-      **{name: files.to_json(value) for name, value in described.items()},
-    },
-  )
-  return _with_sorted_header(content)
 
 
 def _with_sorted_header(content: bytes) -> bytes:
@@ -326,27 +362,31 @@ def make_card(
   """What the files are, where they come from and what they scored."""
   task = space.task
   views = build.make_views(space)
-  all_rows = files.read_json_lines(space.path / "results.jsonl")
-  rows = {
-    row["method"]: row
-    for row in all_rows
-    if row["split"] in ("test", "test/0")  # the fold that chose the weights
-  }
+  rows = _tested(space)
   ledger = splits.read_ledger(space.path / "noise.npz")
+  main = main_model(found, rows).method
+  exported = [m.method for m in found]
   return {
+    "main": main,
+    "metadata": hub.metadata(
+      task.name, rows[main], license_id=space.config.export.license
+    ),
     "versions": {"kfkd_jax": kfkd_jax.__version__, "jax": jax.__version__},
     "platforms": saved_model.PLATFORMS,
     "input": {"dtype": "uint8", "shape": _image_shape(space)},
     "normalisation": {"mean": views.mean, "std": views.std},
     "class_names": task.class_names,
-    "data": {"name": task.name, "num_train": len(task.given)},
+    "data": {
+      "name": hub_data.shown(task.name),
+      "num_train": len(task.given),
+    },
     "noise": {
       "kind": space.config.noise.kind,
       "rate": ledger.realised_rate("train"),
     },
     "objective": catalogue.method_name(space.config.train.objective),
     "level": space.config.compare.level,
-    "warnings": verdict.warn(all_rows, methods=[m.method for m in found]),
+    "warnings": verdict.warn([*rows.values()], methods=exported),
     "parity_examples": space.config.export.parity_examples,
     "models": {
       model.method: {
@@ -365,6 +405,11 @@ def make_card(
       }
       for model in found
     },
+    "others": [
+      {"title": catalogue.method_name(method), **row}
+      for method, row in rows.items()
+      if method not in (*exported, *catalogue.MINOR)
+    ],
   }
 
 
@@ -377,6 +422,7 @@ def render_card(card: Mapping[str, Any]) -> str:
     keep_trailing_newline=True,
   )
   environment.filters["text"] = text.to_markdown
+  environment.filters["yaml"] = hub.to_yaml
   environment.filters["percent"] = lambda fraction: f"{100 * fraction:.1f}"
   source = importlib.resources.files("kfkd_jax.export").joinpath("card.md")
   return environment.from_string(source.read_text("utf-8")).render(card)
@@ -394,6 +440,16 @@ def _write(folder, model, programs) -> dict[str, dict[str, Any]]:
     name: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()}
     for name, c in contents.items()
   }
+
+
+def _write_main(folder: epath.Path, model: Model) -> None:
+  """Writes the model of the folder, by the names that the Hub knows."""
+  weights = weights_file(model)
+  config = {**describe(model), "sha256": hashlib.sha256(weights).hexdigest()}
+  files.write_bytes(folder / pretrained.WEIGHTS, weights)
+  files.write_text(
+    folder / pretrained.CONFIG, text.without_markup(files.to_json(config))
+  )
 
 
 def _other_formats(space: Workspace, found, folder) -> str:

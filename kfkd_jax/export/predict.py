@@ -373,19 +373,31 @@ def read_arrays(
   arrays = files.read_foreign_npz(path, ("images",))
   if "images" not in arrays:
     raise ValueError(f"{path} holds no array called `images`")
-  images = arrays["images"]
+  return checked(arrays["images"], image_shape, f"{path}: images")
+
+
+def checked(
+  images: np.ndarray, image_shape: tuple[int, int, int], what: str
+) -> np.ndarray:
+  """Images as they are, if the model takes such.
+
+  Args:
+    images: `u8[N, H, W, Ch]`.
+    image_shape: H, W, Ch of the model.
+    what: they are, for errors.
+  """
   if images.ndim != 4 or images.shape[1:] != image_shape:
     wanted = ", ".join(map(str, image_shape))
     raise ValueError(
-      f"{path}: images have shape {images.shape}; the model takes (N, {wanted})"
+      f"{what} have shape {images.shape}; the model takes (N, {wanted})"
     )
   if images.dtype != np.uint8:
     raise ValueError(
-      f"{path}: images are {images.dtype}; the model takes uint8, 0 to 255, "
+      f"{what} are {images.dtype}; the model takes uint8, 0 to 255, "
       "and normalises them itself"
     )
   if not len(images):
-    raise ValueError(f"{path}: images are none, shape {images.shape}")
+    raise ValueError(f"{what} are none, shape {images.shape}")
   return images
 
 
@@ -393,13 +405,25 @@ def read_image(
   path: epath.Path, image_shape: tuple[int, int, int]
 ) -> tuple[np.ndarray, list[str]]:
   """One image file as `u8[H, W, Ch]`, and what was changed to make it fit."""
+  return fitted(_opened(path), image_shape, str(path))
+
+
+def fitted(
+  image: Image.Image, image_shape: tuple[int, int, int], name: str
+) -> tuple[np.ndarray, list[str]]:
+  """A picture as `u8[H, W, Ch]`, and what was changed to make it fit."""
   height, width, channels = image_shape
   if channels not in _PILLOW_MODES:
     raise ValueError(
-      f"{path}: the model takes images of {channels} channels; give them as "
-      ".npz with `images`"
+      f"{name}: the model takes images of {channels} channels; give them as "
+      "arrays, from the command line in an .npz with `images`"
     )
-  image, mode = _opened(path), _PILLOW_MODES[channels]
+  if image.mode.startswith(_WIDE_MODES):
+    raise ValueError(
+      f"{name} has pixels of more than 8 bits (mode {image.mode}); save it "
+      "with 8"
+    )
+  image, mode = ImageOps.exif_transpose(image), _PILLOW_MODES[channels]
   changes = []
   if image.has_transparency_data:
     changes.append("transparency ignored")
@@ -421,7 +445,7 @@ def read_image(
 
 
 def _opened(path: epath.Path) -> Image.Image:
-  """The decoded image, turned as its EXIF tag says."""
+  """The decoded image."""
   content = files.read_bytes(path)
   try:
     image = Image.open(io.BytesIO(content), formats=_FORMATS)
@@ -433,12 +457,7 @@ def _opened(path: epath.Path) -> Image.Image:
     ) from error
   except Exception as error:
     raise ValueError(f"{path} is damaged: {error}") from error
-  if image.mode.startswith(_WIDE_MODES):
-    raise ValueError(
-      f"{path} has pixels of more than 8 bits (mode {image.mode}); save it "
-      "with 8"
-    )
-  return ImageOps.exif_transpose(image)
+  return image
 
 
 def probabilities(model: Exported, images: np.ndarray) -> np.ndarray:

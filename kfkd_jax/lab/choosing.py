@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from kfkd_jax.config import ConfigError
-from kfkd_jax.report import tables, text
+from kfkd_jax.report import page, tables, text
 
 _THERE = "there"  # what a method is called at the point it did not choose
 
@@ -110,24 +110,22 @@ def compare(
 
 def _shown(points, method, seeds, selecting, chosen, tested) -> str:
   """The comparison as Markdown."""
-  lines = [
-    f"| chosen by | point | select: final | select: {method} | test: final "
-    f"| test: {method} |",
-    "| --- | --- | --- | --- | --- | --- |",
-  ]
+  heads = [f"{on}: {m}" for on in ("select", "test") for m in selecting]
+  rows = []
   for by, at in (("final", _THERE), (method, None)):
-    cells = [
-      by,
-      text.to_markdown(", ".join(list(points)[chosen[by]])),
+    numbers = [
       *(_percent(selecting[name][chosen[by]].mean()) for name in selecting),
       *(
         _percent(row["accuracy"], row["accuracy_error"])
         for row in (tested[name][at or name] for name in selecting)
       ),
     ]
-    lines.append(f"| {' | '.join(cells)} |")
-  gains = [_gain(tested[name][name]) for name in selecting]
-  lines.append(f"| gain, paired | | | | {' | '.join(gains)} |")
+    point = ", ".join(list(points)[chosen[by]])
+    rows.append({"chosen by": by, "point": point, **dict(zip(heads, numbers))})
+  gains = [None, None, *(_gain(tested[name][name]) for name in selecting)]
+  rows.append({
+    "chosen by": "gain, paired", "point": None, **dict(zip(heads, gains)),
+  })  # fmt: skip
   said = (
     "both choose the same point"
     if chosen[method] == chosen["final"]
@@ -139,8 +137,7 @@ def _shown(points, method, seeds, selecting, chosen, tested) -> str:
     for s in range(len(seeds))
   )
   return "\n".join([
-    *lines,
-    "",
+    page.to_markdown(rows),
     f"Of {len(points)} points over {count}, {said}; by one seed alone, both "
     f"choose the same point in {alike} of {len(seeds)}.",
   ])  # fmt: skip
@@ -156,4 +153,4 @@ def _gain(row: Mapping[str, Any]) -> str:
   if row["gain_error"] is None:
     return gain
   ends = (f"{100 * row[f'gain_{end}']:+.2f}" for end in ("low", "high"))
-  return f"{gain} [{', '.join(ends)}]"
+  return f"{gain} ({' to '.join(ends)})"

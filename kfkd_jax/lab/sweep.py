@@ -8,11 +8,11 @@ and a cell that is finished or held is passed over.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import jax
@@ -23,8 +23,8 @@ from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock, stages
 from kfkd_jax.catalogue import METHODS
 from kfkd_jax.lab import choosing
-from kfkd_jax.report import tables, text
-from kfkd_jax.run import keeping, results
+from kfkd_jax.report import page, tables, text
+from kfkd_jax.run import keeping, progress, results
 from kfkd_jax.run.workspace import Workspace
 
 BASE = "base.json"  # the configuration that the grid varies
@@ -64,9 +64,8 @@ class Cell(NamedTuple):
   @property
   def name(self) -> str:
     """Its folder below the sweep's."""
-    # Without what cannot stand in a folder's name.
-    parts = [p.replace("%", "%25").replace("/", "%2F") for p in self.point]
-    return "/".join([*parts, f"seed-{self.config.seed}"])
+    folders = map(keeping.to_folder, self.point)
+    return "/".join([*folders, f"seed-{self.config.seed}"])
 
 
 class Outcome(NamedTuple):
@@ -135,6 +134,7 @@ def run(
   old_errors = {cell.name: _error_of(workdir, cell) for cell in cells}
   failed: dict[str, str] = {}
   busy: dict[str, str] = {}
+  watch = _Watch(workdir, cells)
   while cells:
     busy = {}
     for cell in cells:
@@ -142,7 +142,7 @@ def run(
       if error is None or error == old_errors[cell.name]:
         # Else it failed just now, under another command of this sweep.
         try:
-          error = _run_cell(cell, workdir / cell.name)
+          error = _run_cell(cell, workdir / cell.name, watch)
         except lock.LockedError as held:
           busy[cell.name] = str(held)
           continue
@@ -242,14 +242,67 @@ def _finished(
       yield cell, tables.Run(rows, results.read_hits(folder))
 
 
-def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
+class _Watch:
+  """Says which cell a command is at, and how long the others will take."""
+
+  def __init__(self, workdir: epath.Path, cells: Sequence[Cell]):
+    self._workdir = workdir
+    self._places = {cell.name: n for n, cell in enumerate(cells, 1)}
+    self._left = {cell.name: cell for cell in cells}
+    self._seconds: list[float] = []  # of each cell that this command ran
+
+  def is_finished(self, cell: Cell) -> bool:
+    """Whether a cell is there, whoever ran it."""
+    space = Workspace(cell.config, self._workdir / cell.name)
+    if all(stages.is_up_to_date(space, stage) for stage in stages.STAGES):
+      self._left.pop(cell.name, None)
+      return True
+    return False
+
+  def voice(self, cell: Cell) -> Callable[[str], None]:
+    """What tells of a cell; its first line says which one it is."""
+    # Not before: only who holds a cell's lock has anything to tell of it.
+    head = [f"cell {self._places[cell.name]} of {len(self._places)}: "]
+
+    def say(line: str) -> None:
+      while head:
+        print(f"{head.pop()}{cell.name}", flush=True)
+      print(f"[{cell.name}] {line}", flush=True)
+
+    return say
+
+  def finish(self, cell: Cell, seconds: float) -> str:
+    """How long a cell took, and about how long the rest will."""
+    self._seconds.append(seconds)
+    self.drop(cell)
+    for other in [*self._left.values()]:
+      self.is_finished(other)
+    took, left = f"done in {progress.duration(seconds)}", len(self._left)
+    if not left:
+      return f"{took}; no cell is left"
+    # Theirs are half done on average, which counting heads allows for.
+    held = sum(
+      files.exists(self._workdir / name / lock.NAME) for name in self._left
+    )
+    rest = fmean(self._seconds) * left / (1 + held)
+    cells = f"{left} {'cell' if left == 1 else 'cells'} left"
+    if held:
+      cells += f", {held} of them under way elsewhere"
+    return f"{took}; {cells}, {progress.about(rest)}"
+
+  def drop(self, cell: Cell) -> None:
+    """No longer counts a cell among those that are left."""
+    self._left.pop(cell.name, None)
+
+
+def _run_cell(cell: Cell, folder: epath.Path, watch: _Watch) -> str | None:
   """Runs a cell unless it is finished; returns why it failed, if it did."""
-  note = folder / _ERROR
+  note, say = folder / _ERROR, watch.voice(cell)
   try:
-    space = Workspace(cell.config, folder)
-    if not all(stages.is_up_to_date(space, stage) for stage in stages.STAGES):
-      say = functools.partial(_say, cell.name)
-      stages.run(cell.config, folder, say=say)
+    if not watch.is_finished(cell):
+      started = time.perf_counter()
+      if stages.run(cell.config, folder, say=say):
+        say(watch.finish(cell, time.perf_counter() - started))
       # What was compiled serves no other cell, and of many fills the memory.
       jax.clear_caches()
   except lock.LockedError:
@@ -260,7 +313,8 @@ def _run_cell(cell: Cell, folder: epath.Path) -> str | None:
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
     content = f"{line}\n\n{now} (run {time.time_ns()})\n"
     files.write_text(note, content + traceback.format_exc())
-    _say(cell.name, f"failed: {line}")
+    watch.drop(cell)
+    say(f"failed: {line}")
     return line
   note.unlink(missing_ok=True)
   return None
@@ -272,10 +326,6 @@ def _error_of(workdir: epath.Path, cell: Cell) -> str | None:
     return files.read_bytes(note).decode()
   except FileNotFoundError:
     return None
-
-
-def _say(name: str, line: str) -> None:
-  print(f"[{name}] {line}", flush=True)
 
 
 def _cells(config: ml_collections.ConfigDict, plan: Plan) -> Iterator[Cell]:
@@ -407,7 +457,7 @@ def _united(noted: Plan, wanted: Plan) -> Plan:
 
 
 def _write_tables(config, workdir, plan: Plan, against: str) -> str:
-  """Summarises the finished cells; writes Markdown and CSV beside them."""
+  """Summarises the finished cells; writes them as a table's files."""
   points: dict[tuple[str, ...], list[tables.Run]] = {
     cell.point: [] for cell in _cells(config, plan)
   }
@@ -426,6 +476,11 @@ def _write_tables(config, workdir, plan: Plan, against: str) -> str:
   name = "table" if against == "final" else f"table-against-{against}"
   table = tables.markdown(summaries, num_seeds=len(plan.seeds))
   if summaries:
-    files.write_text(workdir / f"{name}.md", table + "\n")
-    files.write_text(workdir / f"{name}.csv", tables.csv_text(summaries))
+    shown = {point: tables.shown(rows) for point, rows in summaries.items()}
+    found = page.table_files(name, tables.flat(summaries), tables.flat(shown))
+    # In a text every point has a table of its own.
+    for file, content in (
+      found | {f"{name}.md": f"{table}\n".encode()}
+    ).items():
+      files.write_bytes(workdir / file, content)
   return table

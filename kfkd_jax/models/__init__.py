@@ -15,26 +15,30 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kfkd_jax.models import (
-  convnext,
-  densenet,
-  maxvit,
-  mobilenet,
-  resnet,
-  vit,
-  wide_resnet,
-)
-from kfkd_jax.models.cnn import CNN
-from kfkd_jax.models.layers import STEMS as STEMS
-from kfkd_jax.models.mlp import MLP
-from kfkd_jax.models.pair import Pair as Pair
-from kfkd_jax.models.pair import first_of as first_of
-from kfkd_jax.models.pretrained import UNPUBLISHED as UNPUBLISHED
+from kfkd_jax import extras
+
+with extras.named():
+  import chex
+  import flax.linen as nn
+
+  from kfkd_jax.models import (
+    convnext,
+    densenet,
+    maxvit,
+    mobilenet,
+    resnet,
+    vit,
+    wide_resnet,
+  )
+  from kfkd_jax.models.cnn import CNN
+  from kfkd_jax.models.layers import STEMS as STEMS
+  from kfkd_jax.models.mlp import MLP
+  from kfkd_jax.models.pair import Pair as Pair
+  from kfkd_jax.models.pair import first_of as first_of
+  from kfkd_jax.models.pretrained import UNPUBLISHED as UNPUBLISHED
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
   "mlp": MLP,

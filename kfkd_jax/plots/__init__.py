@@ -7,52 +7,55 @@ or memorised, green is what was learned or is right, grey is a reference. Where
 several things are compared, each has a colour, a line and a marker of its own.
 """
 
+from kfkd_jax import extras
 from kfkd_jax.catalogue import method_name
-from kfkd_jax.plots.comparison import (
-  plot_against,
-  plot_curves_compared,
-  plot_methods_compared,
-  plot_risk_coverage,
-)
-from kfkd_jax.plots.forgetting import (
-  most_forgotten,
-  plot_cartography,
-  plot_class_forgetting,
-  plot_curves,
-  plot_forgotten_examples,
-  plot_label_noise,
-  plot_memorisation,
-  plot_time_to_forget,
-)
-from kfkd_jax.plots.fusion import plot_gains, plot_weights
-from kfkd_jax.plots.style import (
-  AMBER,
-  BLUE,
-  GREEN,
-  GRID,
-  INK,
-  MUTED,
-  ORANGE,
-  PAPER,
-  VIOLET,
-  Look,
-  css_color,
-  look,
-  save,
-  short,
-  to_svg,
-)
-from kfkd_jax.plots.theory import (
-  plot_correctness,
-  plot_descent,
-  plot_filters,
-  plot_fits,
-  plot_forget_times,
-  plot_over_time,
-  plot_projection_history,
-  plot_projections,
-  plot_rounds,
-)
+
+with extras.named():
+  from kfkd_jax.plots.comparison import (
+    plot_against,
+    plot_curves_compared,
+    plot_methods_compared,
+    plot_risk_coverage,
+  )
+  from kfkd_jax.plots.forgetting import (
+    most_forgotten,
+    plot_cartography,
+    plot_class_forgetting,
+    plot_curves,
+    plot_forgotten_examples,
+    plot_label_noise,
+    plot_memorisation,
+    plot_time_to_forget,
+  )
+  from kfkd_jax.plots.fusion import plot_gains, plot_weights
+  from kfkd_jax.plots.style import (
+    AMBER,
+    BLUE,
+    GREEN,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    PAPER,
+    VIOLET,
+    Look,
+    css_color,
+    look,
+    save,
+    short,
+    to_svg,
+  )
+  from kfkd_jax.plots.theory import (
+    plot_correctness,
+    plot_descent,
+    plot_filters,
+    plot_fits,
+    plot_forget_times,
+    plot_over_time,
+    plot_projection_history,
+    plot_projections,
+    plot_rounds,
+  )
 
 __all__ = [
   "AMBER",

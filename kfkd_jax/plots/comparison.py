@@ -184,7 +184,7 @@ def plot_against(
   ax.set_xlabel(xlabel)
   ax.set_ylabel("%")
   if title:
-    ax.set_title(title, **TITLE)
+    ax.set_title(short(title, _LABEL), **TITLE)
   legend(fig, columns=_columns(lines))
   return fig
 

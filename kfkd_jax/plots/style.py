@@ -149,9 +149,15 @@ def epoch_axis(ax: Axes, epochs: np.ndarray, *, label: bool = True) -> None:
     ax.set_xlabel("epoch")
 
 
+_NAME = 30  # letters of a name on an axis
+
+
 def name_axis(ax: Axes, names: Sequence[str]) -> None:
-  """Makes the vertical axis one of names, from the top down."""
-  ax.set_yticks(range(len(names)), names)
+  """Makes the vertical axis one of names, from the top down.
+
+  Long ones are cut: the values beside them say them in full.
+  """
+  ax.set_yticks(range(len(names)), [short(name, _NAME) for name in names])
   ax.tick_params(axis="y", labelcolor=INK)
   ax.set_ylim(len(names) - 0.4, -0.6)
   ax.grid(axis="y", visible=False)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kfkd_jax.answers import Answers
-from kfkd_jax.predictions import Predictions, of_probabilities
 from kfkd_jax.report import page, run_page
 
 _LISTED = 100  # forgotten points in the page; the table beside it has all
@@ -29,7 +28,7 @@ class Subject(NamedTuple):
 
   title: str
   diagnosis: Mapping[str, Any]
-  measured: Predictions | Answers
+  measured: Answers
   fusion: Mapping[str, Any] | None = None
   rows: Sequence[Mapping[str, Any]] = ()
   now: np.ndarray | None = None
@@ -65,7 +64,7 @@ def render(subject: Subject, *, level: float) -> page.Page:
 
 
 def forgotten_points(
-  measured: Predictions | Answers, now: np.ndarray | None
+  measured: Answers, now: np.ndarray | None
 ) -> list[dict[str, Any]]:
   """Points once right and wrong at the end, the most often right first.
 
@@ -73,8 +72,6 @@ def forgotten_points(
     measured: the points.
     now: `[N]` what a fusion says of them; None for no fusion.
   """
-  if isinstance(measured, Predictions):
-    measured = of_probabilities(measured)
   columns: dict[str, Any] = {}
   if measured.answers is not None and measured.labels is not None:
     columns = {"true": measured.labels, "at_end": measured.answers[-1]}

@@ -13,10 +13,10 @@ from etils import epath
 
 from kfkd_jax import files, plots
 from kfkd_jax.config import read_sealed
-from kfkd_jax.report import page
+from kfkd_jax.report import page, tables
 from kfkd_jax.report import run_page as report
 from kfkd_jax.report.page import Drawn
-from kfkd_jax.run import keeping
+from kfkd_jax.run import keeping, results
 
 _NEEDS = ("config.json", "results.jsonl", "diagnosis.json")
 _SWEEP_DEPTH = 3  # folders between a sweep and its working directories
@@ -34,6 +34,8 @@ class Run(NamedTuple):
     num_folds: halvings of the test set.
     diagnosis: as `diagnosis.json` has it.
     made_with: versions and device.
+    cell: the sweep that it is a cell of and its point of the grid; None for
+      none.
   """
 
   name: str
@@ -43,6 +45,21 @@ class Run(NamedTuple):
   num_folds: int
   diagnosis: dict[str, Any]
   made_with: dict[str, str]
+  cell: tuple[epath.Path, tuple[str, ...]] | None = None
+
+
+class Means(NamedTuple):
+  """A point of a sweep's grid.
+
+  Attributes:
+    title: the point, and the sweep where there are several.
+    seeds: those that are finished.
+    rows: one a method, as `tables.summarise` has them.
+  """
+
+  title: str
+  seeds: tuple[int, ...]
+  rows: list[dict[str, Any]]
 
 
 def run(directories: Sequence[str], output: str | None) -> str:
@@ -71,6 +88,7 @@ def read(directories: Sequence[str]) -> list[Run]:
     ValueError: one of them holds no results, or they are damaged.
   """
   paths: list[epath.Path] = []
+  sweeps: list[epath.Path] = []
   for path in map(epath.Path, directories):
     if not path.is_dir():
       raise ValueError(f"report: there is no directory {path}")
@@ -80,11 +98,23 @@ def read(directories: Sequence[str]) -> list[Run]:
         f"report: {path} has no results; run `kfkd run --workdir={path}` first"
       )
     paths += found
+    sweeps += [path] * len(found)
   real = [os.path.realpath(path) for path in paths]
   for place, path in enumerate(real):
     if path in real[:place]:
       raise ValueError(f"report: {paths[place]} is given twice")
-  return [_read(path, name) for path, name in zip(paths, _names(real))]
+  return [
+    _read(path, name, _cell(sweep, path))
+    for sweep, path, name in zip(sweeps, paths, _names(real))
+  ]
+
+
+def _cell(sweep, path) -> tuple[epath.Path, tuple[str, ...]] | None:
+  """Whose cell a working directory below `sweep` is, by its folders' names."""
+  *point, seed = path.relative_to(sweep).parts or ("",)
+  if not seed.startswith("seed-") or not all("=" in part for part in point):
+    return None
+  return sweep, tuple(map(keeping.of_folder, point))
 
 
 def _finished(path: epath.Path, depth: int) -> Iterator[epath.Path]:
@@ -97,27 +127,29 @@ def _finished(path: epath.Path, depth: int) -> Iterator[epath.Path]:
       if p.is_dir() and p.name[0] != "." and p.name != keeping.ASIDE
     ]
     for folder in sorted(folders, key=_counting):
-      yield from _finished(folder, depth - 1)
+      # A grid may have any number of axes.
+      yield from _finished(folder, depth - ("=" not in folder.name))
 
 
 def _counting(path: epath.Path) -> list[Any]:
-  """Sorts seed-10 after seed-9."""
-  parts = re.split(r"(\d+)", path.name)  # every other part is a number
-  return [int(p) if number % 2 else p for number, p in enumerate(parts)]
+  """Sorts seed-10 after seed-9, and 0.4 after 0.05."""
+  parts = re.split(r"(\d+(?:\.\d+)?)", path.name)  # every other is a number
+  return [float(p) if number % 2 else p for number, p in enumerate(parts)]
 
 
 def _names(paths: Sequence[str]) -> list[str]:
   """The shortest ends of the paths that differ."""
   parts = [path.strip("/").split("/") for path in paths]
-  for length in range(1, max(map(len, parts)) + 1):
+  names: list[str] = []
+  for length in range(1, max(map(len, parts), default=0) + 1):
     names = ["/".join(p[-length:]) for p in parts]
     if len(set(names)) == len(names):
       break
   return names
 
 
-def _read(path: epath.Path, name: str) -> Run:
-  for needed in _NEEDS:
+def _read(path: epath.Path, name: str, cell) -> Run:
+  for needed in (*_NEEDS, *([] if cell is None else ["hits.npz"])):
     if not (path / needed).exists():
       raise ValueError(
         f"report: {path} has no {needed}; run `kfkd run --workdir={path}` first"
@@ -136,6 +168,7 @@ def _read(path: epath.Path, name: str) -> Run:
       num_folds=len({row["split"] for row in rows}),
       diagnosis=diagnosis,
       made_with={"device": rows[0]["device_kind"], **rows[0]["versions"]},
+      cell=cell,
     )
   except (KeyError, TypeError, AttributeError, IndexError) as error:
     raise ValueError(
@@ -172,6 +205,39 @@ def _methods(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
       **mean, **intervals, "method": method, "split": folds[0]["split"],
       "num_examples": folds[0]["num_examples"],
     }  # fmt: skip
+  return found
+
+
+def means(runs: Sequence[Run]) -> list[Means]:
+  """What the seeds of every grid point have in common, sweep by sweep."""
+  cells: dict[tuple, list[Run]] = {}
+  for run in runs:
+    if run.cell is not None:
+      cells.setdefault(run.cell, []).append(run)
+  sweeps = list(dict.fromkeys(sweep for sweep, _ in cells))
+  names = dict(zip(sweeps, _names([os.path.realpath(s) for s in sweeps])))
+  found = []
+  for (sweep, point), group in cells.items():
+    config = group[0].config
+    try:
+      rows = tables.summarise(
+        [
+          tables.Run(
+            files.read_json_lines(run.path / "results.jsonl"),
+            results.read_hits(run.path),
+          )
+          for run in group
+        ],
+        num_samples=config["compare.bootstrap_samples"],
+        level=config["compare.level"],
+      )
+    except ValueError as error:
+      raise ValueError(f"report: {sweep}: {error}") from error
+    title = ", ".join(point) or names[sweep]
+    if point and len(sweeps) > 1:
+      title = f"{names[sweep]}: {title}"
+    seeds = tuple(run.config["seed"] for run in group)
+    found.append(Means(title, seeds, rows))
   return found
 
 
@@ -245,25 +311,51 @@ def render(runs: Sequence[Run]) -> page.Page:
   ]
   # A table without rows would have no columns either.
   differing = differing or [{"key": "nothing differs"}]
-  return page.render(
+  written = {"all-numbers": numbers, "differences": differing}
+  points = means(runs)
+  summaries: tables.Summaries = {(f"point={m.title}",): m.rows for m in points}
+  shown = {point: tables.shown(rows) for point, rows in summaries.items()}
+  if points:
+    written["means"] = tables.flat(summaries)
+  made = page.render(
     "overview.html",
-    _figures(runs),
-    {"all-numbers": numbers, "differences": differing},
+    _figures(runs) | _mean_figure(points),
+    written,
     runs=runs,
+    means=list(zip(points, shown.values())),
+    means_note=tables.note(summaries) if points else "",
     methods=methods,
     colors=[plots.css_color(plots.look(n).color) for n in range(len(runs))],
     differences=found,
     cautions=cautions(runs),
   )
+  return made._replace(shown={"means": tables.flat(shown)} if points else {})
+
+
+def _mean_figure(points: Sequence[Means]) -> dict[str, Drawn]:
+  if not points:
+    return {}
+  found = {
+    m.title: [
+      {**row, "gain_interval": (row["gain_low"], row["gain_high"])}
+      for row in m.rows
+    ]
+    for m in points
+  }
+  label = (
+    f"The mean gain of every method over seeds in {', '.join(found)}; the "
+    "numbers are in the tables."
+  )
+  return {"mean-gain": Drawn(plots.plot_methods_compared(found), label)}
 
 
 def _figures(runs: Sequence[Run]) -> dict[str, Drawn]:
-  results = {r.name: list(r.methods.values()) for r in runs}
-  names = ", ".join(results)
+  found = {r.name: list(r.methods.values()) for r in runs}
+  names = ", ".join(found)
   figures = {}
   for value in ("gain", "accuracy"):
     figures[value] = Drawn(
-      plots.plot_methods_compared(results, value=value),
+      plots.plot_methods_compared(found, value=value),
       f"The {value} of every method in {names}; the numbers are in the table.",
     )
   for name, of, ylabel in (

@@ -35,11 +35,13 @@ class Page(NamedTuple):
     html: the page.
     figures: by file name.
     tables: rows by file name; all rows of a table have the same keys.
+    shown: the same rows as people read them, where that is not the same.
   """
 
   html: str
   figures: Mapping[str, Figure]
   tables: Mapping[str, Sequence[Mapping[str, Any]]]
+  shown: Mapping[str, Sequence[Mapping[str, Any]]] = {}
 
 
 def render(
@@ -77,8 +79,7 @@ def write(page: Page, path: epath.Path) -> Written:
       plots.save(figure, buffer, format=kind, dpi=_PNG_DPI, metadata=no_date)
       contents[f"figures/{name}.{kind}"] = buffer.getvalue()
   for name, rows in page.tables.items():
-    contents[f"tables/{name}.csv"] = text.to_csv(rows).encode()
-    contents[f"tables/{name}.md"] = to_markdown(rows).encode()
+    contents |= table_files(f"tables/{name}", rows, page.shown.get(name))
   for name, content in contents.items():
     files.write_bytes(path.parent / name, content)
   return Written([*contents], f"{len(contents[path.name]) / 1000:.0f} kB")
@@ -96,14 +97,76 @@ def flat(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
   return found
 
 
+def table_files(
+  name: str,
+  rows: Sequence[Mapping[str, Any]],
+  shown: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, bytes]:
+  """A table as files, by name: for programs, for texts and for papers.
+
+  Args:
+    name: of the files, before their endings.
+    rows: of equal keys.
+    shown: the rows as people read them; None for the same.
+  """
+  shown = shown or rows
+  return {
+    f"{name}.csv": text.to_csv(rows).encode(),
+    f"{name}.md": to_markdown(shown).encode(),
+    f"{name}.tex": to_latex(shown).encode(),
+  }
+
+
 def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
   """Rows of equal keys, floats with four digits after the point."""
   head = [text.to_markdown(key) for key in rows[0]]
   lines = [head, ["---"] * len(head)]
-  for row in rows:
-    cells = [f"{v:.4f}" if isinstance(v, float) else v for v in row.values()]
-    lines.append(["" if c is None else text.to_markdown(str(c)) for c in cells])
+  lines += [[text.to_markdown(c) for c in _cells(row)] for row in rows]
   return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_latex(rows: Sequence[Mapping[str, Any]]) -> str:
+  r"""Rows of equal keys as a `tabular` that needs the package booktabs.
+
+  Numbers stand to the right, text to the left.
+
+  >>> print(to_latex([{"method": "kf_kd", "gain": -0.5}]))
+  % needs \usepackage{booktabs}
+  \begin{tabular}{lr}
+  \toprule
+  method & gain \\
+  \midrule
+  kf\_kd & $-$0.5000 \\
+  \bottomrule
+  \end{tabular}
+  <BLANKLINE>
+  """
+  # Nothing is bold: which row is best is a claim that its interval has to
+  # make, and a table of methods chosen on other points makes several.
+  body = [_cells(row) for row in rows]
+  columns = zip(*body, strict=True)
+  align = "".join("r" if all(map(_is_number, c)) else "l" for c in columns)
+  head, *lines = (
+    " & ".join(map(text.to_latex, cells)) + r" \\" for cells in (rows[0], *body)
+  )
+  return "\n".join([
+    r"% needs \usepackage{booktabs}",
+    rf"\begin{{tabular}}{{{align}}}",
+    r"\toprule", head, r"\midrule", *lines, r"\bottomrule",
+    r"\end{tabular}", "",
+  ])  # fmt: skip
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+  return [
+    "" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v)
+    for v in row.values()
+  ]
+
+
+def _is_number(cell: str) -> bool:
+  """Whether a cell begins with a number, or has none to show."""
+  return cell in ("", "-") or bool(re.match(r"\(?[+-]?\d", cell))
 
 
 def _environment() -> jinja2.Environment:
@@ -144,7 +207,7 @@ def prose(sentence: str) -> str:
   >>> prose("PS-KD: -1.5 %") == "PS-KD: −1.5\u00a0%"
   True
   """
-  return re.sub(r"(?<!\w)-(?=\d)", "−", sentence).replace(" %", "\u00a0%")
+  return text.with_minus(sentence).replace(" %", "\u00a0%")
 
 
 def signed(value: float) -> str:

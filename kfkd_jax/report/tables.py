@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kfkd_jax import statistics
-from kfkd_jax.report import text
+from kfkd_jax.report import page, text
 from kfkd_jax.run.results import Hits
 
 _MEANS = (
@@ -195,47 +195,76 @@ def markdown(summaries: Summaries, *, num_seeds: int) -> str:
     )
     if point:
       title = f"{text.to_markdown(', '.join(point))}: {title}"
-    parts.append(f"### {title}\n\n{_table(rows)}")
-  level = next(iter(summaries.values()))[0]["level"]
-  parts.append(
-    "Accuracy and gain in %: mean over seeds ± standard error over seeds, and "
-    f"[{100 * level:g} % bootstrap interval over seeds and test points]. p: "
-    "sign-flip test of the mean gain over seeds, Holm-corrected for the other "
-    "methods of the table; with M of them and S seeds it is at least "
-    "M * 2**(1 - S)."
+    parts.append(f"### {title}\n\n{page.to_markdown(shown(rows)).strip()}")
+  return "\n\n".join([*parts, note(summaries)])
+
+
+def note(summaries: Summaries) -> str:
+  """What the numbers of `shown` mean, as a caption says it."""
+  first = next(iter(summaries.values()))[0]
+  level = first["level"]
+  said = (
+    f"Accuracy and gain over {first['against']} in %: mean over seeds ± "
+    f"standard error over seeds, and ({100 * level:g} % paired bootstrap "
+    "interval over seeds and test points)"
   )
-  return "\n\n".join(parts)
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-  lines = [
-    f"| method | accuracy | gain over {rows[0]['against']} | wins/ties/losses "
-    "| p | NLL | ECE | train | inference |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-  ]
-  for row in rows:
-    p = "-" if row["p_holm"] is None else f"{row['p_holm']:.3f}"
-    lines.append(
-      f"| {row['method']} | {_percent(row, 'accuracy')} "
-      f"| {_percent(row, 'gain', '+')} [{100 * row['gain_low']:+.2f}, "
-      f"{100 * row['gain_high']:+.2f}] "
-      f"| {row['wins']}/{row['ties']}/{row['losses']} | {p} "
-      f"| {row['nll']:.3f} | {row['ece']:.3f} | {row['train_cost']:.2f} "
-      f"| {row['inference_cost']:.1f} |"
+  left_out = {len(rows) - 1 for rows in summaries.values() if not _tells(rows)}
+  if any(map(_tells, summaries.values())):
+    said += (
+      ". p: sign-flip test of the mean gain over seeds, Holm-corrected for the "
+      "other methods of the table"
     )
-  return "\n".join(lines)
+  if left_out:
+    below = ", ".join(
+      f"below {statistics.fewest_runs(num, level=level)} seeds with {num} "
+      "other methods in the table"
+      for num in sorted(left_out)
+    )
+    said += (
+      f". p is left out {below}: no gain however clear could have one below "
+      f"{1 - level:.2g}"
+    )
+  return f"{said}."
 
 
-def _percent(row: dict[str, Any], name: str, sign: str = "") -> str:
+def _tells(rows: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether there are seeds enough for a p-value that says something."""
+  num_others, level = len(rows) - 1, rows[0]["level"]
+  return rows[0]["seeds"] >= statistics.fewest_runs(num_others, level=level)
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+  """A grid point's summary as people read it, in %."""
+  tells = _tells(rows)
+  return [
+    {
+      "method": row["method"],
+      "accuracy": _percent(row, "accuracy"),
+      f"gain over {row['against']}": f"{_percent(row, 'gain', '+')} "
+      f"({100 * row['gain_low']:+.2f} to {100 * row['gain_high']:+.2f})",
+      "wins/ties/losses": f"{row['wins']}/{row['ties']}/{row['losses']}",
+      "p": "-"
+      if row["p_holm"] is None or not tells
+      else f"{row['p_holm']:.3f}",
+      "NLL": f"{row['nll']:.3f}",
+      "ECE": f"{row['ece']:.3f}",
+      "train": f"{row['train_cost']:.2f}",
+      "inference": f"{row['inference_cost']:.1f}",
+    }
+    for row in rows
+  ]
+
+
+def _percent(row: Mapping[str, Any], name: str, sign: str = "") -> str:
   return text.percent(row[name], row[f"{name}_error"], sign=sign, decimals=2)
 
 
-def csv_text(summaries: Summaries) -> str:
-  """The summaries as one table with a column an axis; in shares, not %."""
-  return text.to_csv(
-    [
-      {**dict(part.split("=", 1) for part in point), **row}
-      for point, rows in summaries.items()
-      for row in rows
-    ]
-  )
+def flat(
+  summaries: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]],
+) -> list[dict[str, Any]]:
+  """The rows of all grid points as one table with a column an axis."""
+  return [
+    {**dict(part.split("=", 1) for part in point), **row}
+    for point, rows in summaries.items()
+    for row in rows
+  ]

@@ -36,6 +36,11 @@ def percent(
   return f"{100 * mean:{sign}.{decimals}f}{half}"
 
 
+def with_minus(text: str) -> str:
+  """The text with real minus signs before its numbers."""
+  return re.sub(r"(?<!\w)-(?=\d)", "−", text)
+
+
 def printable(text: str) -> str:
   r"""The text on one line, without what moves a terminal's cursor.
 
@@ -52,6 +57,26 @@ def to_markdown(text: str) -> str:
   'a_b &lt;b&gt;\\|\\`c\\`'
   """
   return _MARKUP.sub(r"\\\1", html.escape(printable(text), quote=False))
+
+
+_LATEX = str.maketrans({
+  **{c: f"\\{c}" for c in "&%$#_{}"},
+  "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+  "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+  "|": r"\textbar{}", "±": r"$\pm$", "×": r"$\times$", "−": "$-$",
+  "ₑ": "$_e$", "–": "--", "…": r"\dots{}",
+  # The end of a row before would take either for an argument.
+  "[": "{[}", "*": "{*}",
+})  # fmt: skip
+
+
+def to_latex(text: str) -> str:
+  r"""The text as it stands in a cell of LaTeX, whose minus signs are long.
+
+  >>> to_latex("a_b & -1.5 %")
+  'a\\_b \\& $-$1.5 \\%'
+  """
+  return with_minus(printable(text)).translate(_LATEX)
 
 
 def without_markup(json_text: str) -> str:

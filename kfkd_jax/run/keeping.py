@@ -148,6 +148,20 @@ def runs_with_work(workdir: epath.Path) -> list[str]:
   return sorted(names, key=lambda name: (name != "teacher", name))
 
 
+def to_folder(value: str) -> str:
+  """`KEY=VALUE` as the name of a folder of a sweep."""
+  return value.replace("%", "%25").replace("/", "%2F")
+
+
+def of_folder(name: str) -> str:
+  """What `to_folder` made a name of.
+
+  >>> of_folder(to_folder("data.name=hf:100%25/a"))
+  'data.name=hf:100%25/a'
+  """
+  return name.replace("%2F", "/").replace("%25", "%")
+
+
 def cells_below(folder: epath.Path) -> Iterator[epath.Path]:
   """The working directories of a sweep's cells."""
   if not files.is_folder(folder):

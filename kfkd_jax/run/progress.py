@@ -87,9 +87,36 @@ class Progress:
       print(
         f"{self._title}: epoch {report.epoch}/{report.epochs} "
         f"{_status(report)} "
-        f"({seconds:.1f} s)",
+        f"({duration(seconds)})",
         flush=True,
       )
+
+
+def duration(seconds: float) -> str:
+  """How long something took.
+
+  >>> duration(7.25), duration(130), duration(3900)
+  ('7.2 s', '2 min 10 s', '1 h 5 min')
+  """
+  if seconds < 60:
+    return f"{seconds:.1f} s"
+  minutes, rest = divmod(round(seconds), 60)
+  if minutes < 60:
+    return f"{minutes} min {rest} s"
+  return "{} h {} min".format(*divmod(minutes, 60))
+
+
+def about(seconds: float) -> str:
+  """How long something will take, as far as one can know.
+
+  >>> about(7.25), about(59.9), about(130), about(3900)
+  ('about 7 s', 'about 1 min', 'about 2 min', 'about 1 h 5 min')
+  """
+  if round(seconds) < 60:
+    return f"about {max(1, round(seconds))} s"
+  if seconds < 3600:
+    return f"about {round(seconds / 60)} min"
+  return f"about {duration(seconds)}"
 
 
 def _start_wandb(

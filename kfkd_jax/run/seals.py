@@ -38,26 +38,30 @@ def seal(path: epath.Path) -> str:
   if not files.exists(path / SUMS):
     return results.seal(path)
   sums = files.digest(files.read_bytes(path / SUMS))
-  return sums + "".join(_changed(path))
+  return sums + "".join(changed(path))
 
 
 def culprit(artefact: str, path: epath.Path) -> str:
   """The name to give for an artefact whose seal is broken."""
-  changed = _changed(path) if (path / SUMS).exists() else []
-  return f"{artefact}/{changed[0]}" if changed else artefact
+  found = changed(path) if (path / SUMS).exists() else []
+  return f"{artefact}/{found[0]}" if found else artefact
 
 
-def _changed(folder: epath.Path) -> list[str]:
-  """The listed files that are not what they were."""
-  changed = []
-  listed = files.read_bytes(folder / SUMS).decode(errors="replace")
-  for line in listed.splitlines():
+def listed(folder: epath.Path) -> dict[str, str]:
+  """The sums of the listed files by name; `SUMS` itself if that is damaged."""
+  found = {}
+  content = files.read_bytes(folder / SUMS).decode(errors="replace")
+  for line in content.splitlines():
     match = _LINE.fullmatch(line)
     if match is None:
-      return [SUMS]
-    if _sum(folder / match[2]) != match[1]:
-      changed.append(match[2])
-  return changed
+      return {SUMS: "damaged"}
+    found[match[2]] = match[1]
+  return found
+
+
+def changed(folder: epath.Path) -> list[str]:
+  """The listed files that are not what they were."""
+  return [n for n, s in listed(folder).items() if _sum(folder / n) != s]
 
 
 def _sum(path: epath.Path) -> str:

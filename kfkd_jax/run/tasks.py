@@ -148,6 +148,9 @@ def load_dataset(config) -> data_lib.Dataset:
     test_share=config.data.test_share,
     skip_broken=config.data.skip_broken,
     follow_links=config.data.follow_links,
+    columns=data_lib.Columns(
+      config.data.image_column, config.data.label_column
+    ),
     stream="always" if auto and views else config.data.stream,
     memory_limit=config.data.memory_limit,
   )

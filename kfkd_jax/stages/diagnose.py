@@ -55,7 +55,13 @@ def diagnose(
     `accuracy`, `forget`, `learn` and `null` as lists of C numbers, the same by
     class under `by_class`, `time_to_forget`, and the largest F_e.
   """
-  correct = forgetting.correctness(probs, labels)
+  return of_classes(forgetting.correctness(probs, labels), labels, num_classes)
+
+
+def of_classes(
+  correct: Any, labels: np.ndarray, num_classes: int
+) -> dict[str, Any]:
+  """What of `diagnose` needs no more than `correct[C, N]` and `labels[N]`."""
   by_class = forgetting.forgetting_curves_by_class(correct, labels, num_classes)
   return {
     **of_correct(correct),

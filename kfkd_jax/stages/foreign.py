@@ -32,7 +32,7 @@ WEIGHTS = "weights.npz"
 
 def diagnose(source: epath.Path, output: epath.Path) -> str:
   """Writes what was forgotten of the file's points; returns what to say."""
-  content = _diagnosis(read_any(source))
+  content = _diagnosis(*_answered(read_any(source)))
   files.write_json(output, content)
   split = content["splits"]["test"]
   points = f"points of {source}"
@@ -44,16 +44,24 @@ def diagnose(source: epath.Path, output: epath.Path) -> str:
   )
 
 
-def _diagnosis(known: Predictions | Answers) -> dict[str, Any]:
-  if isinstance(known, Predictions):
-    num_classes = known.probs.shape[2]
-    split = diagnosing.diagnose(known.probs, known.labels, num_classes)
-    names = {"class_names": [str(k) for k in range(num_classes)]}
-    known = of_probabilities(known)
+def _answered(known: Predictions | Answers) -> tuple[Answers, int | None]:
+  """What the checkpoints answered, and of how many classes, where they are."""
+  if isinstance(known, Answers):
+    return known, None
+  return of_probabilities(known), known.probs.shape[2]
+
+
+def _diagnosis(answered: Answers, num_classes: int | None) -> dict[str, Any]:
+  correct, labels, names = answered.correct, answered.labels, {}
+  if num_classes is None or labels is None:
+    split = diagnosing.of_correct(correct)
   else:
-    split, names = diagnosing.of_correct(known.correct), {}
-  split |= diagnosing.together(known)
-  return {"epochs": known.epochs.tolist(), **names, "splits": {"test": split}}
+    split = diagnosing.of_classes(correct, labels, num_classes)
+    names = {"class_names": [str(k) for k in range(num_classes)]}
+  split |= diagnosing.together(answered)
+  return {
+    "epochs": answered.epochs.tolist(), **names, "splits": {"test": split},
+  }  # fmt: skip
 
 
 def fuse(
@@ -122,9 +130,11 @@ def report(
       )
     measured = read_foreign(test)
     _check_same(source, known, test, measured)
-  diagnosis = _diagnosis(measured)
+  # Once: the classes of a large file take as long to find as the file to read.
+  answered, num_classes = _answered(measured)
+  diagnosis = _diagnosis(answered, num_classes)
   subject = foreign_page.Subject(
-    os.path.basename(os.fspath(source)), diagnosis, measured
+    os.path.basename(os.fspath(source)), diagnosis, answered
   )
   lines = [
     diagnosing.summary(
@@ -135,7 +145,10 @@ def report(
   ]
   if isinstance(known, Predictions) and isinstance(measured, Predictions):
     content = _fused(config, known, str(source))
-    rows, fused = _compared(config, known, test and measured, content)
+    chosen_on = answered if test is None else _answered(known)[0]
+    rows, fused = _compared(
+      config, known, chosen_on.correct, test and measured, content
+    )
     lines.append(compare.table(rows, level=config.compare.level, whole=True))
     subject = subject._replace(
       fusion=content,
@@ -171,6 +184,7 @@ def _check_same(source, known: Predictions, test, measured: Predictions):
 def _compared(
   config,
   known: Predictions,
+  correct: np.ndarray,
   test: Predictions | None,
   content: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
@@ -180,7 +194,7 @@ def _compared(
   the rows are of weights that are a little worse than those of all points.
   """
   methods = content["folds"][0]["methods"]
-  chosen = _weights(known, methods)
+  chosen = _weights(correct, methods)
   if test is not None:
     labels = test.labels
     probs = {m: _fuse(test.probs, w) for m, w in chosen.items()}
@@ -199,9 +213,9 @@ def _compared(
         probs=known.probs[:, ~here], labels=labels[~here], ids=known.ids[~here]
       )
       on = _fused(config, other, "the other half")["folds"][0]["methods"]
-      for m, w in _weights(other, on).items():
+      for m, w in _weights(correct[:, ~here], on).items():
         probs[m][here] = _fuse(known.probs[:, here], w)
-  right = _accuracies(known)
+  right = correct.mean(-1)
   gains = {name: found["gain"] for name, found in methods.items()}
   gains["best_epoch"] = float(right.max() - right[-1])
   entries = [
@@ -218,20 +232,15 @@ def _compared(
   return compare.score(config, entries, labels, split="test"), probs["kf"]
 
 
-def _weights(known: Predictions, methods) -> dict[str, np.ndarray]:
+def _weights(correct: np.ndarray, methods) -> dict[str, np.ndarray]:
   """By method: the last and the best checkpoint, and the fusions."""
-  right = _accuracies(known)
+  right = correct.mean(-1)
   one = np.eye(len(right), dtype=np.float32)
   fusions = {
     name: np.asarray(methods[name]["weights"], np.float32)
     for name in ("kf_one_step", "kf", "mixture")
   }
   return {"final": one[-1], "best_epoch": one[np.argmax(right)], **fusions}
-
-
-def _accuracies(known: Predictions) -> np.ndarray:
-  """Of every checkpoint, `[C]`."""
-  return (known.probs.argmax(-1) == known.labels).mean(-1)
 
 
 def _fuse(probs: np.ndarray, weights: np.ndarray) -> np.ndarray:

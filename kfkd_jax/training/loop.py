@@ -183,7 +183,8 @@ def train(
       if keep:
         history.save(tick, network, last=last)
         evaluation.retain(history, tick)
-      _append_metrics(run, clock.epochs(tick), metrics)
+      row = {"epoch": clock.epochs(tick), **metrics}
+      processes.on_main(files.append_json_line, run / "metrics.jsonl", row)
       at = Position(at.state, tick, at.fit[:0])
       if tick in clock.saved:
         _save(history, resume, at, clock)
@@ -395,11 +396,6 @@ def _fit_metrics(fit: np.ndarray, objective: Objective) -> dict[str, float]:
   if objective.gate is not None:
     metrics["fit/gate"] = total.gated / total.count
   return metrics
-
-
-def _append_metrics(run, epoch, metrics) -> None:
-  row = {"epoch": epoch, **metrics}
-  processes.on_main(files.append_json_line, run / "metrics.jsonl", row)
 
 
 def _check_batch(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:

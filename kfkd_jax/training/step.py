@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from kfkd_jax.parallel import DATA_AXIS
 from kfkd_jax.training import memory
 from kfkd_jax.training.objective import Batch, Gate, Objective
 from kfkd_jax.training.state import SPECS, TrainState
+
+ApplyFn = Callable[[Any, chex.Array], chex.Array]
 
 
 class Views(NamedTuple):
@@ -321,13 +324,23 @@ def make_feature_step(
   return read
 
 
-def eval_apply(module: nn.Module) -> Callable[[Any, chex.Array], chex.Array]:
+def eval_apply(module: nn.Module) -> ApplyFn:
   """`module` as a pure function `(variables, images) -> logits`, eval mode."""
 
   def apply_fn(variables, images):
     return module.apply(variables, images, train=False)
 
   return apply_fn
+
+
+@functools.lru_cache(maxsize=8)
+def clean_apply(module: nn.Module, views: Views) -> ApplyFn:
+  """`(variables, images u8[B, H, W, Ch]) -> logits[B, K]`, in eval mode.
+
+  The same function for the same network, so that it is compiled once.
+  """
+  logits = eval_apply(module)
+  return lambda variables, images: logits(variables, views.clean(images))
 
 
 def _rows_of(step: chex.Array, rows: Batch) -> Batch:

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "kfkd_jax"
 
 # Top to bottom: a room may import those before it, and its own parts.
 ROOMS = (
+  "extras",
   "stacks",
   "label_noise",
   "metrics",
@@ -55,21 +56,46 @@ ROOMS = (
   "cli",
 )
 CORE = ROOMS[: ROOMS.index("lock")]
+# What `import kfkd_jax` may need; the other packages come with the extra `run`.
+LIGHT = (
+  *CORE,
+  "lock",
+  "files",
+  "signals",
+  "processes",
+  "parallel",
+  "checkpoints",
+  "answers",
+  "predictions",
+  "merging",
+  "recording",
+)
 
 
 def room_of(path):
   return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def imported_names(path):
-  names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Import):
-      names |= {alias.name for alias in node.names}
+def imported(path):
+  """`(name, whether under extras.named)` of all that a module imports."""
+
+  def below(node, is_named):
+    if isinstance(node, ast.With):
+      is_named |= "extras.named()" in map(ast.unparse, node.items)
+    elif isinstance(node, ast.Import):
+      yield from ((alias.name, is_named) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-      names.add(node.module)
-      names |= {f"{node.module}.{alias.name}" for alias in node.names}
-  return names
+      yield node.module, is_named
+      for alias in node.names:
+        yield f"{node.module}.{alias.name}", is_named
+    for child in ast.iter_child_nodes(node):
+      yield from below(child, is_named)
+
+  return below(ast.parse(path.read_text()), False)
+
+
+def imported_names(path):
+  return {name for name, _ in imported(path)}
 
 
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")

@@ -31,7 +31,15 @@ def blocks(name):
   )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name == "Share it on the Hub"  # which begins with a run
+    else name
+    for name in RECIPES
+  ],
+)
 def test_recipe_runs(name):
   names = {}
   with jax.numpy_rank_promotion("allow"):  # JAX's default

@@ -397,7 +397,7 @@ def test_no_mutation_of_a_shipped_config_ends_in_a_traceback(
     _, err = capsys.readouterr()
     assert err.count("\n") == (codes[-1] == 2), (arguments, err)
     assert len(err) < 1000 or "--config=" in arguments[1], arguments
-  assert codes.count(0) == len(taken) > 30
+  assert codes.count(0) == len(taken) > 20
   assert codes.count(2) > 500
   for config in taken:  # what was taken can be noted and compared
     files.digest(config.to_dict())

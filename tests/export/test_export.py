@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+import yaml
 from etils import epath
 from flax import traverse_util
 from hostile import HOSTILE, rendered
 from tiny import tiny_config
 
+import kfkd_jax
 from kfkd_jax import cli, files, fusion, history, models, stages
 from kfkd_jax import config as config_lib
 from kfkd_jax.export import (
   formats,
+  hub,
   onnx_model,
   predict,
   saved_model,
@@ -260,6 +263,84 @@ def test_weights_of_a_fusion_are_stacked(exported):
   assert variables["params"]["Dense_0"]["kernel"].shape == (3, 64, 8)
 
 
+def test_the_folder_is_a_model_that_is_built_again(finished, exported):
+  """Of the final network, since the student is clearly below it."""
+  images = tasks.load_task(config_of()).splits["test"].images
+  model = kfkd_jax.from_pretrained(str(exported))
+  np.testing.assert_allclose(
+    model.predict(images), stored_probs(finished, "final"), atol=1e-5
+  )
+  assert model.class_names == tuple("0123456789")
+  assert model.config["method"] == model.card["main"] == "final"
+
+
+def test_a_fusion_alone_is_the_model_of_the_folder(finished, restored, trusted):
+  trusted["mixture"] = stored_probs(finished, "mixture")
+  said = export.run(Workspace(config_of(export__models="mixture"), finished))
+  assert "; model.safetensors is mixture" in said
+  model = kfkd_jax.from_pretrained(restored)
+  images = tasks.load_task(config_of()).splits["test"].images[:30]
+  np.testing.assert_allclose(
+    model.predict(images), stored_probs(finished, "mixture")[:30], atol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  ("highs", "main"),
+  [
+    ({}, "kf_kd"),
+    ({"kf_kd": -0.01}, "mixture_kd"),
+    ({"kf_kd": -0.01, "mixture_kd": -0.01}, "final"),
+  ],
+)
+def test_the_model_of_a_folder_is_a_student_unless_it_lost(highs, main):
+  names = ["final", "kf", "kf_kd", "mixture_kd"]
+  found = [export.Model(name, [], {}, np.ones(1), None) for name in names]
+  rows = {n: {"gain_interval": [-1, highs.get(n, 0.0)]} for n in names}
+  assert export.main_model(found, rows).method == main
+
+
+def front_matter(said):
+  opening, head, _ = said.split("---\n", 2)
+  assert opening == ""
+  return yaml.safe_load(head)
+
+
+def test_card_begins_with_what_the_hub_reads(finished, restored, trusted):
+  card = files.read_json(restored / "card.json")
+  said = (restored / "README.md").read_text()
+  found = front_matter(said)
+  assert found == card["metadata"]
+  assert found["library_name"] == "kfkd-jax"
+  assert "license" not in found and "datasets" not in found
+  (index,) = found["model-index"]
+  (result,) = index["results"]
+  assert result["dataset"]["name"] == "digits"
+  accuracy = card["models"]["final"]["result"]["accuracy"]
+  assert result["metrics"][0]["value"] == pytest.approx(accuracy, abs=1e-4)
+  trusted["final"] = stored_probs(finished, "final")
+  config = config_of(export__models="final", export__license="cc-by-4.0")
+  export.run(Workspace(config, finished))
+  found = front_matter((restored / "README.md").read_text())
+  assert found["license"] == "cc-by-4.0"
+
+
+@pytest.mark.parametrize(
+  "name", [*HOSTILE, "\x7f\x9f\ufffe\U000e0001\U0001f600"]
+)
+def test_front_matter_keeps_any_name(name):
+  line = hub.to_yaml({"name": name})
+  assert yaml.safe_load(f"key: {line}\n") == {"key": {"name": name}}
+  assert not set("<>&\n") & set(line)
+
+
+def test_card_compares_with_the_rows_that_have_no_model(exported):
+  said = (exported / "README.md").read_text()
+  others = [line for line in said.splitlines() if line.startswith("| | ")]
+  names = [line.split(" | ")[1] for line in others]
+  assert names == ["Evenly spaced epochs", "Best epoch"]
+
+
 @pytest.fixture
 def trusted(monkeypatch):
   """Takes the process outside for granted: other tests run it."""
@@ -304,8 +385,8 @@ def test_another_choice_of_models_replaces_the_first(
   said = export.run(Workspace(config_of(export__models="kf_kd"), finished))
   assert "export/ with kf_kd, " in said
   assert sorted(p.name for p in restored.iterdir()) == [
-    "README.md", "SHA256SUMS", "card.json", "kf_kd.jaxexp",
-    "kf_kd.safetensors", "mine.onnx",
+    "README.md", "SHA256SUMS", "card.json", "config.json", "kf_kd.jaxexp",
+    "kf_kd.safetensors", "mine.onnx", "model.safetensors",
   ]  # fmt: skip
   assert list(files.read_json(restored / "card.json")["models"]) == ["kf_kd"]
 
@@ -321,7 +402,14 @@ def test_second_export_does_nothing_and_repeats_to_the_byte(finished, restored):
 
 
 @pytest.mark.parametrize(
-  "name", ["kf.safetensors", "README.md", "SHA256SUMS", "card.json"]
+  "name",
+  [
+    "kf.safetensors",
+    "model.safetensors",
+    "README.md",
+    "SHA256SUMS",
+    "card.json",
+  ],
 )
 @pytest.mark.parametrize("damage", ["flip", "lose"])
 def test_every_exported_file_is_sealed(finished, restored, name, damage):
@@ -355,6 +443,7 @@ def test_export_before_its_turn(tmp_path):
     ({"export__models": "()"}, r"export.models=\(\) is not possible"),
     ({"export__models": "swa"}, "a tuple of"),
     ({"export__parity_examples": "0"}, "parity_examples=0"),
+    ({"export__license": "My own"}, "export.license='My own' is not possible"),
   ],
 )
 def test_impossible_configurations(changes, message):

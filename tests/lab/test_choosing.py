@@ -50,8 +50,8 @@ def test_the_order_is_reversed_by_fusing():
     "| kf | train.epochs=60 | 70.00 | 95.00 | 80.00 ± 0.00 | 70.00 ± 5.00 |"
   )
   # Paired by seed: final gains 6 and 4 of 20 points, KF loses 3 and 5.
-  assert gain.startswith("| gain, paired | | | | +25.00 ± 5.00 [+")
-  assert "| -20.00 ± 5.00 [-" in gain
+  assert gain.startswith("| gain, paired |  |  |  | +25.00 ± 5.00 (+")
+  assert "| -20.00 ± 5.00 (-" in gain
   assert said == (
     "Of 2 points over 2 seeds, what is best before kf is not best after it; "
     "by one seed alone, both choose the same point in 0 of 2."
@@ -66,7 +66,7 @@ def test_the_order_stays():
   (by_final, by_kf, gain), said = lines_of(points)
   assert "train.epochs=15" in by_final and "train.epochs=15" in by_kf
   # Of one seed there is neither an error nor an interval.
-  assert gain == "| gain, paired | | | | +0.00 | +0.00 |"
+  assert gain == "| gain, paired |  |  |  | +0.00 | +0.00 |"
   assert said == (
     "Of 2 points over 1 seed, both choose the same point; by one seed alone, "
     "both choose the same point in 1 of 1."

@@ -386,6 +386,19 @@ def test_pages_show_every_value(name):
   )
   assert "12.0 ± 1.0" in made.html
   assert list(made.tables) == [name]
+  assert f"against {study.x}, noise.kind=pair.\n" in made.html
+
+
+def test_a_page_says_which_seeds_its_means_are_over():
+  study, table, axes = table_of("window")
+  found = []
+  for seeds in (1, 2, 3):
+    table[0]["seeds"] = seeds
+    html = studies.render("w", study, table, [axis.key for axis in axes]).html
+    found.append(
+      " ".join(html.partition("study w · ")[2][:60].split("<")[0].split())
+    )
+  assert found == ["1 to 2 seeds a point", "2 seeds", "2 to 3 seeds a point"]
 
 
 def test_values_with_slashes_make_names_of_files():
@@ -461,8 +474,11 @@ def test_missing_cells_are_run_and_summed_up(tmp_path, monkeypatch):
   assert (
     "| pair | 0.2 | 2 | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.5 ± 0.5 |" in outcome.table
   )
-  table = (tmp_path / "noise" / "tables" / "noise.md").read_text()
-  assert "| 0.2050 | 0.0050 |" in table
+  tables = tmp_path / "noise" / "tables"
+  assert "| 20.5 ± 0.5 |" in (tables / "noise.md").read_text()
+  assert r"& 20.5 $\pm$ 0.5 \\" in (tables / "noise.tex").read_text()
+  row = (tables / "noise.csv").read_text().splitlines()[2].split(",")
+  assert [round(float(cell), 3) for cell in row[-2:]] == [0.205, 0.005]
   assert (tmp_path / "noise" / "figures" / "gains.svg").exists()
 
 

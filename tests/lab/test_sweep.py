@@ -59,13 +59,15 @@ class Cells:
   def run(self, config, folder, say):
     with lock.held(folder):
       if self.is_up_to_date(Workspace(config, folder), "report"):
-        return  # finished by another since it was looked at, as the real one
+        return False  # finished by another since it was looked at
+      say("train ...")
       name = str(folder.relative_to(self.root))
       self.ran.append(name)
       self.on_run(name)
       if name in self.failing:
         raise self.failing[name]
       leave_results(config, folder)
+    return True
 
   def is_up_to_date(self, space, stage):
     return (space.path / "results.jsonl").exists()
@@ -137,6 +139,10 @@ def test_grid_is_the_product_with_readable_names(cells, monkeypatch):
   assert lines[0].startswith("noise.kind,noise.rate,method,against,seeds,")
   assert len(lines) == 1 + 4 * 2
   assert lines[1].startswith("pair,0.2,final,final,2,")
+  paper = (cells.root / "table.tex").read_text().splitlines()
+  assert paper[3].startswith("noise.kind & noise.rate & method & accuracy &")
+  assert paper[5].startswith("pair & 0.2 & final & 50.00 $\\pm$ 0.00 & +0.00")
+  assert len(paper) == 7 + 4 * 2
 
 
 def test_names_of_folders_hold_no_slash(cells):
@@ -201,6 +207,65 @@ def test_impossible_grid_writes_nothing(cells):
   with pytest.raises(config_lib.ConfigError, match=r"needs noise\.field"):
     go(cells, "noise.kind=pair,field", num_seeds=1)
   assert list(cells.root.iterdir()) == []
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """Stands still, but for what a test adds."""
+  now = [0.0]
+  monkeypatch.setattr(sweep.time, "perf_counter", lambda: now[0])
+  return now
+
+
+def test_cells_are_named_and_the_rest_is_foretold(cells, clock, capsys):
+  def take_its_time(name):
+    clock[0] += 130 if name.endswith("pair/seed-0") else 250
+
+  cells.on_run = take_its_time
+  go(cells, "noise.kind=pair", num_seeds=1)
+  out = capsys.readouterr().out
+  pair, symmetric = (
+    f"noise.kind={kind}/seed-0" for kind in ("pair", "symmetric")
+  )
+  assert out.splitlines() == [
+    f"cell 1 of 1: {pair}",
+    f"[{pair}] train ...",
+    f"[{pair}] done in 2 min 10 s; no cell is left",
+  ]
+  cells.failing = {"noise.kind=pair/seed-1": ValueError("no")}
+  go(cells, "noise.kind=pair,symmetric", num_seeds=2)
+  out = capsys.readouterr().out
+  assert f"cell 1 of 4: {pair}" not in out  # it was there
+  assert f"cell 2 of 4: {symmetric}\n[{symmetric}] train ...\n" in out
+  assert f"[{symmetric}] done in 4 min 10 s; 2 cells left, about 8 min\n" in out
+  failed, last = out.splitlines()[-4], out.splitlines()[-1]
+  assert failed == "[noise.kind=pair/seed-1] failed: no"
+  assert last.endswith("done in 4 min 10 s; no cell is left")
+
+
+def test_what_others_do_counts(cells, clock, capsys):
+  """Of six cells others finish one and hold two while the first one runs."""
+
+  def meanwhile(name):
+    clock[0] += 120
+    if name == "seed-0":
+      leave_results(config_lib.default_config(), cells.root / "seed-1")
+      for seed in (2, 3):
+        elsewhere.enter_context(lock.held(cells.root / f"seed-{seed}"))
+
+  cells.on_run = meanwhile
+  with contextlib.ExitStack() as elsewhere:
+    go(cells, num_seeds=6)
+  lines = capsys.readouterr().out.splitlines()
+  assert [line for line in lines if line.startswith("cell ")] == [
+    f"cell {n} of 6: seed-{n - 1}" for n in (1, 5, 6)
+  ]
+  done = [line.partition("; ")[2] for line in lines if "done in" in line]
+  assert done == [
+    "4 cells left, 2 of them under way elsewhere, about 3 min",
+    "3 cells left, 2 of them under way elsewhere, about 2 min",
+    "2 cells left, 2 of them under way elsewhere, about 1 min",
+  ]
 
 
 def test_failed_cells_are_listed_kept_and_tried_again(cells):
@@ -453,7 +518,7 @@ def test_commands_share_the_work_and_take_over_from_the_dead(tmp_path):
 
   dying = commands.pop()
   start(dying)
-  assert dying.stdout.readline() == "stuck\n"
+  assert "stuck\n" in iter(dying.stdout.readline, "")
   for command in commands:
     start(command)
   while len((tmp_path / "log").read_text().split()) < 4:

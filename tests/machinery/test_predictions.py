@@ -290,7 +290,7 @@ def damaged(content, generator):
 
 def test_no_damaged_file_ends_in_a_traceback(tmp_path, capsys, monkeypatch):
   """Anything but the exit codes 0 and 2 would be an exception here."""
-  monkeypatch.setattr(diagnose, "diagnose", lambda *arguments, **options: {})
+  monkeypatch.setattr(diagnose, "of_classes", lambda *arguments, **options: {})
   monkeypatch.setattr(diagnose, "summary", lambda *arguments, **options: "fine")
   contents = []
   for save in (np.savez, np.savez_compressed):

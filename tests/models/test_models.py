@@ -541,24 +541,21 @@ def test_computes_what_the_published_network_does(family, reference):
   np.testing.assert_allclose(logits / scale, expected / scale, atol=1e-5)
 
 
-@pytest.mark.parametrize("option", ["drop_path", "dropout"])
 @pytest.mark.parametrize(
   "family", ["convnext", "vit", "maxvit", "densenet", "mobilenet"]
 )
-def test_what_an_image_leaves_out_is_its_keys(family, option):
+def test_what_an_image_leaves_out_is_its_keys(family):
   """The same wherever it stands in a batch, and nothing without keys."""
-  module, variables, images = small(family, **{option: 0.7})
+  module, variables, images = small(family, drop_path=0.7, dropout=0.5)
   assert module.is_random
 
   # In evaluation, or BatchNorm would mix the images.
-  def told(images, keys):
-    return module.apply(variables, images, keys=keys)
-
-  keys = jax.random.split(jax.random.key(1), 200)
-  many = jax.jit(told)(np.repeat(images[:1], 200, axis=0), keys)
-  turned = jax.jit(told)(np.repeat(images[:1], 200, axis=0), keys[::-1])
+  told = jax.jit(lambda x, keys: module.apply(variables, x, keys=keys))
+  keys = jax.random.split(jax.random.key(1), 16)
+  same = np.repeat(images[:1], len(keys), axis=0)
+  many, turned = told(same, keys), told(same, keys[::-1])
   np.testing.assert_allclose(many, turned[::-1], atol=1e-4)
-  assert len(np.unique(np.round(np.asarray(many), 4), axis=0)) > 1
+  assert len(np.unique(np.round(np.asarray(many), 4), axis=0)) > 8
   plain, _, _ = small(family)
   assert not plain.is_random
   np.testing.assert_array_equal(

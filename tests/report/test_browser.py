@@ -12,10 +12,11 @@ import urllib.request
 
 import pytest
 from etils import epath
-from test_overview import ODD, make_run
+from test_overview import ODD, make_run, make_sweep
 from test_report import NASTY, make_workdir
 
 from kfkd_jax import files
+from kfkd_jax.catalogue import METHODS, method_name
 from kfkd_jax.report import overview_page as overview
 from kfkd_jax.report import run_page as report
 from kfkd_jax.run.workspace import Workspace
@@ -109,6 +110,24 @@ def browser():
     yield browser
 
 
+LONG_METHOD = max(METHODS, key=lambda m: len(method_name(m))) + "+temperature"
+
+
+def make_long(folder, patch):
+  """A page with names as long as they get."""
+  names = (
+    "Great white shark, a carcharodon, maneater",
+    "_" * 40,
+    "a" * 40,
+    "b",
+  )
+  made = make_workdir(folder, patch, class_names=names)
+  rows = files.read_json_lines(made.workdir / "results.jsonl")
+  rows += [{**row, "method": LONG_METHOD} for row in rows[-1:]]
+  files.write_json_lines(made.workdir / "results.jsonl", rows)
+  return report.render(Workspace(made.config, made.workdir)).html
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
   """The page of one working directory, and that of several."""
@@ -116,12 +135,19 @@ def pages(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
     made = make_workdir(folder / "work", patch)
     single = report.render(Workspace(made.config, made.workdir)).html
+    page_of_long_names = make_long(folder / "long", patch)
   runs = overview.read([
     make_run(folder / "first", seed=1, note=NASTY),
     make_run(folder / ODD, seed=2, gain=-0.01),
     make_run(folder / "third", seed=3, method=NASTY),
   ])  # fmt: skip
-  found = {"report": single, "overview": overview.render(runs).html}
+  swept = overview.read([make_sweep(folder / "sweep", method=LONG_METHOD)])
+  found = {
+    "report": single,
+    "long": page_of_long_names,
+    "overview": overview.render(runs).html,
+    "sweep": overview.render(swept).html,
+  }
   for name, html in found.items():
     files.write_text(folder / f"{name}.html", html)
   return {name: folder / f"{name}.html" for name in found}
@@ -295,16 +321,45 @@ def test_figures_download_as_pictures(several):
   assert size > 5000
 
 
-@pytest.mark.parametrize("name", ["report", "overview"])
+@pytest.fixture
+def wide(browser):
+  """Makes the window so many pixels wide."""
+
+  def set_width(width):
+    browser.command(
+      "Emulation.setDeviceMetricsOverride",
+      width=width, height=900, deviceScaleFactor=1, mobile=width < 500,
+    )  # fmt: skip
+
+  yield set_width
+  browser.command("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.parametrize("name", ["report", "long", "overview", "sweep"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_pages_fit_their_width(browser, pages, name, width):
-  browser.command(
-    "Emulation.setDeviceMetricsOverride",
-    width=width, height=900, deviceScaleFactor=1, mobile=width < 500,
-  )  # fmt: skip
+def test_pages_fit_their_width(browser, pages, wide, name, width):
+  wide(width)
   browser.open(pages[name])
   assert browser.do("return document.documentElement.scrollWidth") <= width
-  browser.command("Emulation.clearDeviceMetricsOverride")
+
+
+@pytest.mark.parametrize(
+  ("name", "table", "column"), [("long", "results", 3), ("sweep", "means-1", 2)]
+)
+def test_a_phone_shows_the_interval_of_every_method(
+  browser, pages, wide, name, table, column
+):
+  wide(390)
+  browser.open(pages[name])
+  edge, ends = browser.do(
+    f"""
+    const table = document.querySelector("table[data-name='{table}']");
+    const box = table.closest(".scroll").getBoundingClientRect();
+    return [box.right, [...table.tBodies[0].rows].map(
+      (row) => row.cells[{column}].getBoundingClientRect().right)];
+    """
+  )
+  assert len(ends) > 1 and max(ends) <= edge
 
 
 def test_dark_is_dark_and_paper_is_white(browser, pages):

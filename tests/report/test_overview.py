@@ -4,6 +4,7 @@ import csv
 import io
 import re
 
+import numpy as np
 import pytest
 from etils import epath
 from test_report import NASTY, assert_stands_alone, below, parse
@@ -50,6 +51,16 @@ def make_run(
     for name, g, cost in (("final", 0.0, 1), (method, gain, 7))
   ]
   files.write_json_lines(path / "results.jsonl", rows)
+  hits = np.zeros((folds, 2, 20), bool)
+  hits[:, 0, :14] = hits[:, 1, : 14 + round(20 * gain)] = True
+  files.write_npz(
+    path / "hits.npz",
+    methods=np.array(["final", method]),
+    ids=np.arange(20),
+    hits=hits,
+    tested=np.ones((folds, 20), bool),
+    scored=np.ones((folds, 2), bool),
+  )
   share = [0.1 * (e + 1) for e in range(epochs)]
   diagnosis = {
     "class_names": [f"{data}-0", f"{data}-1"],
@@ -62,6 +73,7 @@ def make_run(
     "data": {"name": data, "dir": None},
     "train": {"epochs": epochs},
     "selection": {"source": "test" if folds > 1 else "train"},
+    "compare": {"level": 0.95, "bootstrap_samples": 100},
     **config,
   }
   files.write_json(
@@ -164,6 +176,81 @@ def test_a_sweep_stands_for_its_runs_in_order(tmp_path):
   runs = overview.read([str(sweep)])
   assert [r.name for r in runs] == ["seed-9", "seed-10", "seed-101"]
   assert overview.differences(runs) == {"seed": ["9", "10", "101"]}
+
+
+def make_sweep(folder, *, rates=(0.4, 0.05), seeds=(0, 1), **options):
+  """Gains grow by five points with the seed, and with the noise."""
+  for rate in rates:
+    for seed in seeds:
+      make_run(
+        folder / f"data.name=a%2Fb/x=1/y=2/noise.rate={rate}/seed-{seed}",
+        gain=0.05 * seed + 0.1 * (rate > 0.1), seed=seed, **options,
+      )  # fmt: skip
+  return str(folder)
+
+
+def test_a_page_on_a_sweep_begins_with_the_means(tmp_path):
+  sweep = make_sweep(epath.Path(tmp_path) / "sweep")
+  out = epath.Path(tmp_path) / "out"
+  assert cli.main(["report", sweep, f"--output={out}"]) == 0
+  root = parse((out / "index.html").read_text())
+  assert_stands_alone((out / "index.html").read_text())
+  (main,) = root.all("main")
+  sections = [s.attributes["aria-labelledby"] for s in main.all("section")]
+  assert sections[:3] == ["means", "differences", "methods"]
+  section = main.all("section")[0]
+  points = [f"data.name=a/b, x=1, y=2, noise.rate={r}" for r in (0.05, 0.4)]
+  assert [h.text for h in section.all("h3")] == points
+  assert [p.text for p in section.all("p", class_="muted")] == [
+    "Seeds 0, 1"
+  ] * 2
+  assert "left out below 6 seeds" in section.all("p")[0].text
+  low, high = section.all("table")
+  head, final, kf = cells(high)
+  assert head[:3] == ["Method", "Accuracy, %", "Gain, points"]
+  assert final[:4] == ["Final network", "70.00 ± 0.00", "–", "–"]
+  assert kf[1] == "82.50 ± 2.50"
+  assert kf[2].startswith("+12.50 ± 2.50 (+") and kf[3:5] == ["2/0/0", "–"]
+  assert cells(low)[2][2].startswith("+2.50 ± 2.50 (")
+  assert cells(low)[2][3] == "1/1/0"
+  assert len(section.all("figure", data_name="mean-gain")) == 1
+  table = list(
+    csv.DictReader(io.StringIO((out / "tables/means.csv").read_text()))
+  )
+  assert [row["point"] for row in table] == [
+    p for p in points for _ in range(2)
+  ]
+  assert float(table[3]["gain"]) == pytest.approx(0.125)
+  paper = (out / "tables" / "means.tex").read_text()
+  assert r"noise.rate=0.4 & kf & 82.50 $\pm$ 2.50 & +12.50" in paper
+
+
+def test_seeds_alone_and_several_sweeps_are_named_by_their_folders(tmp_path):
+  root = epath.Path(tmp_path)
+  for name in "ab":
+    for seed in (0, 1):
+      make_run(root / name / f"seed-{seed}", seed=seed)
+  make_run(root / "c")
+  found = [str(root / name) for name in "abc"]
+  titles = [(m.title, m.seeds) for m in overview.means(overview.read(found))]
+  assert titles == [("a", (0, 1)), ("b", (0, 1))]
+  grids = [make_sweep(root / name, rates=(0.4,)) for name in "de"]
+  titles = [m.title for m in overview.means(overview.read(grids))]
+  point = "data.name=a/b, x=1, y=2, noise.rate=0.4"
+  assert titles == [f"d: {point}", f"e: {point}"]
+  assert overview.means(overview.read([str(root / "c")])) == []
+
+
+def test_cells_that_cannot_be_averaged_are_named(tmp_path):
+  root = epath.Path(tmp_path)
+  make_run(root / "seed-0")
+  make_run(root / "seed-1", method="mixture")
+  runs = overview.read([str(root)])
+  with pytest.raises(ValueError, match=f"{root}: seeds .* differ in methods"):
+    overview.means(runs)
+  (root / "seed-1" / "hits.npz").unlink()
+  with pytest.raises(ValueError, match=r"seed-1 has no hits\.npz; run `kfkd"):
+    overview.read([str(root)])
 
 
 def test_names_are_as_short_as_they_can_be(tmp_path):

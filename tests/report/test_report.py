@@ -136,7 +136,14 @@ class Made(NamedTuple):
 
 
 def make_workdir(
-  workdir, patch, *, num_classes=4, channels=1, noisy=True, halved=False
+  workdir,
+  patch,
+  *,
+  num_classes=4,
+  channels=1,
+  noisy=True,
+  halved=False,
+  class_names=None,
 ):
   """What the stages before the report leave, from a made history."""
   rng = np.random.default_rng(0)
@@ -148,6 +155,8 @@ def make_workdir(
     noisy=noisy,
     halved=halved,
   )
+  if class_names is not None:
+    task = task._replace(class_names=class_names)
   patch.setattr(tasks, "load_task", lambda config: task)
   for name, part in task.splits.items():
     store = PredictionStore.create(
@@ -410,7 +419,7 @@ def test_names_stay_text(made, page):
   assert made.task.class_names[0] == NASTY
   svg_texts = {t.text for svg in root.all("svg") for t in svg.all("text")}
   assert made.task.class_names[1] in svg_texts
-  cards = root.all("ol", class_="cards")[0]
+  cards = root.all("ol", class_="cards long")[0]
   shown = {dd.text.rstrip(" ✗✓") for dd in cards.all("dd")}
   assert NASTY in shown
 
@@ -510,7 +519,7 @@ def test_forgotten_examples_are_those_forgotten_most(made, page):
     right = [c == label for c in classes[:, n]]
     if not right[-1] and any(right):
       forgotten.append((-sum(right), n))
-  cards = parse(page).all("ol", class_="cards")[0]
+  cards = parse(page).all("ol", class_="cards long")[0]
   items = [c for c in cards.children if isinstance(c, Element)]
   assert len(items) == 5
   for (times, n), item in zip(sorted(forgotten), items):

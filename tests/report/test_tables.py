@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from kfkd_jax.report import tables
+from kfkd_jax.report import text as text_lib
 from kfkd_jax.run.results import Hits
 
 METHODS = ("final", "kf", "kf_kd")
@@ -159,11 +160,40 @@ def test_markdown_and_csv_show_every_row():
   assert "### noise.kind=pair, data.name=a=b,c: 2 seeds" in text
   assert "### noise.kind=none, data.name=d: 1 of 2 seeds" in text
   assert text.count("| kf | ") == 2
-  assert "[95 % bootstrap interval" in text
-  rows = list(csv.DictReader(io.StringIO(tables.csv_text(summaries))))
+  assert "(95 % paired bootstrap interval" in text
+  flat = text_lib.to_csv(tables.flat(summaries))
+  rows = list(csv.DictReader(io.StringIO(flat)))
   assert len(rows) == 6
   assert rows[0]["data.name"] == "a=b,c"
   first = summaries["noise.kind=pair", "data.name=a=b,c"][1]
   assert float(rows[1]["gain"]) == first["gain"]
   assert rows[5]["gain_error"] == "" and rows[0]["p_holm"] == ""
   assert tables.markdown({}, num_seeds=2) == "no cell is finished yet"
+
+
+def test_no_p_where_the_seeds_are_too_few_to_say_anything():
+  """Two methods: five seeds reach .125 at best, seven .031."""
+
+  def row(method, p):
+    known = dict.fromkeys(
+      ("accuracy", "gain", "gain_low", "gain_high", "nll", "ece"), 0.5
+    )
+    return {
+      **known, "method": method, "against": "final", "level": 0.95,
+      "accuracy_error": None, "gain_error": None, "wins": 1, "ties": 0,
+      "losses": 0, "train_cost": 1, "inference_cost": 1, "p_holm": p,
+    }  # fmt: skip
+
+  def of(seeds):
+    rows = [row("final", None), row("kf", 2 * 2 ** (1 - seeds)), row("x", 1.0)]
+    return [{**r, "seeds": seeds} for r in rows]
+
+  few, enough = {("a=1",): of(5)}, {("a=1",): of(7)}
+  assert [r["p"] for r in tables.shown(few["a=1",])] == ["-", "-", "-"]
+  shown = [r["p"] for r in tables.shown(enough["a=1",])]
+  assert shown == ["-", "0.031", "1.000"]
+  assert "p is left out below 7 seeds" in tables.note(few)
+  assert "Holm" not in tables.note(few)
+  assert "left out" not in tables.note(enough)
+  both = tables.markdown({**few, ("a=2",): of(7)}, num_seeds=7)
+  assert "Holm" in both and "left out below 7 seeds" in both

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from hostile import FORMULAS, HOSTILE, rendered
@@ -40,7 +41,9 @@ def test_plain_names_stay_as_they_are():
 @pytest.mark.parametrize("name", FORMULAS)
 def test_csv_has_no_cell_that_a_spreadsheet_runs(name):
   ours = text.to_csv([{name: name, "gain": -0.5}])
-  theirs = tables.csv_text({(f"data.root={name}",): [{"method": name}]})
+  theirs = text.to_csv(
+    tables.flat({(f"data.root={name}",): [{"method": name}]})
+  )
   for written in (ours, theirs):
     rows = list(csv.reader(io.StringIO(written, newline="")))
     cells = [cell for row in rows for cell in row]
@@ -73,3 +76,27 @@ def test_sweep_titles_and_predictions_are_one_harmless_line(name):
   assert [tag for tag, _ in rendered(f"{title}\n").tags] == ["h3"]
   (line,) = predict.summary(predict.np.ones((1, 1)), [name], [name])
   assert line.isprintable()
+
+
+@pytest.mark.parametrize(
+  "name", [*HOSTILE, "a & 50 % \\_{x}^2 # ~$", "[1mm]", "*"]
+)
+def test_latex_has_no_letter_that_means_more_than_itself(name):
+  """What would open, end or skip something stands behind a backslash."""
+  row = {"name": name, name: -0.5, "interval": "-1.0 ± 0.5 (-2.0 to +0.1)"}
+  lines = page.to_latex([row, {**row, name: None}]).splitlines()
+  assert lines[1] == r"\begin{tabular}{lrr}"
+  assert [lines[n] for n in (2, 4, 7)] == [
+    r"\toprule", r"\midrule", r"\bottomrule",
+  ]  # fmt: skip
+  assert r"$-$1.0 $\pm$ 0.5 ($-$2.0 to +0.1)" in lines[5]
+  for line in (lines[3], *lines[5:7]):
+    assert len(re.findall(r"(?<!\\)&", line)) == 2
+    assert line.endswith(r" \\") and not line.lstrip().startswith(("[", "*"))
+    bare = re.sub(r"\\([&%$#_{}\\]|[a-z]+)", "", line)
+    assert not set(bare) & set("%#_~^<>|")
+    depth = 0
+    for letter in bare:
+      depth += {"{": 1, "}": -1}.get(letter, 0)
+      assert depth >= 0
+    assert depth == 0 and bare.count("$") % 2 == 0

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from kfkd_jax import cli
+from kfkd_jax import cli, forgetting
+from kfkd_jax.stages import fuse
 
 NUM_CLASSES = 3
 
@@ -69,6 +70,25 @@ def test_other_points_measure_what_the_file_chose(tmp_path, capsys):
   page = (folder / "index.html").read_text()
   assert "an interval clear of zero" in page
   assert "measured on tests.npz" in page
+
+
+def test_the_classes_of_a_file_are_found_once(tmp_path, capsys, monkeypatch):
+  found, classes_of = [], forgetting.predicted_classes
+
+  def note(probs):
+    found.append(probs.shape[1])
+    return classes_of(probs)
+
+  chosen = {"weights": [0, 0, 0, 0.5, 0.5], "members": [3], "gain": 0.0}
+  methods = dict.fromkeys(("kf_one_step", "kf", "mixture"), chosen)
+  monkeypatch.setattr(fuse, "fuse", lambda *arguments, **options: methods)
+  monkeypatch.setattr(forgetting, "predicted_classes", note)
+  chose = save(tmp_path / "chose.npz", *said(40, 1))
+  tests = save(tmp_path / "tests.npz", *said(50, 2))
+  assert (
+    report(f"--predictions={chose}", f"--test={tests}", capsys=capsys)[0] == 0
+  )
+  assert sorted(found) == [40, 50]
 
 
 def test_alone_each_half_is_measured_by_what_the_other_chose(tmp_path, capsys):

@@ -326,15 +326,19 @@ def values_of(table: Sequence[Row]) -> list[str]:
 
 def to_markdown(table: Sequence[Row]) -> str:
   """A summary for a terminal or a text, in %."""
+  return page.to_markdown(_shown(table))
+
+
+def _shown(table: Sequence[Row]) -> list[dict[str, str]]:
   values = values_of(table)
   known = {f"{v}{end}" for v in values for end in ("", "_error", *_ENDS)}
-  return page.to_markdown([
+  return [
     {
       **{k: _number(v) for k, v in row.items() if k not in known},
       **{value_name(v): shown(row, v) for v in values},
     }
     for row in table
-  ])  # fmt: skip
+  ]
 
 
 _ENDS = ("_low", "_high")
@@ -381,13 +385,14 @@ def render(
     table=table,
     keys=[*axes, *study.by],
     values=values_of(table),
-    seeds=max(row["seeds"] for row in table),
+    seeds=[pick(row["seeds"] for row in table) for pick in (min, max)],
+    captions={title: drawn.label for title, drawn in figures.items()},
     changes=study.changes,
     name_of=value_name,
     shown=shown,
     intervals=any(f"{v}{_ENDS[0]}" in table[0] for v in values_of(table)),
     number_of=_number,
-  )
+  )._replace(shown={name: _shown(table)})
 
 
 def _as_name(value: object) -> str:
@@ -413,7 +418,8 @@ def _drawn(study: Study, rows, values, title: str) -> page.Drawn:
       for column, number in zip(line, (row[study.x], row[value], error or 0)):
         column.append(number)
   figure = plots.plot_against(lines, xlabel=study.x, title=title, log=study.log)
-  return page.Drawn(figure, f"{', '.join(lines)} against {study.x}, {title}")
+  said = f"{'; '.join(lines)} against {study.x}"
+  return page.Drawn(figure, f"{said}, {title}" if title else said)
 
 
 def _methods_drawn(study: Study, rows, value: str, title: str) -> page.Drawn:
@@ -427,5 +433,9 @@ def _methods_drawn(study: Study, rows, value: str, title: str) -> page.Drawn:
     )
   return page.Drawn(
     plots.plot_methods_compared(found, value=kind),
-    f"{value_name(value)} of every method by {study.line}, {title}",
+    ", ".join(
+      filter(
+        None, [f"{value_name(value)} of every method by {study.line}", title]
+      )
+    ),
   )
