@@ -23,10 +23,16 @@ def write_sums(folder: epath.Path, names: Iterable[str]) -> None:
   """Lists the files, and those in the folders, that `names` are of."""
   found: set[str] = set()
   for path in (folder / name for name in names):
-    inside = path.rglob("*") if files.is_folder(path) else [path]
-    found |= {str(p.relative_to(folder)) for p in inside if files.is_file(p)}
+    found |= {str(p.relative_to(folder)) for p in _files_of(path)}
   lines = [f"{_sum(folder / name)}  {name}\n" for name in sorted(found)]
   files.write_text(folder / SUMS, "".join(lines))
+
+
+def _files_of(path: epath.Path) -> list[epath.Path]:
+  """The file, or those of the folder at any depth; epath has no walk."""
+  if not files.is_folder(path):
+    return [path] if files.is_file(path) else []
+  return [file for child in path.iterdir() for file in _files_of(child)]
 
 
 def seal(path: epath.Path) -> str:

@@ -1,6 +1,7 @@
 """What stands where it does not belong, or differs where it must not."""
 
 import hashlib
+import pathlib
 import shutil
 
 import pytest
@@ -8,7 +9,7 @@ from etils import epath
 
 from kfkd_jax import cli, files, stages
 from kfkd_jax import config as config_lib
-from kfkd_jax.run import results
+from kfkd_jax.run import results, seals
 from kfkd_jax.run.workspace import Workspace
 
 pytestmark = pytest.mark.slow
@@ -54,6 +55,20 @@ def workdir(whole, tmp_path):
   return epath.Path(shutil.copytree(whole, tmp_path / "w"))
 
 
+def test_sums_are_of_all_files_in_a_folder(tmp_path):
+  """Such as a SavedModel, whose weights lie a folder deeper."""
+  folder = epath.Path(tmp_path)
+  (folder / "model" / "variables").mkdir(parents=True)
+  for name in ("card.json", "model/graph.pb", "model/variables/data"):
+    (folder / name).write_text(name)
+  seals.write_sums(folder, ["card.json", "model", "not there"])
+  listed = (folder / seals.SUMS).read_text().split()[1::2]
+  assert listed == ["card.json", "model/graph.pb", "model/variables/data"]
+  assert not seals.changed(folder)
+  (folder / "model/variables/data").write_text("else")
+  assert seals.changed(folder) == ["model/variables/data"]
+
+
 def exchange(source, path):
   if path.is_dir():
     path.rmtree()
@@ -64,7 +79,9 @@ def exchange(source, path):
 
 def contents(workdir):
   found = {}
-  for path in sorted(p for p in workdir.rglob("*") if p.is_file()):
+  for path in sorted(
+    p for p in pathlib.Path(workdir).rglob("*") if p.is_file()
+  ):
     name = str(path.relative_to(workdir))
     if path.name == "seconds.json":  # how long it took
       continue

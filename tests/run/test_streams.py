@@ -8,7 +8,7 @@ from tiny import tiny_config
 
 from kfkd_jax import files, parallel, stages
 from kfkd_jax.data import order
-from kfkd_jax.run import build, networks, streams, tasks
+from kfkd_jax.run import build, networks, results, streams, tasks
 from kfkd_jax.run.workspace import Workspace
 from kfkd_jax.training import loop
 
@@ -102,6 +102,8 @@ def everything(workdir):
   found = {}
   for path in sorted(workdir.rglob("*")):
     name = str(path.relative_to(workdir))
+    if path.name == results.SECONDS:  # what the machine took
+      continue
     if path.is_file() and not {"history", "resume"} & set(path.parts):
       found[name] = path.read_bytes()
     elif name.endswith("digests"):
