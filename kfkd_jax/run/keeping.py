@@ -12,7 +12,7 @@ from etils import epath
 
 from kfkd_jax import config as config_lib
 from kfkd_jax import files, lock
-from kfkd_jax.run import forecast, results
+from kfkd_jax.run import forecast, progress, results
 from kfkd_jax.run.workspace import Workspace
 
 _CONFIG = "config.json"
@@ -127,15 +127,8 @@ def _described(workdir, name) -> str:
     parts.append(f"{epochs:g} epochs")
   seconds = results.seconds(run)
   if seconds is not None:
-    parts.append(_duration(seconds))
+    parts.append(progress.duration(seconds))
   return f"{name} ({', '.join(parts)})" if parts else name
-
-
-def _duration(seconds: float) -> str:
-  for size, unit in ((3600, "h"), (60, "min")):
-    if seconds >= size:
-      return f"{seconds / size:.2g} {unit}"
-  return f"{seconds:.2g} s"
 
 
 def runs_with_work(workdir: epath.Path) -> list[str]:
