@@ -36,6 +36,7 @@ MODULES = (
   "recording", "forgetting", "fusion", "history", "losses", "averaging",
   "label_noise", "auditing", "relabelling", "metrics", "calibration", "sets",
   "statistics", "checkpoints", "predictions", "merging", "models",
+  "export.remote", "export.pretrained",
   "theory.hilbert", "theory.ridge", "theory.deep_linear", "theory.spectral",
   "theory.ntk",
 )  # fmt: skip
