@@ -32,7 +32,7 @@ class Pair(nn.Module):
   @property
   def is_random(self) -> bool:
     """As for one of the two."""
-    return self.make().is_random
+    return getattr(self.make(), "is_random", False)
 
   def __call__(
     self, x: chex.Array, *, train: bool = False, keys: layers.Keys = None
