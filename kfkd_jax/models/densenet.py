@@ -48,24 +48,18 @@ class DenseNet(layers.Dropping):
   def __call__(
     self, x: chex.Array, *, train: bool = False, keys: layers.Keys = None
   ) -> chex.Array:
-    layers.check_stem(self.stem)
-    conv = functools.partial(
-      layers.Conv,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=layers.conv_init,
-    )
-    norm = layers.batch_norm(self, train=train)
+    conv, norm = layers.conv(self), layers.batch_norm(self, train=train)
     layer = functools.partial(
       nn.remat(Layer) if self.remat else Layer, self.width // 2, conv, norm
     )
-    small = self.stem == "cifar"
-    kernel, strides, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
-    x = x.astype(self.dtype)
-    x = conv(self.width, kernel, strides, padding, name="features.conv0")(x)
-    x = nn.relu(norm(name="features.norm0")(x))
-    if not small:
-      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    x = layers.residual_stem(
+      self,
+      x,
+      norm,
+      width=self.width,
+      stem=self.stem,
+      names=("features.conv0", "features.norm0"),
+    )
     rates = self.path_rates(sum(self.stage_sizes))
     for stage, size in enumerate(self.stage_sizes):
       if stage:

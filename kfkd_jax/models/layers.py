@@ -104,6 +104,13 @@ def drop(
 skip = functools.partial(drop, whole=True)
 
 
+def conv(model: Classifier) -> Callable[..., nn.Module]:
+  """A convolution in front of a BatchNorm, as `model` computes."""
+  return functools.partial(
+    Conv, use_bias=False, dtype=model.dtype, kernel_init=conv_init
+  )
+
+
 def batch_norm(
   model: Classifier, *, train: bool, epsilon: float = 1e-5
 ) -> Callable[..., nn.Module]:
@@ -127,6 +134,42 @@ def check_stem(stem: str) -> None:
   """Refuses a stem that no model has."""
   if stem not in STEMS:
     raise ValueError(f"stem {stem!r} is unknown; choose one of {STEMS}")
+
+
+def residual_stem(
+  model: Classifier,
+  x: chex.Array,
+  norm: Callable[..., nn.Module],
+  *,
+  width: int,
+  stem: str,
+  names: tuple[str, str],
+) -> chex.Array:
+  """A 3x3 convolution (`cifar`), or a strided 7x7 one and a max pool."""
+  check_stem(stem)
+  small = stem == "cifar"
+  kernel, strides, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
+  x = x.astype(model.dtype)
+  x = conv(model)(width, kernel, strides, padding, name=names[0])(x)
+  x = nn.relu(norm(name=names[1])(x))
+  return x if small else nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+class SqueezeExcite(nn.Module):
+  """Scales channels by a gate computed from their means."""
+
+  hidden: int
+  dtype: jnp.dtype
+  activation: Callable[[chex.Array], chex.Array] = nn.silu
+  gate: Callable[[chex.Array], chex.Array] = nn.sigmoid
+  names: tuple[str, str] = ("fc1", "fc2")
+
+  @nn.compact
+  def __call__(self, x: chex.Array) -> chex.Array:
+    conv = functools.partial(Conv, kernel_size=(1, 1), dtype=self.dtype)
+    means = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+    y = self.activation(conv(self.hidden, name=self.names[0])(means))
+    return x * self.gate(conv(x.shape[-1], name=self.names[1])(y))
 
 
 class Mlp(nn.Module):

@@ -22,22 +22,6 @@ def _padding(strides: int) -> tuple[tuple[int, int], tuple[int, int]]:
   return ((1, 1), (1, 1)) if strides == 1 else ((0, 1), (0, 1))
 
 
-class SqueezeExcite(nn.Module):
-  """Scales channels by a gate computed from their means."""
-
-  hidden: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: chex.Array) -> chex.Array:
-    gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
-    gate = layers.Conv(self.hidden, (1, 1), dtype=self.dtype, name="fc1")(gate)
-    gate = layers.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name="fc2")(
-      nn.silu(gate)
-    )
-    return x * nn.sigmoid(gate)
-
-
 class MBConv(nn.Module):
   """A depthwise convolution on four times the channels, gated, added."""
 
@@ -64,7 +48,7 @@ class MBConv(nn.Module):
       name="conv2_kxk",
     )(y)
     y = _gelu(self.norm(name="norm2")(y))
-    y = SqueezeExcite(self.features // 4, self.dtype, name="se")(y)
+    y = layers.SqueezeExcite(self.features // 4, self.dtype, name="se")(y)
     y = self.conv(self.features, (1, 1), name="conv3_1x1")(y)
     return self._shortcut(x) + layers.skip(y, keys, self.drop_path)
 

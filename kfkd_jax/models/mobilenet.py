@@ -93,7 +93,14 @@ class Block(nn.Module):
     )(y)
     y = act(self.norm(name="bn1" if flat else "bn2")(y))
     if kind.gated:
-      y = self._gated(y)
+      y = layers.SqueezeExcite(
+        _by_eights(kind.wide / 4),
+        self.dtype,
+        nn.relu,
+        nn.hard_sigmoid,
+        ("conv_reduce", "conv_expand"),
+        name="se",
+      )(y)
     y = self.conv(
       kind.features, (1, 1), name="conv_pw" if flat else "conv_pwl"
     )(y)
@@ -101,14 +108,6 @@ class Block(nn.Module):
     if x.shape != y.shape:
       return y
     return x + layers.skip(y, keys, self.drop_path)
-
-  def _gated(self, x: chex.Array) -> chex.Array:
-    conv = functools.partial(layers.Conv, dtype=self.dtype)
-    gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
-    hidden = _by_eights(self.kind.wide / 4)
-    gate = conv(hidden, (1, 1), name="se.conv_reduce")(gate)
-    gate = conv(x.shape[-1], (1, 1), name="se.conv_expand")(nn.relu(gate))
-    return x * nn.hard_sigmoid(gate)
 
 
 class MobileNetV3(layers.Dropping):
@@ -128,13 +127,7 @@ class MobileNetV3(layers.Dropping):
     self, x: chex.Array, *, train: bool = False, keys: layers.Keys = None
   ) -> chex.Array:
     layers.check_stem(self.stem)
-    conv = functools.partial(
-      layers.Conv,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=layers.conv_init,
-    )
-    norm = layers.batch_norm(self, train=train)
+    conv, norm = layers.conv(self), layers.batch_norm(self, train=train)
     block = nn.remat(Block) if self.remat else Block
     strides = 1 if self.stem == "cifar" else 2
     x = conv(16, (3, 3), strides, 1, name="conv_stem")(x.astype(self.dtype))

@@ -71,22 +71,11 @@ class ResNet(layers.Classifier):
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
-    layers.check_stem(self.stem)
-    conv = functools.partial(
-      layers.Conv,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=layers.conv_init,
-    )
-    norm = layers.batch_norm(self, train=train)
+    conv, norm = layers.conv(self), layers.batch_norm(self, train=train)
     block = nn.remat(self.block) if self.remat else self.block
-    small = self.stem == "cifar"
-    kernel, strides, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
-    x = x.astype(self.dtype)
-    x = conv(self.width, kernel, strides, padding, name="conv1")(x)
-    x = nn.relu(norm(name="bn1")(x))
-    if not small:
-      x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    x = layers.residual_stem(
+      self, x, norm, width=self.width, stem=self.stem, names=("conv1", "bn1")
+    )
     for stage, size in enumerate(self.stage_sizes):
       for b in range(size):
         strides = 2 if stage and not b else 1

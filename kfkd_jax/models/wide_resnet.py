@@ -44,13 +44,7 @@ class WideResNet(layers.Classifier):
 
   @nn.compact
   def __call__(self, x: chex.Array, *, train: bool = False) -> chex.Array:
-    conv = functools.partial(
-      layers.Conv,
-      use_bias=False,
-      dtype=self.dtype,
-      kernel_init=layers.conv_init,
-    )
-    norm = layers.batch_norm(self, train=train)
+    conv, norm = layers.conv(self), layers.batch_norm(self, train=train)
     block = nn.remat(Block) if self.remat else Block
     x = conv(16, (3, 3), 1, 1, name="conv1")(x.astype(self.dtype))
     for stage in range(3):
