@@ -58,18 +58,21 @@ def _only_hub_sets_have(key: str) -> Refusal:
   )
 
 
+def _leaves_nothing(key: str, of: str) -> Refusal:
+  """Of epochs in `optim` that take all of a run."""
+  return Refusal(
+    # A student whose epochs are None has its teacher's.
+    lambda c: c[of].epochs is not None and c.optim[key] >= c[of].epochs,
+    f"optim.{key}={{optim.{key}}} leaves nothing of {of}.epochs="
+    f"{{{of}.epochs}}",
+  )
+
+
 # The network's before all, then by section; of several the first is named.
 REFUSALS = (
   *map(
     _only_some_have,
-    (
-      "stem",
-      "patch",
-      "remat",
-      "drop_path",
-      "dropout",
-      "layer_scale",
-    ),
+    ("stem", "patch", "remat", "drop_path", "dropout", "layer_scale"),
   ),
   Refusal(
     lambda c: (
@@ -142,29 +145,10 @@ REFUSALS = (
     "{optim.head_epochs} need model.pretrained, weights to begin with; it is "
     "None",
   ),
-  Refusal(
-    lambda c: c.optim.head_epochs >= c.train.epochs,
-    "optim.head_epochs={optim.head_epochs} leaves nothing of train.epochs="
-    "{train.epochs}",
-  ),
-  Refusal(
-    lambda c: (
-      c.distill.epochs is not None and c.optim.head_epochs >= c.distill.epochs
-    ),
-    "optim.head_epochs={optim.head_epochs} leaves nothing of distill.epochs="
-    "{distill.epochs}",
-  ),
-  Refusal(
-    lambda c: c.optim.warmup_epochs >= c.train.epochs,
-    "optim.warmup_epochs={optim.warmup_epochs} leaves nothing of "
-    "train.epochs={train.epochs}",
-  ),
-  Refusal(
-    lambda c: (
-      c.distill.epochs is not None and c.optim.warmup_epochs >= c.distill.epochs
-    ),
-    "optim.warmup_epochs={optim.warmup_epochs} leaves nothing of "
-    "distill.epochs={distill.epochs}",
+  *(
+    _leaves_nothing(key, of)
+    for key in ("head_epochs", "warmup_epochs")
+    for of in ("train", "distill")
   ),
   Refusal(
     lambda c: c.train.batch_size % c.train.micro_batches,

@@ -105,9 +105,10 @@ def _export(space: Workspace, found: Sequence[Model]) -> str:
       formats.remove(folder / f"{method}{suffix}")
   written = {m.method: _write(folder, m, programs) for m in found}
   said = _other_formats(space, found, folder)
-  main = main_model(found, _tested(space))
+  rows = _tested(space)
+  main = main_model(found, rows)
   _write_main(folder, main)
-  card = make_card(space, found, written, gaps)
+  card = make_card(space, found, written, gaps, rows, main.method)
   files.write_text(folder / "README.md", render_card(card))
   files.write_text(
     folder / pretrained.CARD, text.without_markup(files.to_json(card))
@@ -358,13 +359,13 @@ def make_card(
   found: Sequence[Model],
   written: Mapping[str, Mapping[str, Any]],
   gaps: Mapping[str, float],
+  rows: Mapping[str, Mapping[str, Any]],
+  main: str,
 ) -> dict[str, Any]:
   """What the files are, where they come from and what they scored."""
   task = space.task
   views = build.make_views(space)
-  rows = _tested(space)
   ledger = splits.read_ledger(space.path / "noise.npz")
-  main = main_model(found, rows).method
   exported = [m.method for m in found]
   return {
     "main": main,
@@ -443,8 +444,8 @@ def _write(folder, model, programs) -> dict[str, dict[str, Any]]:
 
 
 def _write_main(folder: epath.Path, model: Model) -> None:
-  """Writes the model of the folder, by the names that the Hub knows."""
-  weights = weights_file(model)
+  """Writes a model that is there once more, by the names the Hub knows."""
+  weights = files.read_bytes(folder / f"{model.method}.safetensors")
   config = {**describe(model), "sha256": hashlib.sha256(weights).hexdigest()}
   files.write_bytes(folder / pretrained.WEIGHTS, weights)
   files.write_text(

@@ -149,8 +149,11 @@ def _percent(mean: float, error: float | None = None) -> str:
 
 def _gain(row: Mapping[str, Any]) -> str:
   """Of the method's choice over the final network's, paired."""
-  gain = text.percent(row["gain"], row["gain_error"], sign="+", decimals=2)
-  if row["gain_error"] is None:
-    return gain
-  ends = (f"{100 * row[f'gain_{end}']:+.2f}" for end in ("low", "high"))
-  return f"{gain} ({' to '.join(ends)})"
+  error = row["gain_error"]
+  return text.percent(
+    row["gain"],
+    error,
+    sign="+",
+    decimals=2,
+    ends=None if error is None else (row["gain_low"], row["gain_high"]),
+  )

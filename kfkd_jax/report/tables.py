@@ -239,9 +239,16 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
   return [
     {
       "method": row["method"],
-      "accuracy": _percent(row, "accuracy"),
-      f"gain over {row['against']}": f"{_percent(row, 'gain', '+')} "
-      f"({100 * row['gain_low']:+.2f} to {100 * row['gain_high']:+.2f})",
+      "accuracy": text.percent(
+        row["accuracy"], row["accuracy_error"], decimals=2
+      ),
+      f"gain over {row['against']}": text.percent(
+        row["gain"],
+        row["gain_error"],
+        sign="+",
+        decimals=2,
+        ends=(row["gain_low"], row["gain_high"]),
+      ),
       "wins/ties/losses": f"{row['wins']}/{row['ties']}/{row['losses']}",
       "p": "-"
       if row["p_holm"] is None or not tells
@@ -253,10 +260,6 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     }
     for row in rows
   ]
-
-
-def _percent(row: Mapping[str, Any], name: str, sign: str = "") -> str:
-  return text.percent(row[name], row[f"{name}_error"], sign=sign, decimals=2)
 
 
 def flat(

@@ -24,16 +24,22 @@ def percent(
   *,
   sign: str = "",
   decimals: int = 1,
+  ends: Sequence[float] | None = None,
 ) -> str:
-  """A share in %, with its error where there is one.
+  """A share in %, with its error and its interval where there are any.
 
   >>> percent(0.5, 0.01), percent(0.5, None, sign="+", decimals=2)
   ('50.0 ± 1.0', '+50.00')
+  >>> percent(0.5, 0.01, ends=(0.48, 0.521))
+  '50.0 ± 1.0 (48.0 to 52.1)'
   """
   if mean is None:
     return "-"
+  digits = f"{sign}.{decimals}f"
   half = "" if error is None else f" ± {100 * error:.{decimals}f}"
-  return f"{100 * mean:{sign}.{decimals}f}{half}"
+  low_high = [] if ends is None else [f"{100 * end:{digits}}" for end in ends]
+  interval = f" ({' to '.join(low_high)})" if low_high else ""
+  return f"{100 * mean:{digits}}{half}{interval}"
 
 
 def with_minus(text: str) -> str:

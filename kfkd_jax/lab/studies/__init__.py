@@ -350,11 +350,12 @@ def shown(row: Row, value: str) -> str:
   >>> shown({"gain": 0.5, "gain_error": 0.01}, "gain")
   '50.0 ± 1.0'
   """
-  mean = text.percent(row[value], row[f"{value}_error"])
-  ends = [row.get(f"{value}{end}") for end in _ENDS]
-  if None in ends:
-    return mean
-  return f"{mean} ({' to '.join(text.percent(end, None) for end in ends)})"
+  has_interval = all(row.get(f"{value}{end}") is not None for end in _ENDS)
+  return text.percent(
+    row[value],
+    row[f"{value}_error"],
+    ends=[row[f"{value}{end}"] for end in _ENDS] if has_interval else None,
+  )
 
 
 def _number(value: object) -> str:
